@@ -1,0 +1,1 @@
+"""A functional JAX toolkit for adversarial machine learning: attacks, training, certificates, poisons and defenses."""

@@ -1,0 +1,101 @@
+"""Small batch-first array formulas: keys per example, norms that differentiate at zero, selection of examples."""
+
+import jax
+import jax.numpy as jnp
+
+from robustjax.base import Array, Key
+
+TINY = 1e-12  # below any norm that matters in float32; keeps 0/0 out of directions
+
+
+def example_keys(key: Key, num_examples: int) -> Array:
+    """One typed key per example [B].
+
+    Args:
+      key: one key (typed or raw), from which row b gets `fold_in(key, b)`, or already one per example, which is returned.
+      num_examples: B.
+
+    Returns:
+      Typed keys [B].
+
+    Raises:
+      ValueError: keys per example whose number is not B.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_examples))
+    if key.shape != (num_examples,):
+        raise ValueError(f"expected one key or one per example [{num_examples}], got keys of shape {key.shape}.")
+    return key
+
+
+def fold_in(keys: Array, data) -> Array:
+    """`jax.random.fold_in` of the same number into the key of every example."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
+
+
+def split(keys: Array, num: int) -> tuple[Array, ...]:
+    """`num` independent keys per example from one per example, each [B]."""
+    return tuple(fold_in(keys, index) for index in range(num))
+
+
+def per_example(values, x: Array) -> Array:
+    """Values that broadcast against x [B, ...]: scalars and full-rank arrays as they are, [B] with trailing ones.
+
+    Raises:
+      ValueError: an array that is neither a scalar, nor [B], nor of x's rank.
+    """
+    values = jnp.asarray(values)
+    if values.ndim == 0 or values.ndim == x.ndim:
+        return values
+    if values.ndim == 1 and values.shape[0] in (1, x.shape[0]):
+        return values.reshape(values.shape + (1,) * (x.ndim - 1))
+    raise ValueError(
+        f"expected a scalar, one value per example [{x.shape[0]}], or an array of rank {x.ndim} that broadcasts against x "
+        f"{x.shape}; got shape {values.shape}."
+    )
+
+
+def flat(x: Array) -> Array:
+    """[B, ...] -> [B, D]."""
+    return x.reshape(x.shape[0], -1)
+
+
+def total(x: Array) -> Array:
+    """Sum over all but the first axis: [B, ...] -> [B]."""
+    return x.reshape(x.shape[0], -1).sum(axis=1)
+
+
+def norm(x: Array, order) -> Array:
+    """Norm of each example, order 0, 1, 2 or inf: [B, ...] -> [B]. The gradient at zero is zero, not NaN."""
+    x = flat(x)
+    if order == 0:
+        return (x != 0).sum(axis=1).astype(x.dtype)
+    if order == 1:
+        return jnp.abs(x).sum(axis=1)
+    if order == jnp.inf:
+        return jnp.abs(x).max(axis=1)
+    squared = jnp.square(x).sum(axis=1)
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+
+
+def normalize(x: Array, order) -> Array:
+    """x / |x|, and zero where x is zero."""
+    size = norm(x, order)
+    return x * per_example(jnp.where(size > TINY, 1.0 / jnp.where(size > TINY, size, 1.0), 0.0), x)
+
+
+def top_k_mask(scores: Array, k) -> Array:
+    """True at the k largest scores of each example, ties to the lower index; k may be traced, a scalar or [B]."""
+    order = jnp.argsort(-flat(scores), axis=1, stable=True)
+    ranks = jnp.argsort(order, axis=1, stable=True)
+    return (ranks < per_example(k, ranks)).reshape(scores.shape)
+
+
+def select(mask: Array, chosen, otherwise):
+    """Per example: `chosen` where mask [B] holds, `otherwise` elsewhere; over pytrees whose leaves lead with B."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), chosen, otherwise
+    )

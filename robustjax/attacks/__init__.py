@@ -1,0 +1,55 @@
+"""Test-time attacks: `(key, model_fn, x, y, *, threat, ...) -> AttackResult`, and attacks made of attacks."""
+
+from robustjax.attacks.alma import alma
+from robustjax.attacks.apgd import apgd
+from robustjax.attacks.apgd_l1 import apgd_l1
+from robustjax.attacks.autoattack import autoattack, ensemble
+from robustjax.attacks.carlini_wagner import carlini_wagner
+from robustjax.attacks.carlini_wagner_l0 import carlini_wagner_l0
+from robustjax.attacks.carlini_wagner_linf import carlini_wagner_linf
+from robustjax.attacks.combinators import checked, over_targets, restarts, targeted, worst_case
+from robustjax.attacks.ddn import ddn
+from robustjax.attacks.deepfool import deepfool
+from robustjax.attacks.ead import ead
+from robustjax.attacks.eot import eot
+from robustjax.attacks.fab import fab
+from robustjax.attacks.fmn import fmn
+from robustjax.attacks.lbfgs import lbfgs
+from robustjax.attacks.objective import keep_best, keep_last
+from robustjax.attacks.pgd import bim, fgsm, mi_fgsm, normalize, pgd, r_fgsm, steepest
+from robustjax.attacks.sigma_zero import sigma_zero
+from robustjax.attacks.square import square
+
+__all__ = [
+    "alma",
+    "apgd",
+    "apgd_l1",
+    "autoattack",
+    "bim",
+    "carlini_wagner",
+    "carlini_wagner_l0",
+    "carlini_wagner_linf",
+    "checked",
+    "ddn",
+    "deepfool",
+    "ead",
+    "ensemble",
+    "eot",
+    "fab",
+    "fgsm",
+    "fmn",
+    "keep_best",
+    "keep_last",
+    "lbfgs",
+    "mi_fgsm",
+    "normalize",
+    "over_targets",
+    "pgd",
+    "r_fgsm",
+    "restarts",
+    "sigma_zero",
+    "square",
+    "steepest",
+    "targeted",
+    "worst_case",
+]

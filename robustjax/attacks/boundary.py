@@ -1,0 +1,41 @@
+"""Linearised decision boundaries: what FAB and DeepFool step toward."""
+
+import jax
+import jax.numpy as jnp
+
+from robustjax import arrays
+from robustjax.base import Array
+
+
+def linearize(model_fn, x: Array, y: Array, delta, *, threat, boundary_fn, candidates: Array | None = None):
+    """The nearest linearised boundary of each example.
+
+    Args:
+      boundary_fn: (logits, y) -> [B, K], positive where that boundary is crossed, -inf where there is none.
+      candidates: the boundaries to consider [B, k]; None for all.
+
+    Returns:
+      value [B] of that boundary at delta, its gradient [B, ...] in delta, and its distance [B] in the threat's norm. One forward
+      pass and as many backward passes as boundaries.
+    """
+
+    def values(delta):
+        boundaries = boundary_fn(model_fn(threat.apply(x, delta)), y)
+        return boundaries if candidates is None else jnp.take_along_axis(boundaries, candidates, axis=1)
+
+    value, pullback = jax.vjp(values, delta)
+    num_boundaries = value.shape[1]
+    unit = jnp.broadcast_to(jnp.eye(num_boundaries, dtype=value.dtype)[:, None], (num_boundaries, *value.shape))
+    if num_boundaries == 1:
+        normal = pullback(unit[0])[0][None]
+    else:
+        normal = jax.vmap(lambda cotangent: pullback(cotangent)[0])(unit)
+    slope = jax.vmap(threat.dual_norm)(normal).T
+    exists = value > -jnp.inf
+    distance = jnp.where(exists, jnp.abs(jnp.where(exists, value, 0.0)) / (slope + arrays.TINY), jnp.inf)
+    nearest = jnp.argmin(distance, axis=1)
+
+    def pick(table):
+        return jnp.take_along_axis(table, nearest[:, None], axis=1)[:, 0]
+
+    return pick(value), normal[nearest, jnp.arange(x.shape[0])], pick(distance)

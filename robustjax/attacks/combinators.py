@@ -1,0 +1,153 @@
+"""Attacks made of attacks: restarts, the worst of several, target classes, targeted goals, checked inputs."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import checkify
+
+from robustjax import arrays, base, loops, losses
+from robustjax.attacks import objective
+from robustjax.base import Attack, LossFn
+
+
+def restarts(attack: Attack, num_restarts: int) -> Attack:
+    """The best result, by (success, loss), of `num_restarts` runs with different keys, one after the other.
+
+    Args:
+      attack: an attack with a random start (`delta=None`).
+      num_restarts: R; compile time and memory do not depend on it.
+    """
+    return base.bind(_restarts, attack=attack, num_restarts=num_restarts)
+
+
+def worst_case(*attacks: Attack) -> Attack:
+    """Per example the result of the first attack that succeeds, else of the first attack.
+
+    Losses of different attacks are never compared. All attacks run on all examples: `robustjax.evaluate` drops the fooled ones
+    between attacks.
+    """
+    return base.bind(_worst_case, attacks=attacks)
+
+
+def over_targets(attack: Attack, num_targets: int) -> Attack:
+    """The best result over attacks toward each of the likeliest wrong classes; success stays "misclassified".
+
+    APGD-T is `over_targets(bind(apgd, ...), 9)`, FAB-T `over_targets(bind(fab, ...), 9)`. An attack that takes a `boundary_fn`
+    gets the target's boundary, any other the loss `targeted_dlr` (below 4 classes `targeted_margin`).
+
+    Args:
+      attack: the attack.
+      num_targets: T; at most the number of classes less one is used.
+    """
+    return base.bind(_over_targets, attack=attack, num_targets=num_targets)
+
+
+def targeted(attack: Attack, loss_fn: LossFn = losses.margin) -> Attack:
+    """The attack with y read as target labels: success is `classified_as`, the loss `targeted(loss_fn)`.
+
+    Args:
+      attack: any attack of this package.
+      loss_fn: a loss whose negative leads to the target: `margin` or `cross_entropy`.
+    """
+    goal = {"success_fn": losses.classified_as}
+    if _accepts(attack, "boundary_fn"):
+        goal["boundary_fn"] = losses.goal_differences
+    else:
+        goal["loss_fn"] = losses.targeted(loss_fn)
+    return base.bind(attack, **goal)
+
+
+def checked(attack: Attack) -> Attack:
+    """The attack with `checkify` checks of what can only be known at run time; opt-in, to be called through `checkify.checkify`.
+
+    Named are: labels outside [0, C), inputs outside the threat's box, negative eps, non-finite losses and perturbations, and a
+    result outside the threat.
+
+    >>> error, result = checkify.checkify(checked(attack))(key, model_fn, x, y)  # doctest: +SKIP
+    >>> error.throw()  # doctest: +SKIP
+    """
+    return base.bind(_checked, attack=attack)
+
+
+def _restarts(key, model_fn, x, y, *, attack, num_restarts):
+    keys = arrays.example_keys(key, x.shape[0])
+    return _best_of(lambda i: attack(arrays.fold_in(keys, i), model_fn, x, y), num_restarts, attack)
+
+
+def _worst_case(key, model_fn, x, y, *, attacks):
+    keys = arrays.example_keys(key, x.shape[0])
+    worst = None
+    for index, attack in enumerate(attacks):
+        result = attack(arrays.fold_in(keys, index), model_fn, x, y)
+        worst = result if worst is None else arrays.select(~worst.success & result.success, result, worst)
+    return worst
+
+
+def _over_targets(key, model_fn, x, y, *, attack, num_targets):
+    keys = arrays.example_keys(key, x.shape[0])
+    logits = objective.step_model(model_fn, keys, num_targets)(x)
+    num_classes = logits.shape[1]
+    wrong = jnp.where(jnp.arange(num_classes) == y[:, None], -jnp.inf, logits)
+    targets = jax.lax.top_k(wrong, min(num_targets, num_classes - 1))[1]
+    ratio = losses.targeted_dlr if num_classes >= 4 else losses.targeted_margin
+
+    def toward(i):
+        target = targets[:, i]
+        if _accepts(attack, "boundary_fn"):
+            aimed = base.bind(attack, boundary_fn=base.bind(losses.target_difference, target=target))
+        else:
+            aimed = base.bind(attack, loss_fn=base.bind(ratio, target=target))
+        return aimed(arrays.fold_in(keys, i), model_fn, x, y)
+
+    return _best_of(toward, targets.shape[1], attack)
+
+
+def _best_of(run, num_runs, attack):
+    # One after the other; the first run is kept whatever its loss. A host-driven attack cannot be scanned.
+    if loops.is_host(attack):
+        best = run(0)
+        for i in range(1, num_runs):
+            best = _better(best, run(i))
+        return best
+    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(run, 0))
+
+    def step(best, i):
+        result = run(i)
+        return jax.tree.map(lambda first, later: jnp.where(i == 0, first, later), result, _better(best, result)), None
+
+    return jax.lax.scan(step, nothing, jnp.arange(num_runs))[0]
+
+
+def _better(best, result):
+    wins = jnp.where(best.success == result.success, result.loss > best.loss, result.success)
+    return arrays.select(wins, result, best)
+
+
+def _checked(key, model_fn, x, y, *, attack):
+    threat = attack.hyper["threat"]
+    keys = arrays.example_keys(key, x.shape[0])
+    logits = base.draw(model_fn, keys)(x)
+    checkify.check(jnp.all(jnp.isfinite(logits)), "the model's logits at x are not finite: check its parameters and the scale of x.")
+    if y.ndim == 1:
+        checkify.check(
+            jnp.all((y >= 0) & (y < logits.shape[1])),
+            "labels outside [0, " + str(logits.shape[1]) + "): smallest {low}, largest {high}; the model has that many logits.",
+            low=y.min(), high=y.max(),
+        )  # fmt: skip
+    checkify.check(jnp.all(jnp.asarray(threat.eps) >= 0), "eps must be at least 0, smallest {eps}.", eps=jnp.min(jnp.asarray(threat.eps)))
+    lower, upper = threat.box
+    checkify.check(
+        jnp.all((x >= lower) & (x <= upper)),
+        "inputs outside the threat's box: values from {low} to {high}; scale them, or pass box=(lower, upper).",
+        low=x.min(), high=x.max(),
+    )  # fmt: skip
+    result = attack(keys, model_fn, x, y)
+    finite = jnp.all(jnp.isfinite(result.x)) & ~jnp.any(jnp.isnan(result.loss))
+    checkify.check(finite, "the attack met a non-finite loss or gradient: run it under jax.debug_nans to see where.")
+    return result
+
+
+def _accepts(attack, name):
+    function = attack.function if isinstance(attack, base.Bound) else attack
+    return name in inspect.signature(function).parameters

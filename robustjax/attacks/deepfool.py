@@ -1,0 +1,80 @@
+"""DeepFool: straight to the nearest linearised boundary, again and again (Moosavi-Dezfooli et al., 2016)."""
+
+import jax
+import jax.numpy as jnp
+
+from robustjax import arrays, base, loops, losses
+from robustjax.attacks import boundary, objective
+from robustjax.base import Array, AttackResult, Key, ModelFn, SuccessFn
+
+
+def deepfool(
+    key: Key,
+    model_fn: ModelFn,
+    x: Array,
+    y: Array,
+    *,
+    threat,
+    num_steps: int,
+    num_candidates: int = 10,
+    overshoot=0.02,
+    boundary_fn=losses.differences,
+    success_fn: SuccessFn = losses.misclassified,
+    loop_fn=loops.scan,
+) -> AttackResult:
+    """Minimum-norm attack: delta <- delta + (distance + 1e-4) * steepest(gradient of the nearest boundary).
+
+    Args:
+      key, model_fn, x, y, success_fn, loop_fn: as for `pgd`.
+      threat: `L2` or `Linf` (`L1` moves one coordinate at a time); its eps decides success.
+      num_steps: 50 is usual; one step costs one forward pass and num_candidates backward passes.
+      num_candidates: the classes of largest logits at x that are considered.
+      overshoot: the point tested is x + (1 + overshoot) * delta.
+      boundary_fn: as for `fab`.
+
+    Returns:
+      The first perturbation that fooled the model; loss = -norm.
+
+    Guarantee:
+      feasibility only: the result lies in the box; not optimality.
+    Source: Moosavi-Dezfooli et al., CVPR 2016, Algorithm 2, arXiv:1511.04599. Differs: boundaries of the label, not of the
+      prediction; the tested point is clipped to the box.
+    """
+    objective.check(x, y)
+    keys = arrays.example_keys(key, x.shape[0])
+    initial = boundary_fn(objective.step_model(model_fn, keys, num_steps)(x), y)
+    candidates = jax.lax.top_k(initial, min(num_candidates, initial.shape[1]))[1]
+    goal = {"threat": threat, "loss_fn": losses.never, "success_fn": success_fn}
+    step = base.bind(
+        _step, model_fn=model_fn, x=x, y=y, keys=keys, candidates=candidates, boundary_fn=boundary_fn, overshoot=overshoot, goal=goal
+    )
+    zeros = jnp.zeros_like(x)
+    walk, found = loop_fn(step, (zeros, objective.nothing(zeros, x)), num_steps, _is_fooled)
+    last = _test(objective.step_model(model_fn, keys, num_steps), x, y, walk, overshoot, goal)
+    return objective.result(x, objective.keep_best(found, last), threat)
+
+
+def _is_fooled(carry):
+    return objective.was_fooled(carry[1])
+
+
+def _test(model_fn, x, y, walk, overshoot, goal):
+    threat = goal["threat"]
+    low, high = threat.room(x)
+    delta = jnp.clip((1.0 + overshoot) * walk, min=low, max=high)
+    return objective.by_norm(objective.evaluate(model_fn, x, y, delta, **goal), threat)
+
+
+def _step(i, carry, *, model_fn, x, y, keys, candidates, boundary_fn, overshoot, goal):
+    walk, found = carry
+    threat = goal["threat"]
+    low, high = threat.room(x)
+    model_fn = objective.step_model(model_fn, keys, i)
+    candidate = _test(model_fn, x, y, walk, overshoot, goal)
+    found = objective.keep_best(found, candidate)
+    _, normal, distance = boundary.linearize(
+        model_fn, x, y, jnp.clip((1.0 + overshoot) * walk, min=low, max=high),
+        threat=threat, boundary_fn=boundary_fn, candidates=candidates,
+    )  # fmt: skip
+    moved = walk + arrays.per_example(distance + 1e-4, x) * threat.steepest(normal, x, walk)
+    return arrays.select(objective.was_fooled(found), walk, moved), found

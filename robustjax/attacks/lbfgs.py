@@ -1,0 +1,87 @@
+"""The first attack on deep networks: box-constrained L-BFGS (Szegedy et al., 2014)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from robustjax import arrays, base, loops, losses
+from robustjax.attacks import penalty
+from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
+
+_DECREASE = 1e-4  # Armijo's constant
+_BACKTRACK = 0.5  # of the step after a refused point
+_MAX_MOVE = 0.5  # of a coordinate of the unbounded variable at once: farther, tanh saturates and holds it there
+
+
+class _Memory(NamedTuple):
+    base: Array  # [B, ...] last accepted point
+    value: Array  # [B] its objective
+    direction: Array  # [B, ...] of descent from there
+    slope: Array  # [B] <gradient, direction>, negative
+    length: Array  # [B] of the step being tried
+    history: tuple  # of optax.scale_by_lbfgs
+
+
+def lbfgs(
+    key: Key,
+    model_fn: ModelFn,
+    x: Array,
+    y: Array,
+    *,
+    threat,
+    num_binary_search_steps: int,
+    num_steps: int,
+    init_weight=1e-2,
+    memory_size: int = 10,
+    loss_fn: LossFn = losses.runner_up,
+    success_fn: SuccessFn = losses.misclassified,
+    loop_fn=loops.scan,
+) -> AttackResult:
+    """Minimum-norm l2 attack: min |delta|^2 - c loss by L-BFGS, c by binary search per example.
+
+    Args:
+      key, model_fn, x, y, success_fn, loop_fn: as for `pgd`.
+      threat: an `L2` with a finite box; its eps decides success.
+      num_binary_search_steps: rounds.
+      num_steps: points tried a round, each one forward and one backward pass; refused ones count.
+      init_weight: the first c; grows tenfold until the model is fooled.
+      memory_size: number of past gradients kept.
+      loss_fn: at most zero; `losses.runner_up` is minus the cross-entropy to the likeliest wrong label, for a target label
+        `losses.targeted(losses.cross_entropy)`.
+
+    Returns:
+      The smallest perturbation that fooled the model; loss = -norm.
+
+    Guarantee:
+      feasibility only: the result lies in the box; not optimality.
+    Source: Szegedy et al., ICLR 2014, section 4.1, arXiv:1312.6199. Differs: the box by a change of variables (tanh), as no batched
+      bounded L-BFGS exists in JAX; Armijo backtracking; one search per example.
+    """
+    optimizer = optax.scale_by_lbfgs(memory_size=memory_size)
+    return penalty.search(
+        key, model_fn, x, y, threat=threat, num_rounds=num_binary_search_steps, num_steps=num_steps, init_weight=init_weight,
+        violation_fn=jnp.negative, init_fn=base.bind(_init, optimizer=optimizer),
+        update_fn=base.bind(_update, optimizer=optimizer),
+        goal={"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}, loop_fn=loop_fn,
+    )  # fmt: skip
+
+
+def _init(free, *, optimizer):
+    ones = jnp.ones(free.shape[0], free.dtype)
+    return _Memory(free, jnp.inf * ones, jnp.zeros_like(free), -ones, ones, jax.vmap(optimizer.init)(free))
+
+
+def _update(value, grad, memory, free, *, optimizer):
+    """The next point to try: along a new direction if this one is accepted, else half as far along the old."""
+    accepted = value <= memory.value + _DECREASE * memory.length * memory.slope
+    step, history = jax.vmap(optimizer.update)(grad, memory.history, free)
+    slope = -arrays.total(grad * step)
+    uphill = slope >= 0  # curvature of the wrong sign: fall back on the gradient
+    direction = jnp.where(arrays.per_example(uphill, grad), -grad, -step)
+    slope = jnp.where(uphill, -arrays.total(jnp.square(grad)), slope)
+    length = jnp.minimum(1.0, _MAX_MOVE / jnp.maximum(arrays.norm(direction, jnp.inf), arrays.TINY))
+    fresh = _Memory(free, value, direction, slope, length, history)
+    memory = arrays.select(accepted, fresh, memory._replace(length=_BACKTRACK * memory.length))
+    return memory.base + arrays.per_example(memory.length, free) * memory.direction, memory

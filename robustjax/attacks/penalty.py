@@ -1,0 +1,127 @@
+"""Minimum norm by a penalty: minimise |delta|^2 + c * violation over an unbounded variable, with c found by binary search.
+
+`carlini_wagner` and `lbfgs` are this search with two different inner optimizers. All rounds are one flat loop of
+num_rounds * num_steps equal steps, so that a single step is compiled and any `loop_fn` can drive it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from robustjax import arrays, base
+from robustjax.attacks import objective
+from robustjax.base import Array, AttackResult
+
+
+_ADAM = optax.scale_by_adam()
+
+
+class Weight(NamedTuple):
+    """A binary search for the smallest penalty weight that fools the model."""
+
+    value: Array  # [B] c
+    lower: Array  # [B] largest that failed
+    upper: Array  # [B] smallest that fooled, inf if none
+    fooled: Array  # [B] bool, in the current round
+
+
+class _State(NamedTuple):
+    free: Array  # [B, ...] the unbounded variable
+    memory: Any  # of the inner optimizer
+    weight: Weight
+    found: objective.Found
+
+
+def first_weight(init_weight, like: Array) -> Weight:
+    """The search before its first round."""
+    zeros = jnp.zeros(like.shape[0], like.dtype)
+    return Weight(zeros + init_weight, zeros, zeros + jnp.inf, zeros > 0)
+
+
+def next_weight(weight: Weight) -> Weight:
+    """After a round: bisect once a fooling weight is known, else ten times as much."""
+    upper = jnp.where(weight.fooled, jnp.minimum(weight.upper, weight.value), weight.upper)
+    lower = jnp.where(weight.fooled, weight.lower, jnp.maximum(weight.lower, weight.value))
+    known = jnp.isfinite(upper)
+    value = jnp.where(known, 0.5 * (lower + jnp.where(known, upper, 0.0)), 10.0 * weight.value)
+    return Weight(value, lower, upper, jnp.zeros_like(weight.fooled))
+
+
+def to_free(x: Array, threat) -> Array:
+    """The unbounded variable of x itself: atanh of the place in the box.
+
+    Raises:
+      ValueError: a box with an infinite bound.
+    """
+    lower, upper = threat.box
+    for bound in (lower, upper):
+        if isinstance(bound, int | float) and abs(bound) == float("inf"):
+            raise ValueError(f"a change of variables by tanh needs a finite box, got {threat.box}.")
+    place = (x - lower) / (upper - lower)
+    return jnp.arctanh(0.999999 * (2.0 * place - 1.0))  # short of the bounds, where atanh is infinite
+
+
+def to_delta(free: Array, x: Array, threat) -> Array:
+    """The perturbation of an unbounded variable, inside the box and the mask."""
+    lower, upper = threat.box
+    inside = lower + 0.5 * (upper - lower) * (jnp.tanh(free) + 1.0)
+    low, high = threat.room(x)
+    return jnp.clip(inside - x, min=low, max=high) if threat.mask is not None else inside - x
+
+
+def adam_init(variable: Array):
+    """Adam's memory, one per example."""
+    return jax.vmap(_ADAM.init)(variable)
+
+
+def adam_step(grad: Array, memory, variable: Array, learning_rate):
+    """One step of Adam down the gradient; the learning rate a scalar or [B]."""
+    update, memory = jax.vmap(_ADAM.update)(grad, memory)
+    return variable - arrays.per_example(learning_rate, variable) * update, memory
+
+
+def search(
+    key, model_fn, x, y, *, threat, num_rounds, num_steps, init_weight, violation_fn, init_fn, update_fn, goal, loop_fn
+) -> AttackResult:
+    """The smallest perturbation over all rounds.
+
+    Args:
+      violation_fn: loss [B] -> [B], what c weighs.
+      init_fn: free [B, ...] -> memory, leaves leading with B.
+      update_fn: (value [B], grad [B, ...], memory, free) -> (free, memory).
+      goal: threat, loss_fn and success_fn.
+    """
+    objective.check(x, y)
+    keys = arrays.example_keys(key, x.shape[0])
+    free = to_free(x, threat)
+    state = _State(free, init_fn(free), first_weight(init_weight, x), objective.nothing(jnp.zeros_like(x), x))
+    step = base.bind(
+        _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, num_rounds=num_rounds,
+        violation_fn=violation_fn, init_fn=init_fn, update_fn=update_fn, goal=goal,
+    )  # fmt: skip
+    state = loop_fn(step, state, num_rounds * num_steps)
+    return objective.result(x, state.found, threat)
+
+
+def _step(i, state, *, model_fn, x, y, keys, num_steps, num_rounds, violation_fn, init_fn, update_fn, goal):
+    threat = goal["threat"]
+    model_fn = objective.step_model(model_fn, keys, i)
+    origin = to_free(x, threat)
+    new_round = jnp.broadcast_to((i > 0) & (i % num_steps == 0), x.shape[:1])
+    last_round = new_round & (num_rounds >= 10) & (i // num_steps == num_rounds - 1)
+    weight = arrays.select(new_round, next_weight(state.weight), state.weight)
+    weight = weight._replace(value=jnp.where(last_round & jnp.isfinite(weight.upper), weight.upper, weight.value))
+    free, memory = arrays.select(new_round, (origin, init_fn(origin)), (state.free, state.memory))
+
+    def total(free):
+        delta = to_delta(free, x, threat)
+        candidate = objective.evaluate(model_fn, x, y, delta, **goal)
+        value = arrays.total(jnp.square(delta)) + weight.value * violation_fn(candidate.loss)
+        return value.sum(), (value, candidate)
+
+    grad, (value, candidate) = jax.grad(total, has_aux=True)(free)
+    weight = weight._replace(fooled=weight.fooled | candidate.success)
+    free, memory = update_fn(value, grad, memory, free)
+    return _State(free, memory, weight, objective.keep_best(state.found, objective.by_norm(candidate, threat)))

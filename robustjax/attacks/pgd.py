@@ -1,0 +1,150 @@
+"""Projected gradient ascent inside a threat (Madry et al., 2018), and its bindings: FGSM, R+FGSM, BIM, MI-FGSM."""
+
+import jax
+import optax
+
+from robustjax import arrays, base, loops, losses
+from robustjax.attacks import objective
+from robustjax.base import Array, AttackResult, Delta, Key, LossFn, ModelFn, SuccessFn, Threat
+
+
+def pgd(
+    key: Key,
+    model_fn: ModelFn,
+    x: Array,
+    y: Array,
+    *,
+    threat: Threat,
+    step_size,
+    num_steps: int,
+    loss_fn: LossFn = losses.cross_entropy,
+    success_fn: SuccessFn = losses.misclassified,
+    optimizer: optax.GradientTransformation | None = None,
+    delta: Delta | None = None,
+    keep_fn=objective.keep_best,
+    loop_fn=loops.scan,
+) -> AttackResult:
+    """Projected gradient ascent: delta <- project(delta + step_size * update(grad loss)).
+
+    Args:
+      key: one key, or one per example [B].
+      model_fn: x [B, ...] -> logits [B, C].
+      x: inputs [B, ...], inside the threat's box.
+      y: labels [B], or whatever the loss takes [B, C].
+      threat: what is admissible.
+      step_size: length of a step in the threat's norm; a scalar or one per example [B].
+      num_steps: number of gradients.
+      loss_fn: what is ascended.
+      success_fn: what counts as success.
+      optimizer: an optax transformation that receives the gradient to ascend, one example at a time; None is
+        `steepest(threat)`. Momentum, Adam or a schedule are chains.
+      delta: start; None for a random one, 0. for x itself.
+      keep_fn: which iterate is returned: `objective.keep_best` by (success, loss), or `objective.keep_last`.
+      loop_fn: see `loops`; the early ones stop an example once it is fooled.
+
+    Returns:
+      The kept iterate, the last one included (num_steps gradients and one forward pass).
+
+    Raises:
+      ValueError: x and y of different length, integer x.
+
+    Guarantee:
+      feasibility only: the result lies in the threat; not optimality.
+    Source: Madry et al., ICLR 2018, arXiv:1706.06083. Differs: keeps the best iterate.
+    """
+    objective.check(x, y)
+    key_start, keys = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
+    delta = objective.start(threat, key_start, x, delta)
+    optimizer = optimizer and optax.with_extra_args_support(optimizer)
+    state = jax.vmap(optimizer.init)(delta) if optimizer else ()
+    goal = {"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}
+    step = base.bind(
+        _step, model_fn=model_fn, x=x, y=y, keys=keys, step_size=step_size, optimizer=optimizer, keep_fn=keep_fn, goal=goal
+    )
+    carry = loop_fn(step, (delta, state, objective.nothing(delta, x)), num_steps, objective.has_succeeded)
+    delta, _, found = carry
+    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, **goal)
+    return objective.result(x, keep_fn(found, last), threat)
+
+
+def _step(i, carry, *, model_fn, x, y, keys, step_size, optimizer, keep_fn, goal):
+    delta, state, found = carry
+    threat = goal["threat"]
+    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, **goal)
+    if optimizer is None:
+        update = threat.steepest(grad, x, delta)
+    else:
+        one = lambda grad, state, delta, x: optimizer.update(grad, state, delta, x=x)  # noqa: E731
+        update, state = jax.vmap(one)(grad, state, delta, x)
+    moved = jax.tree.map(lambda d, u: d + arrays.per_example(step_size, d) * u, delta, update)
+    return threat.project(moved, x), state, keep_fn(found, candidate)
+
+
+def steepest(threat: Threat) -> optax.GradientTransformationExtraArgs:
+    """The threat's ascent direction as an optax transformation of one example: the last link of a chain."""
+
+    def update(grad, state, delta=None, *, x, **_):
+        first = jax.tree.map(lambda leaf: leaf[None], (grad, x, delta))
+        return jax.tree.map(lambda leaf: leaf[0], threat.steepest(*first)), state
+
+    return optax.GradientTransformationExtraArgs(lambda delta: optax.EmptyState(), update)
+
+
+def normalize(order) -> optax.GradientTransformation:
+    """The gradient over its norm of the given order: the first link of MI-FGSM's chain."""
+    return optax.stateless(lambda grad, delta: arrays.normalize(grad[None], order)[0])
+
+
+def fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, delta: Delta | None = 0.0, **options) -> AttackResult:
+    """Fast gradient (sign) method: one step of length eps from x, whatever its loss.
+
+    Args:
+      key, model_fn, x, y, threat, **options: as for `pgd`.
+      delta: start; None (uniform) with `step_size=1.25 * eps` is the RS-FGSM of fast adversarial training.
+
+    Guarantee:
+      feasibility only.
+    Source: Goodfellow et al., ICLR 2015, arXiv:1412.6572.
+    """
+    options = {"step_size": threat.eps, "keep_fn": objective.keep_last} | options
+    return pgd(key, model_fn, x, y, threat=threat, delta=delta, num_steps=1, **options)
+
+
+def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, alpha, **options) -> AttackResult:
+    """R+FGSM: a random step of length alpha, then a gradient step of length eps - alpha.
+
+    Args:
+      key, model_fn, x, y, threat, **options: as for `pgd`.
+      alpha: length of the random step, at most eps.
+
+    Guarantee:
+      feasibility only.
+    Source: Tramer et al., ICLR 2018, section 4.1, arXiv:1705.07204.
+    """
+    keys = arrays.example_keys(key, x.shape[0])
+    noise = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(arrays.fold_in(keys, 2))
+    delta = arrays.per_example(alpha, x) * threat.steepest(noise, x, jax.numpy.zeros_like(x))
+    return fgsm(key, model_fn, x, y, threat=threat, delta=delta, step_size=threat.eps - alpha, **options)
+
+
+def bim(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, step_size, num_steps: int, **options) -> AttackResult:
+    """Basic iterative method: `pgd` from x itself.
+
+    Guarantee:
+      feasibility only.
+    Source: Kurakin et al., 2017, arXiv:1607.02533. Differs: keeps the best iterate.
+    """
+    return pgd(key, model_fn, x, y, threat=threat, step_size=step_size, num_steps=num_steps, delta=0.0, **options)
+
+
+def mi_fgsm(
+    key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, step_size, num_steps: int, decay: float = 1.0, **options
+) -> AttackResult:
+    """Momentum iterative FGSM: BIM on the running sum of l1-normalised gradients.
+
+    Guarantee:
+      feasibility only.
+    Source: Dong et al., CVPR 2018, arXiv:1710.06081. Differs: keeps the best iterate.
+    """
+    chain = optax.chain(normalize(1), optax.trace(decay), steepest(threat))
+    return bim(key, model_fn, x, y, threat=threat, step_size=step_size, num_steps=num_steps, optimizer=chain, **options)

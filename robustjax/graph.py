@@ -1,0 +1,118 @@
+"""Evaluating a function's jaxpr with a table of rules, one per primitive: the one walk behind `lowering` and the bounds.
+
+A rule `(eqn, *values) -> list of outputs` stands in for its primitive; every other equation is bound as it was. jit is inlined;
+scan, while, cond and checkpoint are rebuilt around the rewritten body; custom_jvp and custom_vjp equations stay whole, so that a
+straight-through gradient or the convention of relu at 0 survives.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+from jax.extend import core
+
+Rule = Callable[..., list]
+
+
+def rewrite(function: Callable, rules: Mapping[str, Rule]) -> Callable:
+    """The same function of pytrees, with the primitives named in `rules` replaced."""
+
+    def rewritten(*args, **kwargs):
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
+        outputs = evaluate(closed.jaxpr, closed.consts, rules, *jax.tree.leaves((args, kwargs)))
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+    return rewritten
+
+
+def evaluate(jaxpr: core.Jaxpr, consts, rules: Mapping[str, Rule], *args) -> list:
+    """The outputs of a jaxpr at `args` under the rules."""
+    values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, args, strict=True))
+
+    def read(atom):
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        rule = rules.get(eqn.primitive.name) or _STRUCTURE.get(eqn.primitive.name)
+        inputs = [read(atom) for atom in eqn.invars]
+        if rule is None:
+            outputs = bind(eqn, *inputs)
+        elif rule in _STRUCTURE.values():
+            outputs = rule(eqn, rules, *inputs)
+        else:
+            outputs = rule(eqn, *inputs)
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def bind(eqn, *inputs) -> list:
+    """The equation as it was."""
+    if any(True for _ in core.jaxprs_in_params(eqn.params)) or eqn.primitive.name.startswith("custom_"):
+        return _one_equation(eqn, *inputs)
+    outputs = eqn.primitive.bind(*inputs, **eqn.params)
+    return outputs if eqn.primitive.multiple_results else [outputs]
+
+
+def _one_equation(eqn, *inputs):
+    # A jaxpr of this equation alone: how a primitive that holds functions is bound differs between releases of jax, and
+    # jaxpr_as_fun knows.
+    variables = [atom for atom in eqn.invars if not isinstance(atom, core.Literal)]
+    values = [value for atom, value in zip(eqn.invars, inputs, strict=True) if not isinstance(atom, core.Literal)]
+    unique = dict(zip(variables, values, strict=True))
+    jaxpr = core.Jaxpr((), list(unique), eqn.outvars, [eqn], eqn.effects)
+    return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))(*unique.values())
+
+
+def _closed(rules, closed, *args):
+    return evaluate(closed.jaxpr, closed.consts, rules, *args)
+
+
+def _jit(eqn, rules, *args):
+    return _closed(rules, eqn.params["jaxpr"], *args)
+
+
+def _checkpoint(eqn, rules, *args):
+    body = jax.checkpoint(
+        lambda *inner: evaluate(eqn.params["jaxpr"], (), rules, *inner),
+        prevent_cse=eqn.params["prevent_cse"],
+        policy=eqn.params["policy"],
+    )
+    return body(*args)
+
+
+def _scan(eqn, rules, *args):
+    num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, xs = args[:num_consts], args[num_consts : num_consts + num_carry], args[num_consts + num_carry :]
+
+    def body(carry, x):
+        outputs = _closed(rules, eqn.params["jaxpr"], *consts, *carry, *x)
+        return outputs[:num_carry], outputs[num_carry:]
+
+    options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
+    carry, ys = jax.lax.scan(body, list(carry), list(xs), **options)
+    return [*carry, *ys]
+
+
+def _while(eqn, rules, *args):
+    num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    cond_consts, body_consts, carry = args[:num_cond], args[num_cond : num_cond + num_body], args[num_cond + num_body :]
+    return jax.lax.while_loop(
+        lambda carry: _closed(rules, eqn.params["cond_jaxpr"], *cond_consts, *carry)[0],
+        lambda carry: _closed(rules, eqn.params["body_jaxpr"], *body_consts, *carry),
+        list(carry),
+    )
+
+
+def _cond(eqn, rules, index, *args):
+    branches = [lambda *inner, b=branch: _closed(rules, b, *inner) for branch in eqn.params["branches"]]
+    return jax.lax.switch(index, branches, *args)
+
+
+_STRUCTURE = {
+    "jit": _jit,
+    "pjit": _jit,
+    "checkpoint": _checkpoint,
+    "remat2": _checkpoint,
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}

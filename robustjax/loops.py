@@ -1,0 +1,89 @@
+"""Ways to run a step: `loop_fn(step, carry, num_steps, done_fn)`, with `step(i, carry) -> carry`.
+
+`scan` is the default, differentiable in reverse; `checkpointed` is the same in less memory; `while_` stops early; `host` drives a
+jitted step from Python. Every leaf of the carry leads with B. `done_fn(carry) -> [B]` names the examples that need no further
+step: the early loops freeze them one by one and end when all are frozen, so that an example's result never depends on its
+neighbours.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from robustjax import arrays, base
+
+
+def scan(step: Callable, carry, num_steps: int, done_fn: Callable | None = None):
+    """All the steps in one `lax.scan`; `done_fn` is not consulted. Differentiable in both modes."""
+    del done_fn
+    return jax.lax.scan(lambda carry, i: (step(i, carry), None), carry, jnp.arange(num_steps))[0]
+
+
+def checkpointed(step: Callable, carry, num_steps: int, done_fn: Callable | None = None):
+    """`scan` that recomputes each step in the backward pass: memory for one step and the carries, for one more forward."""
+    return scan(jax.checkpoint(step, prevent_cse=False), carry, num_steps, done_fn)
+
+
+def while_(step: Callable, carry, num_steps: int, done_fn: Callable | None = None):
+    """Stops when every example is done. Not differentiable in reverse (`lax.while_loop`); forward mode works."""
+    if done_fn is None:
+        return jax.lax.fori_loop(0, num_steps, step, carry)
+    return jax.lax.while_loop(
+        lambda state: (state[0] < num_steps) & ~jnp.all(done_fn(state[1])),
+        lambda state: (state[0] + 1, _frozen(step, done_fn, state[0], state[1])),
+        (jnp.int32(0), carry),
+    )[1]
+
+
+def host(
+    step: Callable,
+    carry,
+    num_steps: int,
+    done_fn: Callable | None = None,
+    *,
+    early_stopped: bool = False,
+    progress_fn: Callable[[int, int], None] | None = None,
+):
+    """A Python loop over one jitted step: fastest where XLA's loops are slow (CPU convolutions), with progress and early exit.
+
+    The step is compiled once per shape if it is a pytree (`base.bind`), whose numbers are arguments.
+
+    Args:
+      early_stopped: freeze and stop as `while_` does; otherwise every step is taken, as by `scan`.
+      progress_fn: called with (steps done, num_steps) after each step.
+
+    Raises:
+      ValueError: inside a jit, vmap or grad, where a Python loop would be unrolled.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((step, carry))):
+        raise ValueError("loops.host drives a jitted step from Python and got traced values; use loops.scan inside jit, vmap or grad.")
+    stops = early_stopped and done_fn is not None
+    for i in range(num_steps):
+        if stops and bool(jnp.all(done_fn(carry))):
+            break
+        carry = _compiled_step(step, done_fn if stops else None, i, carry)
+        if progress_fn is not None:
+            progress_fn(i + 1, num_steps)
+    return carry
+
+
+def is_host(verb) -> bool:
+    """Whether a bound attack contains a `host` loop, and so must not be wrapped in jit."""
+    if isinstance(verb, functools.partial):
+        return verb.func is host or is_host(verb.func)
+    if isinstance(verb, base.Bound):
+        return any(is_host(value) for value in verb.hyper.values())
+    if isinstance(verb, tuple | list):
+        return any(is_host(value) for value in verb)
+    return verb is host
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _compiled_step(step, done_fn, i, carry):
+    return step(i, carry) if done_fn is None else _frozen(step, done_fn, i, carry)
+
+
+def _frozen(step, done_fn, i, carry):
+    return arrays.select(done_fn(carry), carry, step(i, carry))

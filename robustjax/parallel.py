@@ -1,0 +1,45 @@
+"""Several devices: a mesh with one axis of data, inputs sharded over it, models replicated. The rest is `jit`."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from robustjax.base import Array
+
+
+def data_mesh(num_devices: int | None = None) -> Mesh:
+    """A mesh over the first `num_devices` devices (all by default) with the axis "data"."""
+    devices = jax.devices()[:num_devices]
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def shard_batch(tree, mesh: Mesh):
+    """Arrays [B, ...] split over the mesh along B.
+
+    Raises:
+      ValueError: B is not a multiple of the number of devices.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if leaf.shape[0] % mesh.size:
+            raise ValueError(
+                f"a batch of {leaf.shape[0]} cannot be split over {mesh.size} devices; pad it to "
+                f"{-(-leaf.shape[0] // mesh.size) * mesh.size} with parallel.pad_to."
+            )
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("data")))
+
+
+def replicate(tree, mesh: Mesh):
+    """The same value on every device of the mesh: for models and threats."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def pad_to(x: Array, num_rows: int):
+    """x [B, ...] with its last row repeated up to `num_rows`; numpy in, numpy out.
+
+    Raises:
+      ValueError: B is 0 or greater than `num_rows`.
+    """
+    if not 0 < x.shape[0] <= num_rows:
+        raise ValueError(f"cannot pad {x.shape[0]} rows to {num_rows}: expected between 1 and {num_rows} rows.")
+    rows = np.minimum(np.arange(num_rows), x.shape[0] - 1)
+    return x[rows]

@@ -1,0 +1,50 @@
+"""The sparse threat: at most eps coordinates change, each as much as the box allows."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from robustjax import arrays
+from robustjax.base import Array, Delta, Key
+from robustjax.threats import ball
+
+
+@struct.dataclass
+class L0(ball.Ball):
+    """{at most eps coordinates of delta are not zero}. eps counts coordinates (channels apart): a scalar or one per example [B]."""
+
+    def __post_init__(self):
+        ball.Ball.__post_init__(self)
+        if jnp.ndim(self.eps) > 1:
+            raise ValueError(f"L0's eps counts coordinates: expected a scalar or [B], got shape {jnp.shape(self.eps)}.")
+
+    def init(self, key: Key, x: Array) -> Delta:
+        """eps free coordinates at random, uniform between the bounds of the box (between -1 and 1 from x where it has none)."""
+        keys = arrays.example_keys(key, x.shape[0])
+        scores = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0), x.shape[1:]))(keys)
+        chosen = arrays.top_k_mask(self._masked(scores), self.eps)
+        share = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1), x.shape[1:], x.dtype))(keys)
+        low, high = self.room(x)
+        low, high = jnp.where(jnp.isfinite(low), low, -1.0), jnp.where(jnp.isfinite(high), high, 1.0)
+        return self._masked(jnp.where(chosen, low + share * (high - low), 0.0))
+
+    def project(self, delta: Delta, x: Array) -> Delta:
+        """The nearest point of ball and box together: clipped, with the coordinates kept that would lose most if dropped."""
+        delta = self._masked(delta)
+        clipped = self._clip(delta, x)
+        saved = jnp.square(delta) - jnp.square(delta - clipped)
+        return jnp.where(arrays.top_k_mask(saved, self.eps), clipped, 0.0)
+
+    def steepest(self, grad: Delta, x: Array, delta: Delta) -> Delta:
+        """grad / |grad|_2 over the coordinates that are not at the side of the box that the gradient points to."""
+        low, high = self.room(x)
+        free = jnp.where(grad > 0, delta < high, delta > low)
+        return arrays.normalize(jnp.where(free, grad, 0.0), 2)
+
+    def norm(self, delta: Delta) -> Array:
+        """The number of coordinates that differ [B]."""
+        return arrays.norm(delta, 0)
+
+    def dual_norm(self, grad: Delta) -> Array:
+        """max |grad_i| [B]: by convention that of l1, its convex envelope."""
+        return arrays.norm(self._masked(grad), jnp.inf)

@@ -1,0 +1,98 @@
+"""The l1 ball, projected exactly together with the box."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from robustjax import arrays
+from robustjax.base import Array, Delta, Key
+from robustjax.threats import ball
+
+
+@struct.dataclass
+class L1(ball.Ball):
+    """{sum |delta_i| <= eps}: few coordinates may change a lot. Fields as in `Ball`, and
+
+    Attributes:
+      top_fraction: the fraction of coordinates that `steepest` moves at once (at least one). Steepest ascent proper moves one;
+        a hundredth is the convention (Tramer & Boneh, 2019).
+    """
+
+    top_fraction: float = 0.01
+
+    def init(self, key: Key, x: Array) -> Delta:
+        """Uniform in the ball of the free coordinates, then clipped to the box.
+
+        n of n + 1 exponentials divided by their sum are uniform in the simplex and its interior; signs are fair coins.
+        """
+        keys = arrays.example_keys(key, x.shape[0])
+        laplace = self._masked(jax.vmap(lambda k: jax.random.laplace(jax.random.fold_in(k, 0), x.shape[1:], x.dtype))(keys))
+        rest = jax.vmap(lambda k: jax.random.exponential(jax.random.fold_in(k, 1), (), x.dtype))(keys)
+        unit = laplace * arrays.per_example(1.0 / (arrays.norm(laplace, 1) + rest), x)
+        return self._clip(unit * arrays.per_example(self.eps, x), x)
+
+    def project(self, delta: Delta, x: Array) -> Delta:
+        """The nearest point of ball and box together: soft-thresholding clipped to the box, its threshold solved exactly.
+
+        With eps per coordinate the nearest in the weighted ball all the same.
+        """
+        low, high = (arrays.flat(jnp.broadcast_to(bound, x.shape)) for bound in self.room(x))
+        d = arrays.flat(self._masked(delta))
+        room = jnp.where(d > 0, high, -low)
+        size = jnp.abs(d)
+        weight = arrays.flat(self._unit(jnp.ones_like(x)))
+        radius = jnp.broadcast_to(jnp.reshape(self.radius(), (-1, 1)), (x.shape[0], 1))
+        if self._per_coordinate():  # a coordinate with eps 0 has no room
+            room = jnp.where(weight > 0, room, 0.0)
+
+        def shrunk(threshold):
+            return jnp.clip(size - threshold * weight, min=0.0, max=room)
+
+        def used(threshold):
+            return jnp.sum(weight * shrunk(threshold), axis=1, keepdims=True)
+
+        inside = used(jnp.zeros_like(radius)) <= radius
+        far = jnp.max(jnp.where(weight > 0, size / jnp.where(weight > 0, weight, 1.0), 0.0), axis=1, keepdims=True)
+        threshold, _ = ball.bisect(lambda t: used(t) > radius, jnp.zeros_like(radius), far)
+        shrinking = (size > threshold * weight) & (size - threshold * weight < room)
+        saturated = size - threshold * weight >= room
+        excess = jnp.sum(weight * jnp.where(shrinking, size, jnp.where(saturated, room, 0.0)), axis=1, keepdims=True) - radius
+        squares = jnp.sum(jnp.where(shrinking, jnp.square(weight), 0.0), axis=1, keepdims=True)
+        exact = jnp.where(squares > 0, excess / jnp.where(squares > 0, squares, 1.0), threshold)
+        exact = jnp.where(inside, 0.0, jnp.maximum(exact, 0.0))
+        return (jnp.sign(d) * shrunk(exact)).reshape(x.shape)
+
+    def steepest(self, grad: Delta, x: Array, delta: Delta) -> Delta:
+        """The signs of the largest free gradients, of l1 norm 1; free = not at the side of the box that the gradient points to."""
+        low, high = self.room(x)
+        free = jnp.where(grad > 0, delta < high, delta > low) & (grad != 0)
+        scores = jnp.where(free, jnp.abs(self._scaled(grad)), 0.0)
+        num_coordinates = scores[0].size
+        top = arrays.top_k_mask(scores, jnp.maximum(1, jnp.round(self.top_fraction * num_coordinates))) & free
+        return self._scaled(arrays.normalize(jnp.where(top, jnp.sign(grad), 0.0), 1))
+
+    def norm(self, delta: Delta) -> Array:
+        """sum |delta_i| [B]."""
+        return arrays.norm(self._unit(delta), 1)
+
+    def dual_norm(self, grad: Delta) -> Array:
+        """max |grad_i| [B]."""
+        return arrays.norm(self._scaled(self._masked(grad)), jnp.inf)
+
+    def hyperplane(self, x: Array, normal: Array, offset: Array) -> Delta:
+        """The smallest delta in the box with <normal, delta> = offset; if there is none, the corner that comes closest.
+
+        Coordinates go to their bound in the order of |normal|, until the hyperplane is reached.
+
+        Args:
+          x: inputs [B, ...]. normal: [B, ...]. offset: [B].
+        """
+        slope, room, goal, sign = ball.toward(x, self, normal, offset)
+        order = jnp.argsort(-slope * arrays.flat(self._scaled(jnp.ones_like(x))), axis=1)
+        slope, room, sign = (jnp.take_along_axis(a, order, axis=1) for a in (slope, room, sign))
+        gain = jnp.where(slope > 0, slope * jnp.where(slope > 0, room, 0.0), 0.0)
+        before = jnp.cumsum(jnp.where(jnp.isfinite(gain), gain, 0.0), axis=1) - jnp.where(jnp.isfinite(gain), gain, 0.0)
+        blocked = jnp.cumsum(~jnp.isfinite(gain), axis=1) - ~jnp.isfinite(gain) > 0  # an unbounded coordinate took it all
+        part = jnp.where(blocked, 0.0, jnp.clip(goal - before, min=0.0, max=gain))
+        delta = sign * jnp.where(slope > 0, part / jnp.where(slope > 0, slope, 1.0), 0.0)
+        return jnp.take_along_axis(delta, jnp.argsort(order, axis=1), axis=1).reshape(x.shape)

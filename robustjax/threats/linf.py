@@ -1,0 +1,62 @@
+"""The maximum-norm ball."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from robustjax import arrays
+from robustjax.base import Array, Delta, Key
+from robustjax.threats import ball
+
+
+@struct.dataclass
+class Linf(ball.Ball):
+    """{|delta_i| <= eps}: every coordinate may change a little. Fields as in `Ball`."""
+
+    def init(self, key: Key, x: Array) -> Delta:
+        """Uniform in the ball, then clipped to the box."""
+        keys = arrays.example_keys(key, x.shape[0])
+        unit = jax.vmap(lambda k: jax.random.uniform(k, x.shape[1:], x.dtype, -1.0, 1.0))(keys)
+        return self._clip(unit * arrays.per_example(self.eps, x), x)
+
+    def project(self, delta: Delta, x: Array) -> Delta:
+        """The nearest admissible perturbation, in every norm."""
+        low, high = self.room(x)
+        eps = arrays.per_example(self.eps, x)
+        return jnp.clip(delta, min=jnp.maximum(-eps, low), max=jnp.minimum(eps, high))
+
+    def steepest(self, grad: Delta, x: Array, delta: Delta) -> Delta:
+        """sign(grad), times eps if it is per coordinate."""
+        del x, delta
+        return self._scaled(jnp.sign(grad))
+
+    def norm(self, delta: Delta) -> Array:
+        """max |delta_i| [B]."""
+        return arrays.norm(self._unit(delta), jnp.inf)
+
+    def dual_norm(self, grad: Delta) -> Array:
+        """sum |grad_i| [B]."""
+        return arrays.norm(self._scaled(self._masked(grad)), 1)
+
+    def hyperplane(self, x: Array, normal: Array, offset: Array) -> Delta:
+        """The smallest delta in the box with <normal, delta> = offset; if there is none, the corner that comes closest.
+
+        Args:
+          x: inputs [B, ...]. normal: [B, ...]. offset: [B].
+        """
+        scale = self._scaled(jnp.ones_like(x))
+        slope, room, goal, sign = ball.toward(x, self, normal, offset)
+        slope, room = slope * arrays.flat(scale), room / jnp.maximum(arrays.flat(scale), arrays.TINY)
+
+        def reached(size):
+            return jnp.sum(slope * jnp.minimum(room, size), axis=1, keepdims=True)
+
+        far = jnp.max(jnp.where(jnp.isfinite(room) & (slope > 0), room, 0.0), axis=1, keepdims=True)
+        open_slope = jnp.sum(jnp.where(jnp.isfinite(room), 0.0, slope), axis=1, keepdims=True)
+        far = jnp.maximum(far, jnp.where(open_slope > 0, goal / jnp.where(open_slope > 0, open_slope, 1.0), 0.0))
+        size, _ = ball.bisect(lambda size: reached(size) < goal, jnp.zeros_like(goal), far)
+        free = room > size
+        rest = goal - jnp.sum(jnp.where(free, 0.0, slope * jnp.where(free, 0.0, room)), axis=1, keepdims=True)
+        free_slope = jnp.sum(jnp.where(free, slope, 0.0), axis=1, keepdims=True)
+        size = jnp.where(free_slope > 0, rest / jnp.where(free_slope > 0, free_slope, 1.0), far)
+        return (sign * jnp.minimum(room, jnp.maximum(size, 0.0))).reshape(x.shape) * scale
