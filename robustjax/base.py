@@ -4,8 +4,9 @@ A model is any pytree that can be called on a batch, an attack is a function `(k
 hyper-parameters were bound. Everything else in the library is a function between these.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 import jax
 import numpy as np
@@ -16,6 +17,35 @@ Delta = Any  # a pytree of arrays that lead with B
 ModelFn = Callable[[Array], Array]  # x [B, ...] -> logits [B, C]
 LossFn = Callable[[Array, Array], Array]  # (logits [B, C], y [B] or [B, C]) -> [B]; larger = worse for the model
 SuccessFn = Callable[[Array, Array], Array]  # (logits, y) -> [B] bool
+
+
+_T = TypeVar("_T")
+
+
+@dataclass_transform(frozen_default=True)
+def node(cls: type[_T]) -> type[_T]:
+    """A frozen dataclass registered as a pytree, every field a child, with a `replace`.
+
+    In jax 0.10 to 0.12 the structures of two classes that went through `jax.tree_util.register_dataclass` (as flax.struct's do)
+    compare equal if their fields do, so that a jit cache may take `Linf` for `L2`; custom nodes compare their types.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    names = tuple(field.name for field in dataclasses.fields(cls))
+
+    def flatten_with_keys(value):
+        return [(jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in names], None
+
+    def unflatten(_, children):
+        value = object.__new__(cls)  # no __post_init__: children may be tracers, axes or placeholders
+        for name, child in zip(names, children, strict=True):
+            object.__setattr__(value, name, child)
+        return value
+
+    jax.tree_util.register_pytree_with_keys(
+        cls, flatten_with_keys, unflatten, lambda value: ([getattr(value, name) for name in names], None)
+    )
+    cls.replace = dataclasses.replace
+    return cls
 
 
 @runtime_checkable
@@ -64,26 +94,35 @@ def draw(model_fn: ModelFn, keys: Array) -> ModelFn:
 _STATIC_NAMES = frozenset({"chunk_size", "batch_size", "patch_size"})
 
 
-class _Traced:
-    def __repr__(self):
-        return "traced"
+@jax.tree_util.register_pytree_node_class
+class _Static:
+    """A value that is part of a pytree's structure, not a leaf."""
 
+    def __init__(self, value):
+        self.value = value
 
-_TRACED = _Traced()
+    def tree_flatten(self):
+        return (), self.value
+
+    @classmethod
+    def tree_unflatten(cls, value, _):
+        return cls(value)
 
 
 @jax.tree_util.register_pytree_node_class
 class Bound:
     """A function with hyper-parameters bound, as a pytree: see `bind`."""
 
-    def __init__(self, function, treedef, statics, leaves):
-        self.function, self._treedef, self._statics, self._leaves = function, treedef, statics, leaves
+    # The hyper-parameters are children, static ones wrapped: their treedef as auxiliary data would not do, see `node`.
+
+    def __init__(self, function, wrapped):
+        self.function, self._wrapped = function, wrapped
 
     @property
     def hyper(self) -> dict[str, Any]:
         """The bound hyper-parameters by name."""
-        leaves = iter(self._leaves)
-        return jax.tree.unflatten(self._treedef, [next(leaves) if s is _TRACED else s for s in self._statics])
+        unwrap = lambda leaf: leaf.value if isinstance(leaf, _Static) else leaf  # noqa: E731
+        return jax.tree.map(unwrap, self._wrapped, is_leaf=lambda leaf: isinstance(leaf, _Static))
 
     def __call__(self, *args, **kwargs):
         return self.function(*args, **(self.hyper | kwargs))
@@ -92,11 +131,11 @@ class Bound:
         return f"bind({getattr(self.function, '__name__', self.function)}, {self.hyper})"
 
     def tree_flatten(self):
-        return self._leaves, (self.function, self._treedef, self._statics)
+        return (self._wrapped,), self.function
 
     @classmethod
-    def tree_unflatten(cls, aux, leaves):
-        return cls(*aux, tuple(leaves))
+    def tree_unflatten(cls, function, children):
+        return cls(function, *children)
 
 
 def bind(function: Callable, /, **hyper) -> Bound:
@@ -115,21 +154,16 @@ def bind(function: Callable, /, **hyper) -> Bound:
     """
     if isinstance(function, Bound):
         function, hyper = function.function, function.hyper | hyper
-    nested = {name: _Static(value) if _is_static_name(name) else value for name, value in hyper.items()}
-    leaves, treedef = jax.tree.flatten(nested, is_leaf=lambda leaf: isinstance(leaf, _Static))
-    values = [leaf.value if isinstance(leaf, _Static) else leaf for leaf in leaves]
-    traced = [not isinstance(leaf, _Static) and _is_number(leaf) for leaf in leaves]
-    statics = tuple(_TRACED if t else value for t, value in zip(traced, values, strict=True))
-    return Bound(function, treedef, statics, tuple(value for t, value in zip(traced, values, strict=True) if t))
-
-
-class _Static(NamedTuple):
-    value: Any
+    wrap = lambda leaf: leaf if is_number(leaf) else _Static(leaf)  # noqa: E731
+    return Bound(
+        function, {name: _Static(value) if _is_static_name(name) else jax.tree.map(wrap, value) for name, value in hyper.items()}
+    )
 
 
 def _is_static_name(name):
     return name.startswith("num_") or name in _STATIC_NAMES
 
 
-def _is_number(leaf):
+def is_number(leaf) -> bool:
+    """Whether a leaf can be traced: an array or a number, but no boolean."""
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float) and not isinstance(leaf, bool)

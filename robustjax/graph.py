@@ -10,16 +10,26 @@ from collections.abc import Callable, Mapping
 import jax
 from jax.extend import core
 
+from robustjax import base
+
 Rule = Callable[..., list]
 
 
 def rewrite(function: Callable, rules: Mapping[str, Rule]) -> Callable:
-    """The same function of pytrees, with the primitives named in `rules` replaced."""
+    """The same function of pytrees, with the primitives named in `rules` replaced; arguments that are no numbers stay static."""
 
     def rewritten(*args, **kwargs):
-        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
-        outputs = evaluate(closed.jaxpr, closed.consts, rules, *jax.tree.leaves((args, kwargs)))
-        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+        leaves, treedef = jax.tree.flatten((args, kwargs))
+        traced = [base.is_number(leaf) for leaf in leaves]
+
+        def of_arrays(*arrays):
+            values = iter(arrays)
+            args, kwargs = treedef.unflatten([next(values) if t else leaf for t, leaf in zip(traced, leaves, strict=True)])
+            return function(*args, **kwargs)
+
+        arrays = [leaf for t, leaf in zip(traced, leaves, strict=True) if t]
+        closed, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
+        return jax.tree.unflatten(jax.tree.structure(shape), evaluate(closed.jaxpr, closed.consts, rules, *arrays))
 
     return rewritten
 
@@ -60,6 +70,17 @@ def _one_equation(eqn, *inputs):
     unique = dict(zip(variables, values, strict=True))
     jaxpr = core.Jaxpr((), list(unique), eqn.outvars, [eqn], eqn.effects)
     return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))(*unique.values())
+
+
+def equations(jaxpr: core.Jaxpr):
+    """Every equation of a jaxpr and of the functions inside it, with the number of times it runs (None inside a while loop)."""
+    for eqn in jaxpr.eqns:
+        yield eqn, 1
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        for inner in core.jaxprs_in_params(eqn.params):
+            for inner_eqn, inner_times in equations(inner):
+                bounded = eqn.primitive.name != "while" and inner_times is not None
+                yield inner_eqn, (times * inner_times if bounded else None)
 
 
 def _closed(rules, closed, *args):

@@ -10,11 +10,11 @@ times), and the gradient of max-pooling is slow everywhere. `rewrite` replaces b
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
@@ -24,7 +24,7 @@ _CHUNK_SIZE = 32  # examples per im2col block; larger blocks leave the cache (me
 _FEW_CHANNELS = 4  # of the input: there a convolution back to x wastes its lanes (measured: 1 channel 5x, 3 channels 2x, 16 .2x)
 
 
-@struct.dataclass
+@base.node
 class Rewritten:
     """A function evaluated by the rules of this file: see `rewrite`."""
 
@@ -61,17 +61,16 @@ def _call(*args, function, **kwargs):
 # --- convolution -----------------------------------------------------------------------------------------------------------
 
 
-@struct.dataclass
-class _Geometry:
+class _Geometry(NamedTuple):
     """What fixes a convolution of x [N, *in, I], w [*window, I / groups, O] and y [N, *out, O], channels last."""
 
-    strides: tuple = struct.field(pytree_node=False)
-    padding: tuple = struct.field(pytree_node=False)
-    lhs_dilation: tuple = struct.field(pytree_node=False)
-    rhs_dilation: tuple = struct.field(pytree_node=False)
-    groups: int = struct.field(pytree_node=False)
-    shapes: tuple = struct.field(pytree_node=False)  # of one x without its batch axis, of w, of one y
-    precision: object = struct.field(pytree_node=False)
+    strides: tuple
+    padding: tuple
+    lhs_dilation: tuple
+    rhs_dilation: tuple
+    groups: int
+    shapes: tuple  # of one x without its batch axis, of w, of one y
+    precision: object
 
 
 def _convolve_rule(eqn, x, w):

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -130,7 +129,7 @@ def _step(i, state, *, model_fn, x, y, keys, windows, goal):
         best_grad=best_grad,
         best_loss=best_loss,
         checked_loss=jnp.where(checked | (i == 0), best_loss, state.checked_loss),
-        last_loss=jnp.where(i > 0, loss, jax.lax.zeros_like_array(loss)),
+        last_loss=jnp.where(i > 0, loss, 0.0),
         step_size=step_size,
         num_rises=jnp.where(checked, 0, num_rises),
         reduced=jnp.where(checked, halved, state.reduced),

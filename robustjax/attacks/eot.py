@@ -4,13 +4,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from robustjax import arrays, base
 from robustjax.base import Array, ModelFn
 
 
-@struct.dataclass
+@base.node
 class Expectation:
     """A model that draws afresh and averages: see `eot`."""
 

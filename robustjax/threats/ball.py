@@ -4,16 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from robustjax import arrays
+from robustjax import arrays, base
 from robustjax.base import Array, Delta
 
 RTOL = 1e-5  # the one tolerance of "norm <= eps": a float32 sum over a million coordinates is right to about 1e-6
 _NUM_BISECTIONS = 32  # a bracket of 2^-32 of its start; the piece it lies on is then solved exactly
 
 
-@struct.dataclass
+@base.node
 class Ball:
     """{delta: |delta|_p <= eps, lower <= x + delta <= upper, delta = 0 outside the mask}.
 

@@ -2,14 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from robustjax import arrays
+from robustjax import arrays, base
 from robustjax.base import Array, Delta, Key
 from robustjax.threats import ball
 
 
-@struct.dataclass
+@base.node
 class L0(ball.Ball):
     """{at most eps coordinates of delta are not zero}. eps counts coordinates (channels apart): a scalar or one per example [B]."""
 

@@ -2,14 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from robustjax import arrays
+from robustjax import arrays, base
 from robustjax.base import Array, Delta, Key
 from robustjax.threats import ball
 
 
-@struct.dataclass
+@base.node
 class L1(ball.Ball):
     """{sum |delta_i| <= eps}: few coordinates may change a lot. Fields as in `Ball`, and
 

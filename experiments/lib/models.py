@@ -1,0 +1,182 @@
+"""Architectures behind one face: `apply_fn(params, model_state, x, mode) -> (logits, model_state)`."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+
+from robustjax import lowering
+
+
+class Model(NamedTuple):
+    """An architecture with its first parameters."""
+
+    apply_fn: Callable  # (params, model_state, x, mode) -> (logits, model_state); mode "eval", "batch" or "train"
+    params: Any
+    model_state: Any
+
+
+def build(name: str, seed: int = 0, num_classes: int = 10, input_shape: tuple[int, ...] = (28, 28, 1)) -> Model:
+    """A model by name, with fast gradients on CPU: see NAMES."""
+    if name not in ARCHITECTURES:
+        raise ValueError(f"unknown model {name!r}; choose one of {tuple(ARCHITECTURES)}.")
+    architecture = ARCHITECTURES[name]
+    if issubclass(architecture, linen.Module):
+        return from_linen(architecture(num_classes), seed, input_shape)
+    return from_nnx(architecture(input_shape, num_classes, rngs=nnx.Rngs(seed)))
+
+
+def from_nnx(module: nnx.Module) -> Model:
+    """An NNX module; whatever is no parameter (statistics of BatchNorm) is its model_state."""
+    graphs = {}
+    for mode, switch in (("train", module.train), ("eval", module.eval)):
+        switch()
+        graphs[mode], params, rest = nnx.split(module, nnx.Param, ...)
+    graphs["batch"] = graphs["train"]
+    return Model(functools.partial(_apply, functools.partial(_nnx_forward, graphs)), params, rest)
+
+
+def from_linen(module: linen.Module, seed: int, input_shape: tuple[int, ...]) -> Model:
+    """A Linen module without mutable collections."""
+    params = module.init(jax.random.key(seed), jnp.zeros((1, *input_shape)))
+    return Model(functools.partial(_apply, functools.partial(_linen_forward, module)), params, {})
+
+
+def _apply(forward, params, model_state, x, mode):
+    logits, new_state = lowering.rewrite(functools.partial(forward, mode))(params, model_state, x)
+    return logits, new_state if mode == "train" else model_state
+
+
+def _nnx_forward(graphs, mode, params, model_state, x):
+    module = nnx.merge(graphs[mode], params, model_state, copy=True)
+    logits = module(x)
+    return logits, nnx.split(module, nnx.Param, ...)[2]
+
+
+def _linen_forward(module, mode, params, model_state, x):
+    del mode
+    return module.apply(params, x), model_state
+
+
+class Mlp(nnx.Module):
+    """Two hidden layers."""
+
+    def __init__(self, input_shape, num_classes, *, width=200, rngs):
+        size = int(jnp.prod(jnp.array(input_shape)))
+        self.hidden = nnx.List([nnx.Linear(size, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)])
+        self.head = nnx.Linear(width, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        """[B, ...] -> [B, C]."""
+        x = x.reshape(x.shape[0], -1)
+        for layer in self.hidden:
+            x = nnx.relu(layer(x))
+        return self.head(x)
+
+
+class ConvNet(nnx.Module):
+    """Two strided 3x3 convolutions of 32 and 64 channels, a dense layer of 128: the network of the benchmarks."""
+
+    pooled = False
+
+    def __init__(self, input_shape, num_classes, *, rngs):
+        height, width, channels = input_shape
+        strides = (1, 1) if self.pooled else (2, 2)
+        self.first = nnx.Conv(channels, 32, (3, 3), strides, rngs=rngs)
+        self.second = nnx.Conv(32, 64, (3, 3), strides, rngs=rngs)
+        halved = [-(-(-(-side // 2)) // 2) if not self.pooled else side // 2 // 2 for side in (height, width)]
+        self.dense = nnx.Linear(64 * halved[0] * halved[1], 128, rngs=rngs)
+        self.head = nnx.Linear(128, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        """[B, H, W, C] -> [B, C]."""
+        for layer in (self.first, self.second):
+            x = layer(x)
+            x = nnx.relu(nnx.max_pool(x, (2, 2), (2, 2))) if self.pooled else nnx.relu(x)
+        return self.head(nnx.relu(self.dense(x.reshape(x.shape[0], -1))))
+
+
+class PooledConvNet(ConvNet):
+    """The same with stride 1 and 2x2 max-pooling."""
+
+    pooled = True
+
+
+class LinenConvNet(linen.Module):
+    """`ConvNet` in Linen."""
+
+    num_classes: int
+
+    @linen.compact
+    def __call__(self, x):
+        """[B, H, W, C] -> [B, C]."""
+        for features in (32, 64):
+            x = linen.relu(linen.Conv(features, (3, 3), (2, 2))(x))
+        x = linen.relu(linen.Dense(128)(x.reshape(x.shape[0], -1)))
+        return linen.Dense(self.num_classes)(x)
+
+
+class _PreActBlock(nnx.Module):
+    def __init__(self, inputs, outputs, stride, *, rngs):
+        self.norms = nnx.List([nnx.BatchNorm(inputs, rngs=rngs), nnx.BatchNorm(outputs, rngs=rngs)])
+        self.convs = nnx.List([
+            nnx.Conv(inputs, outputs, (3, 3), (stride, stride), use_bias=False, rngs=rngs),
+            nnx.Conv(outputs, outputs, (3, 3), use_bias=False, rngs=rngs),
+        ])  # fmt: skip
+        narrow = stride == 1 and inputs == outputs
+        self.shortcut = None if narrow else nnx.Conv(inputs, outputs, (1, 1), (stride, stride), use_bias=False, rngs=rngs)
+
+    def __call__(self, x):
+        h = nnx.relu(self.norms[0](x))
+        skip = x if self.shortcut is None else self.shortcut(h)
+        h = self.convs[0](h)
+        return skip + self.convs[1](nnx.relu(self.norms[1](h)))
+
+
+class _PreActResNet(nnx.Module):
+    """Stages of pre-activation blocks, global average pooling, a linear head (He et al., 2016)."""
+
+    def __init__(self, input_shape, num_classes, *, first, widths, num_blocks, rngs):
+        self.stem = nnx.Conv(input_shape[-1], first, (3, 3), use_bias=False, rngs=rngs)
+        blocks, inputs = [], first
+        for stage, outputs in enumerate(widths):
+            for block in range(num_blocks):
+                blocks.append(_PreActBlock(inputs, outputs, 2 if block == 0 and stage > 0 else 1, rngs=rngs))
+                inputs = outputs
+        self.blocks = nnx.List(blocks)
+        self.norm = nnx.BatchNorm(inputs, rngs=rngs)
+        self.head = nnx.Linear(inputs, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        """[B, H, W, C] -> [B, C]."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(nnx.relu(self.norm(x)).mean(axis=(1, 2)))
+
+
+class PreActResNet18(_PreActResNet):
+    """Four stages of two blocks, 64 to 512 channels."""
+
+    def __init__(self, input_shape, num_classes, *, rngs):
+        super().__init__(input_shape, num_classes, first=64, widths=(64, 128, 256, 512), num_blocks=2, rngs=rngs)
+
+
+class WideResNet2810(_PreActResNet):
+    """WRN-28-10: three stages of four blocks, 160 to 640 channels (Zagoruyko & Komodakis, 2016)."""
+
+    def __init__(self, input_shape, num_classes, *, rngs):
+        super().__init__(input_shape, num_classes, first=16, widths=(160, 320, 640), num_blocks=4, rngs=rngs)
+
+
+ARCHITECTURES = {
+    "mlp": Mlp,
+    "convnet": ConvNet,
+    "convnet_pooled": PooledConvNet,
+    "convnet_linen": LinenConvNet,
+    "preactresnet18": PreActResNet18,
+    "wrn-28-10": WideResNet2810,
+}
