@@ -7,11 +7,13 @@ extra `robustjax[benchmarks]`.
 
 import argparse
 import importlib.metadata
+import importlib.util
 import logging
 import pathlib
 import sys
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +25,15 @@ from experiments.lib import data, models
 from robustjax import attacks, base, evaluate, losses, threats, training
 
 _TRAINED_EPS = 0.2  # of the PGD-trained model
-_EPS = {"plain": 0.08, "robust": 0.2, "masked": 0.08}  # linf radii at which accuracy is neither that of the clean set nor zero
-_EPS_L2 = {"plain": 1.0, "robust": 2.0, "masked": 1.0}
-_SHARPNESS = 1e3  # of the masked model's logits: cross-entropy saturates, and its gradient with it
-_NUM_TARGETS = 9
+_EPS = {  # radii at which accuracy is neither that of the clean set nor zero
+    "plain": {"Linf": 0.08, "L2": 1.0},
+    "robust": {"Linf": 0.2, "L2": 2.0},
+    "masked": {"Linf": 0.08, "L2": 1.0},
+}
+_SHARPNESS = 1e3  # of the masked model's logits: the cross-entropy saturates in float32, and its gradient with it
 _THREATS = {"Linf": threats.Linf, "L2": threats.L2}
+_NUM_TARGETS = 9
+_FLAGS_BAR, _GAP_BAR, _SQUARE_BAR, _WORST_CASE_BAR = 0.99, 1e-5, 0.01, 0.005
 
 
 class Case(NamedTuple):
@@ -35,7 +41,7 @@ class Case(NamedTuple):
 
     name: str
     model_fn: base.ModelFn
-    module: object  # torch.nn.Module on NCHW
+    module: Any  # torch.nn.Module on NCHW
     x: np.ndarray  # [B, H, W, C]
     y: np.ndarray  # [B]
     num_images: int  # of which B are classified correctly
@@ -45,8 +51,8 @@ class Outcome(NamedTuple):
     """What an attack did to the images of a case."""
 
     success: np.ndarray  # [B] bool
-    loss: np.ndarray | None  # [B] largest loss, where it is defined alike in both packages
-    seconds: float
+    loss: np.ndarray | None = None  # [B] the largest, where both packages define it alike
+    seconds: float = np.nan
 
 
 class Row(NamedTuple):
@@ -54,8 +60,7 @@ class Row(NamedTuple):
 
     model: str
     attack: str
-    norm: str
-    eps: float
+    threat: str
     ours: float  # robust accuracy of all images
     theirs: float
     flags_equal: float | None  # fraction of the attacked images
@@ -64,168 +69,298 @@ class Row(NamedTuple):
     seconds: tuple[float, float]
 
 
-def main(argv=None) -> None:
+def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--num-images", type=int, default=500)
     parser.add_argument("--steps", type=int, default=100, help="of APGD and FAB")
     parser.add_argument("--queries", type=int, default=5000, help="of Square")
-    parser.add_argument("--models", nargs="+", choices=tuple(_EPS), default=list(_EPS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of Square, whose draws differ between the packages")
-    parser.add_argument("--dataset", default="digits", choices=data.NAMES)
+    parser.add_argument("--models", nargs="+", choices=tuple(_EPS), default=list(_EPS))
+    parser.add_argument("--dataset", choices=data.NAMES[:-1], default="digits")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results/parity_autoattack.md"))
     parser.add_argument("--quick", action="store_true", help="64 images, 20 steps, 200 queries, one seed; nothing is written")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(arguments)
     if options.quick:
         options.num_images, options.steps, options.queries, options.seeds = 64, 20, 200, 1
     require_peers("torch", "pyautoattack")
+    import torch
+
+    torch.set_num_threads(1)  # its threads wait for each other in a busy loop: far slower where cores are shared
     rows = []
     for case in make_cases(options.dataset, options.num_images, options.models):
-        for row in compare(case, options.steps, options.queries, options.seeds, whole=not options.quick):
+        for row in compare(case, options.steps, options.queries, options.seeds):
             print(_line(row), flush=True)
             rows.append(row)
-    text = report(rows, options, sys.argv[1:] if argv is None else argv)
+    text = _report(rows, options, sys.argv[1:] if arguments is None else arguments)
     print(text)
     if not options.quick:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text)
 
 
-def make_cases(dataset: str, num_images: int, names):
-    """The models by name, each trained here, with the first images of the test set."""
+def require_peers(*names: str) -> None:
+    """Raises ImportError with the remedy if a package of the optional extra is missing."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"missing {', '.join(missing)}, of the optional extra: pip install 'robustjax[benchmarks]'.")
+
+
+def make_cases(dataset: str, num_images: int, names) -> Iterator[Case]:
+    """The models by name, trained here, with the first images of the test set."""
     digits = data.load(dataset)
-    if num_images > len(digits.x_test):
-        raise ValueError(f"num_images={num_images} is more than the {len(digits.x_test)} test images of {dataset}.")
-    plain = {}
+    if not 0 < num_images <= len(digits.x_test):
+        raise ValueError(f"num_images={num_images} is not between 1 and the {len(digits.x_test)} test images of {dataset}.")
+    x, y = digits.x_test[:num_images], digits.y_test[:num_images]
     for name in names:
-        kind = "robust" if name == "robust" else "plain"
-        if kind not in plain:
-            plain[kind] = (_train_robust if kind == "robust" else _train_plain)(digits)
-        apply_fn, state = plain[kind]
-        model_fn = training.classifier(apply_fn, state.params, state.model_state)
-        module = torch_convnet(state.params)
+        model = models.build("convnet", input_shape=x.shape[1:])
+        params = _trained(model, digits, robust=name == "robust")
         if name == "masked":
-            model_fn, module = base.bind(_sharpened, model_fn=model_fn), _SharpenedTorch(module)
-        x, y = digits.x_test[:num_images], digits.y_test[:num_images]
-        ours = np.asarray(model_fn(jnp.asarray(x)))
-        theirs = _torch_logits(module, x)
-        print(f"{name}: accuracy {np.mean(ours.argmax(1) == y):.3f}, largest difference of logits {np.abs(ours - theirs).max():.1e}")
-        correct = (ours.argmax(1) == y) & (theirs.argmax(1) == y)
+            params = jax.tree_util.tree_map_with_path(lambda path, p: _SHARPNESS * p if "head" in str(path[0]) else p, params)
+        model_fn, module = training.classifier(model.apply_fn, params, model.model_state), torch_convnet(params)
+        ours, theirs = np.asarray(model_fn(jnp.asarray(x))), module(_to_torch(x)).numpy()
+        correct = (ours.argmax(axis=1) == y) & (theirs.argmax(axis=1) == y)
+        gap = np.abs(ours - theirs).max() / np.abs(theirs).max()
+        print(f"{name}: accuracy {np.mean(ours.argmax(axis=1) == y):.3f}, logits equal up to {gap:.0e} of the largest", flush=True)
         yield Case(name, model_fn, module, x[correct], y[correct], num_images)
 
 
-def compare(case: Case, num_steps: int, num_queries: int, num_seeds: int, whole: bool):
-    """The rows of a case: every member alone, their union, and (`whole`) the two ensembles through their front doors."""
-    ours_fooled, theirs_fooled = np.zeros(len(case.y), bool), np.zeros(len(case.y), bool)
+def compare(case: Case, num_steps: int, num_queries: int, num_seeds: int) -> Iterator[Row]:
+    """The rows of a case: every member alone, the union of the standard ones, and both ensembles through their front doors."""
     for norm in ("Linf", "L2"):
-        eps = (_EPS if norm == "Linf" else _EPS_L2)[case.name]
-        threat = _THREATS[norm](eps)
-        delta = _start(case, norm, eps)
+        eps = _EPS[case.name][norm]
+        threat, delta = _THREATS[norm](eps), _start(case.x, norm, eps)
         apgd = base.bind(attacks.apgd, threat=threat, num_steps=num_steps, delta=jnp.asarray(delta))
-        pairs = {
-            "APGD-CE": (apgd, lambda norm=norm, eps=eps, delta=delta: _their_apgd(case, norm, eps, num_steps, delta, "ce")),
-            "APGD-DLR": (
-                base.bind(apgd, loss_fn=losses.dlr),
-                lambda norm=norm, eps=eps, delta=delta: _their_apgd(case, norm, eps, num_steps, delta, "dlr"),
-            ),
-        }
-        if norm == "Linf":
-            pairs["APGD-T"] = (
-                attacks.over_targets(apgd, _NUM_TARGETS),
-                lambda norm=norm, eps=eps, delta=delta: _their_apgd(case, norm, eps, num_steps, delta, "dlr-targeted"),
-            )
-            pairs["FAB-T"] = (
-                attacks.over_targets(base.bind(attacks.fab, threat=threat, num_steps=num_steps), _NUM_TARGETS),
-                lambda norm=norm, eps=eps: _their_fab(case, norm, eps, num_steps),
-            )
-        for name, (attack, run_theirs) in pairs.items():
-            ours, theirs = _ours(case, attack), run_theirs()
-            yield _flags_row(case, name, norm, eps, ours, theirs)
-            if norm == "Linf" and name != "APGD-DLR":  # the members of "standard"
-                ours_fooled |= ours.success
-                theirs_fooled |= theirs.success
-        if norm == "Linf":
-            square = base.bind(attacks.square, threat=threat, num_queries=num_queries)
-            ours = [_ours(case, square, seed) for seed in range(num_seeds)]
-            theirs = [_their_square(case, norm, eps, num_queries, seed) for seed in range(num_seeds)]
-            yield _accuracy_row(case, f"Square, mean of {num_seeds}", norm, eps, ours, theirs, bar=0.01)
-            union = [Outcome(fooled | runs[0].success, None, np.nan) for fooled, runs in ((ours_fooled, ours), (theirs_fooled, theirs))]
-            yield _accuracy_row(case, "worst case of the above", norm, eps, union[:1], union[1:], bar=0.005)
-            if whole:
-                yield _accuracy_row(case, "AutoAttack, own starts", norm, eps, [_our_ensemble(case, threat)], [_their_ensemble(case, norm, eps)], 0.005)
+        label = f"{norm.lower()} {eps:g}"
+        ce = _ours(case, apgd), _their_apgd(case, norm, eps, num_steps, delta, "ce")
+        yield _row_of_flags(case, "APGD-CE", label, *ce)
+        dlr = _ours(case, base.bind(apgd, loss_fn=losses.dlr)), _their_apgd(case, norm, eps, num_steps, delta, "dlr")
+        yield _row_of_flags(case, "APGD-DLR", label, *dlr)
+        if norm == "L2":
+            return
+        targeted = _ours(case, attacks.over_targets(apgd, _NUM_TARGETS)), _their_apgd_t(case, norm, eps, num_steps, delta)
+        yield _row_of_flags(case, "APGD-T", label, *targeted)
+        fab = base.bind(attacks.fab, threat=threat, num_steps=num_steps)
+        fab_t = _ours(case, attacks.over_targets(fab, _NUM_TARGETS)), _their_fab_t(case, norm, eps, num_steps)
+        fab_t = fab_t[0]._replace(loss=None), fab_t[1]  # a norm here, and theirs stops at the first target within eps
+        yield _row_of_flags(case, "FAB-T", label, *fab_t)
+        square = base.bind(attacks.square, threat=threat, num_queries=num_queries)
+        squares = [(_ours(case, square, seed), _their_square(case, norm, eps, num_queries, seed)) for seed in range(num_seeds)]
+        for seed, pair in enumerate(squares):
+            yield _row_of_accuracies(case, f"Square, seed {seed}", label, [pair], np.inf)
+        yield _row_of_accuracies(case, "Square, mean", label, squares, _SQUARE_BAR)
+        union = tuple(Outcome(np.any([o.success for o in side], axis=0)) for side in zip(ce, targeted, fab_t, squares[0], strict=True))
+        yield _row_of_accuracies(case, "worst of CE, T, FAB-T, Square", label, [union], _WORST_CASE_BAR)
+        if (num_steps, num_queries) == (100, 5000):  # the budget that pyautoattack's ensemble fixes
+            whole = _our_ensemble(case, threat), _their_ensemble(case, norm, eps)
+            yield _row_of_accuracies(case, "AutoAttack, own starts", label, [whole], _WORST_CASE_BAR)
 
 
-def report(rows, options, arguments) -> str:
-    """The page: what was run, the table, the bars."""
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy", "torch", "pyautoattack")}
-    lines = [
+def torch_convnet(params):
+    """`experiments.lib.models.ConvNet` with these parameters, for 28x28 images, as a torch module on NCHW."""
+    import torch
+
+    params = jax.tree.map(lambda p: torch.tensor(np.asarray(p)), nnx.to_pure_dict(params))
+
+    def with_weights(layer, weight, bias):
+        layer.weight.data, layer.bias.data = weight.contiguous(), bias
+        return layer
+
+    def convolution(p):
+        weight = p["kernel"].permute(3, 2, 0, 1)  # HWIO -> OIHW
+        # Flax pads SAME at stride 2 on an even side behind only.
+        layer = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=2)
+        return torch.nn.ZeroPad2d((0, 1, 0, 1)), with_weights(layer, weight, p["bias"]), torch.nn.ReLU()
+
+    dense, head = params["dense"], params["head"]
+    channels, width = params["second"]["bias"].shape[0], dense["bias"].shape[0]
+    side = round((dense["kernel"].shape[0] / channels) ** 0.5)
+    rows = dense["kernel"].reshape(side, side, channels, width).permute(3, 2, 0, 1).reshape(width, -1)  # flattened HWC -> CHW
+    return torch.nn.Sequential(
+        *convolution(params["first"]),
+        *convolution(params["second"]),
+        torch.nn.Flatten(),
+        with_weights(torch.nn.Linear(rows.shape[1], width), rows, dense["bias"]),
+        torch.nn.ReLU(),
+        with_weights(torch.nn.Linear(width, head["bias"].shape[0]), head["kernel"].T, head["bias"]),
+    ).eval().requires_grad_(False)  # fmt: skip
+
+
+def _trained(model, digits, robust):
+    fit = jax.jit(training.fit, static_argnames=("num_epochs", "batch_size"))
+    optimizer = optax.adam(1e-3)
+    state = training.init(model.params, model.model_state, optimizer)
+    loss: Callable = base.bind(training.natural, apply_fn=model.apply_fn)
+    stages = [(loss, 8)]
+    if robust:  # a ramp of eps: at full strength from the start the small net stays at chance
+
+        def at(eps):
+            attack = base.bind(attacks.pgd, threat=threats.Linf(eps), step_size=eps / 4, num_steps=7)
+            return base.bind(training.adversarial, apply_fn=model.apply_fn, attack=attack)
+
+        stages = [(at(_TRAINED_EPS / 4 * quarter), epochs) for quarter, epochs in ((1, 2), (2, 2), (3, 2), (4, 8))]
+    x, y = jnp.asarray(digits.x_train), jnp.asarray(digits.y_train)
+    for stage, (loss, num_epochs) in enumerate(stages):
+        key = jax.random.fold_in(jax.random.key(0), stage)
+        state, _ = fit(state, key, x, y, step_fn=training.step(loss, optimizer), num_epochs=num_epochs, batch_size=100)
+    return state.params
+
+
+def _start(x, norm, eps):
+    # As the reference draws it: uniform noise scaled to max |.| = eps, or normal noise to |.|_2 = eps, then clipped to the box.
+    random = np.random.default_rng(0)
+    if norm == "Linf":
+        noise = random.uniform(-1, 1, x.shape)
+        size = np.abs(noise).max(axis=(1, 2, 3), keepdims=True)
+    else:
+        noise = random.normal(size=x.shape)
+        size = np.sqrt(np.square(noise).sum(axis=(1, 2, 3), keepdims=True))
+    return (np.clip(x + eps * noise / size, 0.0, 1.0) - x).astype(np.float32)
+
+
+# --- robustjax ---------------------------------------------------------------------------------------------------------------
+
+
+@jax.jit
+def _attacked(attack, key, model_fn, x, y):
+    return attack(key, model_fn, x, y)
+
+
+def _ours(case, attack, seed=0):
+    began = time.perf_counter()
+    result = jax.block_until_ready(_attacked(attack, jax.random.key(seed), case.model_fn, jnp.asarray(case.x), jnp.asarray(case.y)))
+    return Outcome(np.asarray(result.success), np.asarray(result.loss), time.perf_counter() - began)
+
+
+def _our_ensemble(case, threat):
+    began = time.perf_counter()
+    *_, state = evaluate.evaluate(jax.random.key(0), attacks.ensemble(threat), case.model_fn, case.x, case.y, batch_size=len(case.y))
+    return Outcome((state.success == 1).any(axis=0), None, time.perf_counter() - began)
+
+
+# --- pyautoattack ------------------------------------------------------------------------------------------------------------
+
+
+def _to_torch(x):
+    import torch
+
+    return torch.tensor(np.moveaxis(x, -1, 1)) if x.ndim == 4 else torch.tensor(x, dtype=torch.long)
+
+
+def _their_apgd(case, norm, eps, num_steps, delta, loss):
+    from pyautoattack import autopgd_base
+
+    began = time.perf_counter()
+    attack = autopgd_base.APGDAttack(case.module, n_iter=num_steps, norm=norm, eps=eps, loss=loss, logger=logging.getLogger())
+    x, y, start = _to_torch(case.x), _to_torch(case.y), _to_torch(case.x + delta)
+    attack.init_hyperparam(x)
+    _, stands, loss_best, _ = attack.attack_single_run(x, y, x_init=start)
+    return Outcome(~stands.numpy(), loss_best.numpy(), time.perf_counter() - began)
+
+
+def _their_apgd_t(case, norm, eps, num_steps, delta):
+    from pyautoattack import autopgd_base
+
+    began = time.perf_counter()
+    attack = autopgd_base.APGDAttack_targeted(case.module, n_iter=num_steps, norm=norm, eps=eps, logger=logging.getLogger())
+    x, y, start = _to_torch(case.x), _to_torch(case.y), _to_torch(case.x + delta)
+    attack.init_hyperparam(x)
+    ranking = case.module(x).argsort(dim=1, descending=True)
+    success, loss = np.zeros(len(case.y), bool), np.full(len(case.y), -np.inf)
+    for rank in range(1, _NUM_TARGETS + 1):  # every image against every target, so that losses compare
+        attack.y_target = ranking[:, rank]
+        _, stands, loss_best, _ = attack.attack_single_run(x, y, x_init=start)
+        fooled, loss_best = ~stands.numpy(), loss_best.numpy()
+        better = np.where(fooled == success, loss_best > loss, fooled)
+        success, loss = np.where(better, fooled, success), np.where(better, loss_best, loss)
+    return Outcome(success, loss, time.perf_counter() - began)
+
+
+def _their_fab_t(case, norm, eps, num_steps):
+    from pyautoattack import fab_pt
+
+    attack = fab_pt.FABAttack_PT(case.module, norm=norm, n_iter=num_steps, eps=eps, targeted=True, n_target_classes=_NUM_TARGETS)
+    return _their_perturbed(case, attack.perturb)
+
+
+def _their_square(case, norm, eps, num_queries, seed):
+    from pyautoattack import square
+
+    attack = square.SquareAttack(case.module, norm=norm, eps=eps, n_queries=num_queries, p_init=0.8, seed=seed, resc_schedule=False)
+    return _their_perturbed(case, attack.perturb)
+
+
+def _their_ensemble(case, norm, eps):
+    import pyautoattack
+
+    whole = pyautoattack.AutoAttack(case.module, norm=norm, eps=eps, seed=0, version="standard")
+    return _their_perturbed(case, lambda x, y: whole.run_standard_evaluation(x, y, batch_size=len(y)))
+
+
+def _their_perturbed(case, perturb):
+    began = time.perf_counter()
+    perturbed = perturb(_to_torch(case.x), _to_torch(case.y))
+    success = case.module(perturbed).numpy().argmax(axis=1) != case.y
+    return Outcome(success, None, time.perf_counter() - began)
+
+
+# --- the table ---------------------------------------------------------------------------------------------------------------
+
+
+def _row_of_flags(case, attack, threat, ours, theirs):
+    equal = float(np.mean(ours.success == theirs.success))
+    gap = None
+    if ours.loss is not None and theirs.loss is not None:
+        difference = np.abs(ours.loss - theirs.loss)
+        gap = float(np.median(np.where(difference > 0, difference / np.maximum(np.abs(theirs.loss), 1e-30), 0.0)))
+    met = equal >= _FLAGS_BAR and (gap is None or gap <= _GAP_BAR)
+    accuracies = _accuracy(case, ours), _accuracy(case, theirs)
+    return Row(case.name, attack, threat, *accuracies, equal, gap, met, (ours.seconds, theirs.seconds))
+
+
+def _row_of_accuracies(case, attack, threat, pairs, bar):
+    ours, theirs = (float(np.mean([_accuracy(case, outcome) for outcome in side])) for side in zip(*pairs, strict=True))
+    seconds = tuple(float(np.sum([outcome.seconds for outcome in side])) for side in zip(*pairs, strict=True))
+    return Row(case.name, attack, threat, ours, theirs, None, None, abs(ours - theirs) <= bar + 1e-9, seconds)
+
+
+def _accuracy(case, outcome):
+    return float((~outcome.success).sum() / case.num_images)
+
+
+def _line(row):
+    flags = "" if row.flags_equal is None else f"{100 * row.flags_equal:.1f} %"
+    gap = "" if row.loss_gap is None else f"{row.loss_gap:.0e}"
+    seconds = "" if np.isnan(row.seconds[0]) else f"{row.seconds[0]:.1f} / {row.seconds[1]:.1f}"
+    accuracies = f"{100 * row.ours:.1f} % | {100 * row.theirs:.1f} %"
+    return f"| {row.model} | {row.attack} | {row.threat} | {accuracies} | {flags} | {gap} | {'met' if row.met else 'MISSED'} | {seconds} |"
+
+
+def _report(rows, options, arguments):
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "numpy", "torch", "pyautoattack"))
+    return "\n".join([
         "# Parity with the public AutoAttack",
         "",
-        f"`{' '.join(['python -m experiments.parity_autoattack', *arguments])}`",
+        f"    {' '.join(['python -m experiments.parity_autoattack', *arguments])}",
         "",
         f"{options.num_images} test images of `{options.dataset}`, {options.steps} steps, {_NUM_TARGETS} targets, {options.queries} queries; "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ", CPU, float32. Seeds: 0 for weights, training, starts and both ensembles; "
-        + f"{', '.join(map(str, range(options.seeds)))} for Square.",
+        f"float32 on CPU; {versions}. Seeds: 0 for weights, training, starts and both ensembles, 0 to {options.seeds - 1} for Square.",
         "",
-        f"The models are the ConvNet of the benchmarks: trained naturally (plain), by PGD at linf {_TRAINED_EPS} (robust), and the plain one "
-        f"with its logits times {_SHARPNESS:g} (masked: the cross-entropy saturates). Both packages see the same weights and, but for Square "
-        "and the rows of own starts, begin at the same points. Accuracies are of all images; flags are compared on those that are classified "
-        "correctly without attack. The gap is the median over images of |largest loss of robustjax - that of pyautoattack| / |that of "
-        "pyautoattack|. Bars: flags equal on 99 % (and for APGD a gap of at most 1e-5 in the median), Square within 1 point in the mean over "
-        "its seeds, worst cases within 0.5 points.",
+        f"The models are the ConvNet of the benchmarks: trained naturally (plain), with PGD-7 at linf {_TRAINED_EPS} (robust), and the plain "
+        f"one with its logits times {_SHARPNESS:g} (masked: the cross-entropy and its gradient vanish). Both packages have the same weights; "
+        "APGD begins at the same points, drawn as the reference draws them, FAB at the images; Square and the rows of own starts use each "
+        "package's own draws. Accuracies are of all images, flags and losses of those that are classified correctly without attack. The "
+        "loss gap is the median of |largest loss of robustjax - that of pyautoattack| / |that of pyautoattack|. Seconds are of one run "
+        "after another on a shared machine, compilation included, robustjax first: for orientation only.",
+        "",
+        f"Bars: flags equal on {100 * _FLAGS_BAR:g} % and, for APGD, a gap of at most {_GAP_BAR:g}; Square within {100 * _SQUARE_BAR:g} point "
+        f"in the mean of its seeds; worst cases within {100 * _WORST_CASE_BAR:g} points.",
         "",
         "| model | attack | threat | robustjax | pyautoattack | flags equal | loss gap | bar | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
         *map(_line, rows),
         "",
-    ]
-    return "\n".join(lines)
+    ])  # fmt: skip
 
 
-def require_peers(*names: str) -> None:
-    """Raises ImportError with the remedy if a package of the optional extra is missing."""
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"{', '.join(missing)} not installed; this comparison needs the optional extra: pip install 'robustjax[benchmarks]'.")
-
-
-def torch_convnet(params):
-    """`experiments.lib.models.ConvNet` or `PooledConvNet` with these parameters as a torch module on NCHW."""
-    import torch
-
-    params = nnx.to_pure_dict(params)
-
-    class ConvNet(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = _torch_conv(params["first"]), _torch_conv(params["second"])
-            self.dense, self.head = _torch_linear(params["dense"]), _torch_linear(params["head"])
-            # 7x7 positions are left of 28x28 by two strides of 2, or by two pools.
-            self.pooled = False
-
-        def forward(self, x):
-            for layer in (self.first, self.second):
-                # Flax's SAME padding of a 3x3 window: (0, 1) at stride 2 on an even side.
-                x = torch.relu(layer(torch.nn.functional.pad(x, (0, 1, 0, 1))))
-            x = x.permute(0, 2, 3, 1).flatten(1)  # flax flattens NHWC
-            return self.head(torch.relu(self.dense(x)))
-
-    return ConvNet().eval().requires_grad_(False)
-
-
-def _torch_conv(params):
-    import torch
-
-    kernel = torch.tensor(np.asarray(params["kernel"])).permute(3, 2, 0, 1).contiguous()  # HWIO -> OIHW
-    layer = torch.nn.Conv2d(kernel.shape[1], kernel.shape[0], kernel.shape[2:], stride=2)
-    layer.weight.data, layer.bias.data = kernel, torch.tensor(np.asarray(params["bias"]))
-    return layer
-
-
-def _torch_linear(params):
-    import torch
-
-    kernel = torch.tensor(np.asarray(params["kernel"])).T.contiguous()
-    layer = torch.nn.Linear(kernel.shape[1], kernel.shape[0])
-    layer.weight.data, layer.bias.data = kernel, torch.tensor(np.asarray(params["bias"]))
-    return layer
+if __name__ == "__main__":
+    main()

@@ -12,5 +12,6 @@ def pytest_configure(config):
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    config.addinivalue_line("filterwarnings", "ignore:Error .* persistent compilation cache:UserWarning")  # two workers at one entry
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

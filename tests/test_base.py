@@ -5,10 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import struct
 from jax.tree_util import Partial
 
-from robustjax import base
+from robustjax import base, threats
 
 
 def _verb(x, *, eps=0.0, num_steps=1, inner=None, **others):
@@ -93,6 +92,14 @@ def test_a_bound_loss_inside_a_bound_attack_keeps_its_arrays_traced_and_its_stat
     assert jax.tree.map(lambda leaf: 10 * leaf, nested).hyper["inner"].hyper == {"num_steps": 3, "eps": 10.0}
 
 
+def test_statics_inside_a_bound_function_stay_static_when_read_or_rebound():
+    outer = base.bind(_verb, eps=2.0, inner=base.bind(_verb, eps=3.0, num_steps=4, inner=jnp.negative))
+    for inner in (outer.hyper["inner"], base.bind(outer, eps=5.0).hyper["inner"], jax.tree.map(lambda leaf: leaf, outer).hyper["inner"]):
+        assert jax.tree.leaves(inner) == [3.0]
+        assert float(jax.jit(lambda f: f(1.0))(inner)) == -12.0
+    assert sorted(jax.tree.leaves(base.bind(outer, eps=5.0))) == [3.0, 5.0]
+
+
 def test_a_bound_model_keeps_its_parameters_traced():
     model_fn = Partial(lambda params, x: x @ params, jnp.eye(2))
     gradient = jax.grad(lambda bound: bound(jnp.ones((1, 2))).sum())(base.bind(_verb, eps=1.0, inner=model_fn))
@@ -123,7 +130,36 @@ def test_an_optimizer_and_other_tuples_of_functions_are_static():
     assert bound.hyper["optimizer"] == (jnp.sin, jnp.cos)
 
 
-@struct.dataclass
+@base.node
+class _Plain:
+    weight: jax.Array
+
+    def __call__(self, x):
+        return self.weight * x
+
+
+@base.node
+class _Doubled(_Plain):
+    def __call__(self, x):
+        return 2 * self.weight * x
+
+
+def test_a_node_is_a_frozen_pytree_with_replace_and_named_paths():
+    value = _Plain(jnp.arange(3.0))
+    assert jax.tree_util.tree_flatten_with_path(value)[0][0][0] == (jax.tree_util.GetAttrKey("weight"),)
+    assert float(value.replace(weight=2.0)(3.0)) == 6.0
+    with pytest.raises(AttributeError):
+        value.weight = 1.0
+    np.testing.assert_array_equal(jax.vmap(lambda v: v(1.0))(value), jnp.arange(3.0))
+
+
+def test_jit_and_bind_tell_two_classes_with_equal_fields_apart():
+    run = jax.jit(lambda f: f(1.0))
+    assert [float(run(cls(3.0))) for cls in (_Plain, _Doubled)] == [3.0, 6.0]
+    assert [float(run(base.bind(_verb, eps=1.0, inner=cls(3.0)))) for cls in (_Plain, _Doubled)] == [3.0, 6.0]
+
+
+@base.node
 class _Noisy:
     weight: jax.Array
 
@@ -144,7 +180,5 @@ def test_draw_is_the_identity_for_ordinary_models_and_draws_from_others():
 
 
 def test_the_threat_protocol_is_recognised_by_its_methods():
-    from robustjax import threats
-
     assert isinstance(threats.Linf(0.1), base.Threat)
     assert not isinstance(jnp.tanh, base.Threat)

@@ -35,7 +35,17 @@ def step(loss: Callable, optimizer: optax.GradientTransformation) -> Callable:
     return base.bind(_step, loss=loss, optimizer=optimizer)
 
 
-def fit(state: TrainState, key: Key, x: Array, y: Array, *, step_fn: Callable, num_epochs: int, batch_size: int):
+def fit(
+    state: TrainState,
+    key: Key,
+    x: Array,
+    y: Array,
+    *,
+    step_fn: Callable,
+    num_epochs: int,
+    batch_size: int,
+    place_fn: Callable | None = None,
+):
     """Epochs of shuffled batches in one scan.
 
     The permutation of an epoch and the key of a step depend on the key and the step's number alone, so that a run cut into
@@ -48,6 +58,7 @@ def fit(state: TrainState, key: Key, x: Array, y: Array, *, step_fn: Callable, n
       step_fn: what `step` returned.
       num_epochs: passes over the data.
       batch_size: B; the last N mod B examples of each permutation are left out of its epoch.
+      place_fn: what is done to each batch (x [B, ...], y [B]) first: `jax.lax.with_sharding_constraint` on several devices.
 
     Returns:
       The state after the last step, and the metrics stacked over steps.
@@ -55,6 +66,7 @@ def fit(state: TrainState, key: Key, x: Array, y: Array, *, step_fn: Callable, n
     Raises:
       ValueError: x and y of different length, or fewer than B examples.
     """
+    x, y = jnp.asarray(x), jnp.asarray(y)
     num_examples = x.shape[0]
     if y.shape[0] != num_examples:
         raise ValueError(f"expected as many labels as inputs, got {num_examples} inputs and {y.shape[0]} labels.")
@@ -69,7 +81,8 @@ def fit(state: TrainState, key: Key, x: Array, y: Array, *, step_fn: Callable, n
 
         def one_batch(state, rows):
             key_step = jax.random.fold_in(jax.random.fold_in(key, 2**31), state.num_steps)
-            return step_fn(state, key_step, x[rows], y[rows])
+            batch = (x[rows], y[rows])
+            return step_fn(state, key_step, *(batch if place_fn is None else place_fn(batch)))
 
         return jax.lax.scan(one_batch, state, batches)
 

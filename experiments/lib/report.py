@@ -1,0 +1,139 @@
+"""Sections of figures and tables, kept as files, and one self-contained HTML page of them."""
+
+import base64
+import dataclasses
+import html
+import io
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A picture with its caption."""
+
+    title: str
+    caption: str
+    png: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of text under a header, with a caption."""
+
+    title: str
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """What one experiment shows; the last four fields are filled in by whoever ran it."""
+
+    title: str
+    text: str
+    items: Sequence[Figure | Table]
+    name: str = ""
+    command: str = ""
+    seed: int = 0
+    seconds: float = 0.0
+
+
+def figure(title: str, caption: str, plot) -> Figure:
+    """A matplotlib figure as a `Figure`."""
+    buffer = io.BytesIO()
+    plot.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    import matplotlib.pyplot as plt
+
+    plt.close(plot)
+    return Figure(title, caption, buffer.getvalue())
+
+
+def write(folder: pathlib.Path, section: Section, about: dict) -> None:
+    """Writes a section to section.json and its pictures beside it, the JSON last and at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    items = []
+    for index, item in enumerate(section.items):
+        entry = {key: value for key, value in dataclasses.asdict(item).items() if key != "png"}
+        if isinstance(item, Figure):
+            entry["file"] = f"figure{index}.png"
+            _replace(folder / entry["file"], item.png)
+        items.append(entry)
+    content = dataclasses.asdict(dataclasses.replace(section, items=())) | {"items": items, "about": about}
+    _replace(folder / "section.json", json.dumps(content, indent=1).encode())
+
+
+def read(folder: pathlib.Path, about: dict) -> Section | None:
+    """The section in a folder if it was made with these settings."""
+    path = folder / "section.json"
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    if content.pop("about") != about:
+        return None
+    items = [
+        Figure(item["title"], item["caption"], (folder / item["file"]).read_bytes()) if "file" in item else Table(**item)
+        for item in content.pop("items")
+    ]
+    return Section(items=items, **content)
+
+
+def page(path: pathlib.Path, title: str, parts: dict[str, Sequence[Section]]) -> None:
+    """Writes one HTML page with everything inside, at once."""
+    body = []
+    for part, sections in parts.items():
+        body.append(f"<h2>{html.escape(part)}</h2>")
+        body += [_section_html(section) for section in sections]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, _PAGE.format(title=html.escape(title), body="\n".join(body)).encode())
+
+
+def _section_html(section):
+    items = "\n".join(_figure_html(item) if isinstance(item, Figure) else _table_html(item) for item in section.items)
+    made = f"<p class=made><code>{html.escape(section.command)}</code> &middot; seed {section.seed} &middot; {section.seconds:.1f} s</p>"
+    return f"<section id={section.name}><h3>{html.escape(section.title)}</h3><p>{html.escape(section.text)}</p>{items}{made}</section>"
+
+
+def _figure_html(item):
+    picture = base64.b64encode(item.png).decode()
+    return (
+        f'<figure><img alt="{html.escape(item.title)}" src="data:image/png;base64,{picture}">'
+        f"<figcaption><b>{html.escape(item.title)}.</b> {html.escape(item.caption)}</figcaption></figure>"
+    )
+
+
+def _table_html(item):
+    def row(cells, tag):
+        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    rows = "".join(row(cells, "td") for cells in item.rows)
+    caption = f"<b>{html.escape(item.title)}.</b> {html.escape(item.caption)}"
+    return f"<figure><table>{row(item.header, 'th')}{rows}</table><figcaption>{caption}</figcaption></figure>"
+
+
+def _replace(path, content):
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+_PAGE = """<!doctype html>
+<html lang=en><meta charset=utf-8><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+h2 {{ border-bottom: 1px solid #ccc; margin-top: 3rem; }}
+img {{ max-width: 100%; }}
+figure {{ margin: 1.5rem 0; overflow-x: auto; }}
+figcaption {{ font-size: .9rem; color: #555; }}
+table {{ border-collapse: collapse; font-size: .9rem; }}
+td, th {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }}
+td:first-child, th:first-child {{ text-align: left; }}
+.made {{ font-size: .85rem; color: #777; }}
+</style>
+<h1>{title}</h1>
+{body}
+</html>
+"""

@@ -1,0 +1,34 @@
+"""The tutorial report: every table and figure, part by part, on one page that grows while it runs."""
+
+import argparse
+import pathlib
+
+from experiments import accuracy_curves, attack_grid, attack_table, margins, noise_and_distance, why_adversarial_examples
+from experiments.lib import experiment, report
+
+TITLE = "Why are machine learning models vulnerable to attacks?"
+PARTS = {
+    1: ("Part 1: how robust is a naive model?", [
+        why_adversarial_examples, attack_grid, accuracy_curves, attack_table, margins, noise_and_distance,
+    ]),
+}  # fmt: skip
+
+
+def main() -> None:
+    """python -m experiments.tutorial [--part N]."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", type=int, choices=PARTS, help="one part alone; all by default")
+    settings, arguments = experiment.parse(parser)
+    page = pathlib.Path(settings.out) / "index.html"
+    sections: dict[str, list[report.Section]] = {}
+    for number, (title, scripts) in PARTS.items():
+        if arguments.part in (None, number):
+            sections[title] = []
+            for script in scripts:
+                sections[title].append(experiment.section(script.run, settings))
+                report.page(page, TITLE, sections)
+    experiment.console.print(f"report: {page}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The documentation is true: its examples run, every public name is documented, its links and paths exist."""
+
+import contextlib
+import doctest
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import re
+
+import pytest
+
+import robustjax
+from robustjax import attacks
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_PAGES = sorted(path for path in (_ROOT / "docs").rglob("*.md") if "_build" not in path.parts) + [_ROOT / "CONTRIBUTING.md", _ROOT / "CHANGELOG.md"]
+_MODULES = [importlib.import_module(info.name) for info in pkgutil.walk_packages(robustjax.__path__, "robustjax.")]
+
+
+def _named(path):
+    return pytest.param(path, id=str(path.relative_to(_ROOT)))
+
+
+def _with(text):
+    return [_named(path) for path in _PAGES if text in path.read_text()]
+
+
+@pytest.mark.parametrize("path", _with(">>> "))
+def test_examples_give_what_they_show(path):
+    failed, tried = doctest.testfile(str(path), module_relative=False, optionflags=doctest.IGNORE_EXCEPTION_DETAIL & 0)
+    assert tried > 0
+    assert failed == 0
+
+
+@pytest.mark.parametrize("path", _with("```{code-cell}"))
+def test_cells_of_a_page_run_in_order(path):
+    scope = {"__name__": path.stem}
+    for number, cell in enumerate(_blocks(path, r"\{code-cell\} python")):
+        exec(compile(cell, f"{path.name}, cell {number}", "exec"), scope)
+
+
+def test_the_skeleton_of_a_new_attack_passes_its_own_test():
+    attack, test = _blocks(_ROOT / "CONTRIBUTING.md", "python")
+    scope = {"__name__": "skeleton"}
+    exec(compile(attack, "robustjax/attacks/coordinate.py", "exec"), scope)
+    exec(compile(test.replace("from robustjax.attacks.coordinate import coordinate\n", ""), "tests/attacks/test_coordinate.py", "exec"), scope)
+    tests = [value for name, value in scope.items() if name.startswith("test_")]
+    assert tests
+    for run in tests:
+        run()
+
+
+def _blocks(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def _is_documentable(value):
+    return inspect.isfunction(value) or inspect.isclass(value)
+
+
+def _public():
+    """Every function and class of the package that is named without an underscore, where it is defined."""
+    for module in _MODULES:
+        for name, value in vars(module).items():
+            if not name.startswith("_") and _is_documentable(value) and value.__module__ == module.__name__:
+                yield pytest.param(module, name, value, id=f"{module.__name__}.{name}")
+
+
+@pytest.fixture(scope="module")
+def documented():
+    text = "\n".join(path.read_text() for path in (_ROOT / "docs/api").glob("*.md"))
+    return set(re.findall(r"^\.\. auto(?:function|class|data|exception):: (\S+)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("module", "name", "value"), _public())
+def test_every_public_name_has_an_api_entry_and_a_docstring(module, name, value, documented):
+    spellings = {f"{other.__name__}.{name}" for other in _MODULES if getattr(other, name, None) is value}
+    assert spellings & documented, f"add `{module.__name__}.{name}` to a page of docs/api"
+    assert value.__doc__
+    assert not value.__doc__.startswith(f"{name}("), "the docstring that dataclasses make up"
+
+
+def test_every_exported_name_has_an_api_entry(documented):
+    exported = {f"{module.__name__}.{name}" for module in _MODULES for name in getattr(module, "__all__", ())}
+    assert exported <= documented
+
+
+def test_every_api_entry_exists(documented):
+    for entry in documented:
+        module, _, name = entry.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), entry
+
+
+def _attacks():
+    for name in attacks.__all__:
+        function = getattr(attacks, name)
+        if list(inspect.signature(function).parameters)[:4] == ["key", "model_fn", "x", "y"]:
+            yield name
+
+
+@pytest.mark.parametrize("name", _attacks())
+def test_every_attack_states_its_guarantee_and_its_source(name):
+    doc = inspect.getdoc(getattr(attacks, name))
+    assert re.search(r"^Guarantee:$", doc, re.MULTILINE)
+    assert re.search(r"^Source: ", doc, re.MULTILINE)
+
+
+def test_every_cited_paper_is_in_the_table():
+    table = (_ROOT / "docs/papers.md").read_text()
+    for module in _MODULES:
+        for number in re.findall(r"arXiv:(\d{4}\.\d{4,5})", inspect.getsource(module)):
+            assert number in table, f"{module.__name__} cites arXiv:{number}"
+
+
+def test_every_path_in_the_table_exists():
+    for path in re.findall(r"`((?:robustjax|experiments|tests)/[\w/.]+)`", (_ROOT / "docs/papers.md").read_text()):
+        assert (_ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("path", [_named(path) for path in _PAGES])
+def test_relative_links_resolve(path):
+    for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", path.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file) if file else path
+        assert linked.exists(), f"{path.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, target
+
+
+def test_every_page_is_in_a_table_of_contents():
+    listed = set()
+    for path in _PAGES:
+        for block in re.findall(r"^```\{toctree\}\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE):
+            for line in block.splitlines():
+                if line and not line.startswith(":"):
+                    with contextlib.suppress(ValueError):
+                        listed |= {found.resolve() for found in path.parent.glob(f"{line}.md")}
+    pages = {path.resolve() for path in _PAGES if "docs" in path.relative_to(_ROOT).parts} - {_ROOT / "docs/index.md"}
+    assert pages <= listed
