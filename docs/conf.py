@@ -1,6 +1,7 @@
 """Sphinx: the pages in Markdown (myst-nb), the API from docstrings (autodoc, napoleon)."""
 
 import inspect
+import pathlib
 import re
 
 project = "robustjax"
@@ -8,14 +9,14 @@ author = "the robustjax authors"
 copyright = author
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]
 html_theme = "furo"
 html_title = "robustjax"
-suppress_warnings = ["toc.empty_glob"]  # results/ is filled by experiments
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]
 nb_execution_mode = "cache"
+nb_execution_cache_path = str(pathlib.Path(__file__).parent / "_build/.jupyter_cache")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove"
@@ -25,6 +26,10 @@ autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # shapes are in the docstrings
 autodoc_class_signature = "mixed"
 add_module_names = False
+autodoc_default_options = {"exclude-members": "replace"}
+smartquotes = False
+napoleon_use_param = False  # keeps "key, model_fn, x, y: as for pgd" in one line
+napoleon_attr_annotations = False
 napoleon_custom_sections = ["Guarantee", "Source"]
 
 _FIELD = re.compile(r"^    (\w+): .*?#\s*(.*)$")
@@ -49,6 +54,9 @@ def _markup(app, what, name, obj, options, lines):
 def _escaped(line):
     if line.lstrip().startswith(">>>"):
         return line
+    bullet = re.match(r"\s*\* ", line)
+    if bullet:
+        return bullet.group() + _escaped(line[bullet.end() :])
     parts = line.split("`")
     plain = [re.sub(r"([|*]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts[::2]]
     merged = [part for pair in zip(plain, [*(f"``{code}``" for code in parts[1::2]), ""], strict=False) for part in pair]

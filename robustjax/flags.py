@@ -48,7 +48,7 @@ def randomized(key: Key, model_fn: ModelFn, x: Array, y: Array, num_draws: int =
     draws = jnp.stack([base.draw(model_fn, arrays.fold_in(keys, i))(x) for i in range(num_draws)])
     unit = draws / jnp.maximum(jnp.abs(draws).max(axis=2, keepdims=True), arrays.TINY)
     spread = float(jnp.max(unit.max(axis=0) - unit.min(axis=0)))
-    num_correct = (draws.argmax(axis=2) == y).sum(axis=1)
+    num_correct = (draws.argmax(axis=2) == y[None]).sum(axis=1)
     raised = spread > 1e-4 or bool(num_correct.max() != num_correct.min())
     return Flag("randomized", raised, spread, "the model is random: attack its mean with attacks.eot, and AutoAttack's version 'rand'.")
 
@@ -182,7 +182,7 @@ def binarization(
 
 
 def _ridge(features, labels):
-    centred = features - features[0]
+    centred = features - features[:1]
     gram = centred @ centred.T
     weights = jnp.linalg.solve(gram + 1e-4 * jnp.trace(gram) / len(labels) * jnp.eye(len(labels)), labels)
     return centred.T @ weights

@@ -117,7 +117,7 @@ def _negated(logits, y, *, loss_fn):
 
 
 def _one_hot(logits, y):
-    return jnp.arange(logits.shape[-1]) == y[:, None]
+    return jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
 
 
 def _at(logits, y):

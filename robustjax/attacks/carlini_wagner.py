@@ -50,7 +50,8 @@ def carlini_wagner(
     goal = {"threat": threat, "loss_fn": loss_fn, "success_fn": confident}
     return penalty.search(
         key, model_fn, x, y, threat=threat, num_rounds=num_binary_search_steps, num_steps=num_steps, init_weight=init_weight,
-        violation_fn=base.bind(_hinge, confidence=confidence), init_fn=penalty.adam_init,
+        violation_fn=base.bind(_hinge, confidence=confidence), origin=penalty.to_free(x, threat), decode_fn=penalty.to_delta,
+        init_fn=penalty.adam_init,
         update_fn=base.bind(_adam, learning_rate=learning_rate), goal=goal, loop_fn=loop_fn,
     )  # fmt: skip
 

@@ -88,7 +88,7 @@ def _over_targets(key, model_fn, x, y, *, attack, num_targets):
     keys = arrays.example_keys(key, x.shape[0])
     logits = objective.step_model(model_fn, keys, num_targets)(x)
     num_classes = logits.shape[1]
-    wrong = jnp.where(jnp.arange(num_classes) == y[:, None], -jnp.inf, logits)
+    wrong = jnp.where(jax.nn.one_hot(y, num_classes, dtype=bool), -jnp.inf, logits)
     targets = jax.lax.top_k(wrong, min(num_targets, num_classes - 1))[1]
     ratio = losses.targeted_dlr if num_classes >= 4 else losses.targeted_margin
 

@@ -12,15 +12,16 @@ from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
 _DECREASE = 1e-4  # Armijo's constant
 _BACKTRACK = 0.5  # of the step after a refused point
-_MAX_MOVE = 0.5  # of a coordinate of the unbounded variable at once: farther, tanh saturates and holds it there
+_MAX_MOVE = 0.5  # of a coordinate at once, in units of x: the first step along a gradient has no scale
 
 
 class _Memory(NamedTuple):
-    base: Array  # [B, ...] last accepted point
+    base: Array  # [B, ...] last accepted perturbation
     value: Array  # [B] its objective
+    grad: Array  # [B, ...] its gradient, zero where the box holds the coordinate
     direction: Array  # [B, ...] of descent from there
-    slope: Array  # [B] <gradient, direction>, negative
     length: Array  # [B] of the step being tried
+    promise: Array  # [B] decrease that the point being tried must at least bring, negative
     history: tuple  # of optax.scale_by_lbfgs
 
 
@@ -43,7 +44,7 @@ def lbfgs(
 
     Args:
       key, model_fn, x, y, success_fn, loop_fn: as for `pgd`.
-      threat: an `L2` with a finite box; its eps decides success.
+      threat: an `L2`; its eps decides success.
       num_binary_search_steps: rounds.
       num_steps: points tried a round, each one forward and one backward pass; refused ones count.
       init_weight: the first c; grows tenfold until the model is fooled.
@@ -56,32 +57,40 @@ def lbfgs(
 
     Guarantee:
       feasibility only: the result lies in the box; not optimality.
-    Source: Szegedy et al., ICLR 2014, section 4.1, arXiv:1312.6199. Differs: the box by a change of variables (tanh), as no batched
-      bounded L-BFGS exists in JAX; Armijo backtracking; one search per example.
+    Source: Szegedy et al., ICLR 2014, section 4.1, arXiv:1312.6199. Differs: projected L-BFGS (clipped
+      steps, coordinates held by the box left out) with Armijo backtracking; one search per example.
     """
     optimizer = optax.scale_by_lbfgs(memory_size=memory_size)
+    low, high = (jnp.broadcast_to(bound, x.shape) for bound in threat.room(x))
     return penalty.search(
         key, model_fn, x, y, threat=threat, num_rounds=num_binary_search_steps, num_steps=num_steps, init_weight=init_weight,
-        violation_fn=jnp.negative, init_fn=base.bind(_init, optimizer=optimizer),
-        update_fn=base.bind(_update, optimizer=optimizer),
+        violation_fn=jnp.negative, origin=jnp.zeros_like(x), decode_fn=_as_is, init_fn=base.bind(_init, optimizer=optimizer),
+        update_fn=base.bind(_update, optimizer=optimizer, low=low, high=high),
         goal={"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}, loop_fn=loop_fn,
     )  # fmt: skip
 
 
-def _init(free, *, optimizer):
-    ones = jnp.ones(free.shape[0], free.dtype)
-    return _Memory(free, jnp.inf * ones, jnp.zeros_like(free), -ones, ones, jax.vmap(optimizer.init)(free))
+def _as_is(delta, x, threat):
+    del x, threat
+    return delta
 
 
-def _update(value, grad, memory, free, *, optimizer):
+def _init(delta, *, optimizer):
+    ones, zeros = jnp.ones(delta.shape[0], delta.dtype), jnp.zeros_like(delta)
+    return _Memory(delta, jnp.inf * ones, zeros, zeros, ones, 0.0 * ones, jax.vmap(optimizer.init)(delta))
+
+
+def _update(value, grad, memory, delta, *, optimizer, low, high):
     """The next point to try: along a new direction if this one is accepted, else half as far along the old."""
-    accepted = value <= memory.value + _DECREASE * memory.length * memory.slope
-    step, history = jax.vmap(optimizer.update)(grad, memory.history, free)
-    slope = -arrays.total(grad * step)
-    uphill = slope >= 0  # curvature of the wrong sign: fall back on the gradient
-    direction = jnp.where(arrays.per_example(uphill, grad), -grad, -step)
-    slope = jnp.where(uphill, -arrays.total(jnp.square(grad)), slope)
+    accepted = value <= memory.value + memory.promise
+    grad = jnp.where((delta <= low) & (grad > 0) | (delta >= high) & (grad < 0), 0.0, grad)
+    step, history = jax.vmap(optimizer.update)(grad, memory.history, delta)
+    direction = jnp.where(grad == 0, 0.0, -step)
+    uphill = arrays.total(grad * direction) >= 0  # curvature of the wrong sign: fall back on the gradient
+    direction = jnp.where(arrays.per_example(uphill, grad), -grad, direction)
     length = jnp.minimum(1.0, _MAX_MOVE / jnp.maximum(arrays.norm(direction, jnp.inf), arrays.TINY))
-    fresh = _Memory(free, value, direction, slope, length, history)
+    fresh = memory._replace(base=delta, value=value, grad=grad, direction=direction, length=length, history=history)
     memory = arrays.select(accepted, fresh, memory._replace(length=_BACKTRACK * memory.length))
-    return memory.base + arrays.per_example(memory.length, free) * memory.direction, memory
+    tried = jnp.clip(memory.base + arrays.per_example(memory.length, delta) * memory.direction, min=low, max=high)
+    promise = _DECREASE * arrays.total(memory.grad * (tried - memory.base))
+    return tried, memory._replace(promise=promise)

@@ -1,6 +1,6 @@
-"""Minimum norm by a penalty: minimise |delta|^2 + c * violation over an unbounded variable, with c found by binary search.
+"""Minimum norm by a penalty: minimise |delta|^2 + c * violation over some variable, with c found by binary search.
 
-`carlini_wagner` and `lbfgs` are this search with two different inner optimizers. All rounds are one flat loop of
+`carlini_wagner` and `lbfgs` are this search over two variables with two inner optimizers. All rounds are one flat loop of
 num_rounds * num_steps equal steps, so that a single step is compiled and any `loop_fn` can drive it.
 """
 
@@ -28,7 +28,7 @@ class Weight(NamedTuple):
 
 
 class _State(NamedTuple):
-    free: Array  # [B, ...] the unbounded variable
+    variable: Array  # [B, ...]
     memory: Any  # of the inner optimizer
     weight: Weight
     found: objective.Found
@@ -83,45 +83,45 @@ def adam_step(grad: Array, memory, variable: Array, learning_rate):
 
 
 def search(
-    key, model_fn, x, y, *, threat, num_rounds, num_steps, init_weight, violation_fn, init_fn, update_fn, goal, loop_fn
+    key, model_fn, x, y, *, threat, num_rounds, num_steps, init_weight, violation_fn, origin, decode_fn, init_fn, update_fn, goal, loop_fn
 ) -> AttackResult:
     """The smallest perturbation over all rounds.
 
     Args:
       violation_fn: loss [B] -> [B], what c weighs.
-      init_fn: free [B, ...] -> memory, leaves leading with B.
-      update_fn: (value [B], grad [B, ...], memory, free) -> (free, memory).
+      origin: the variable at x, where every round starts.
+      decode_fn: (variable, x, threat) -> delta.
+      init_fn: variable -> memory, leaves leading with B.
+      update_fn: (value [B], grad [B, ...], memory, variable) -> (variable, memory).
       goal: threat, loss_fn and success_fn.
     """
     objective.check(x, y)
     keys = arrays.example_keys(key, x.shape[0])
-    free = to_free(x, threat)
-    state = _State(free, init_fn(free), first_weight(init_weight, x), objective.nothing(jnp.zeros_like(x), x))
+    state = _State(origin, init_fn(origin), first_weight(init_weight, x), objective.nothing(jnp.zeros_like(x), x))
     step = base.bind(
-        _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, num_rounds=num_rounds,
-        violation_fn=violation_fn, init_fn=init_fn, update_fn=update_fn, goal=goal,
+        _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, num_rounds=num_rounds, origin=origin,
+        violation_fn=violation_fn, decode_fn=decode_fn, init_fn=init_fn, update_fn=update_fn, goal=goal,
     )  # fmt: skip
     state = loop_fn(step, state, num_rounds * num_steps)
     return objective.result(x, state.found, threat)
 
 
-def _step(i, state, *, model_fn, x, y, keys, num_steps, num_rounds, violation_fn, init_fn, update_fn, goal):
+def _step(i, state, *, model_fn, x, y, keys, num_steps, num_rounds, origin, violation_fn, decode_fn, init_fn, update_fn, goal):
     threat = goal["threat"]
     model_fn = objective.step_model(model_fn, keys, i)
-    origin = to_free(x, threat)
     new_round = jnp.broadcast_to((i > 0) & (i % num_steps == 0), x.shape[:1])
     last_round = new_round & (num_rounds >= 10) & (i // num_steps == num_rounds - 1)
     weight = arrays.select(new_round, next_weight(state.weight), state.weight)
     weight = weight._replace(value=jnp.where(last_round & jnp.isfinite(weight.upper), weight.upper, weight.value))
-    free, memory = arrays.select(new_round, (origin, init_fn(origin)), (state.free, state.memory))
+    variable, memory = arrays.select(new_round, (origin, init_fn(origin)), (state.variable, state.memory))
 
-    def total(free):
-        delta = to_delta(free, x, threat)
+    def total(variable):
+        delta = decode_fn(variable, x, threat)
         candidate = objective.evaluate(model_fn, x, y, delta, **goal)
         value = arrays.total(jnp.square(delta)) + weight.value * violation_fn(candidate.loss)
         return value.sum(), (value, candidate)
 
-    grad, (value, candidate) = jax.grad(total, has_aux=True)(free)
+    grad, (value, candidate) = jax.grad(total, has_aux=True)(variable)
     weight = weight._replace(fooled=weight.fooled | candidate.success)
-    free, memory = update_fn(value, grad, memory, free)
-    return _State(free, memory, weight, objective.keep_best(state.found, objective.by_norm(candidate, threat)))
+    variable, memory = update_fn(value, grad, memory, variable)
+    return _State(variable, memory, weight, objective.keep_best(state.found, objective.by_norm(candidate, threat)))

@@ -1,0 +1,209 @@
+"""Targets, custom losses, worst cases, expectations, checks: what attacks are composed of."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+from robustjax import attacks, base, loops, losses
+from robustjax.threats import L2, Linf
+
+B, D, C = 6, 20, 5
+KEY = jax.random.key(0)
+
+
+def forward(weights, x):
+    return x @ weights
+
+
+def problem():
+    model_fn = jax.tree_util.Partial(forward, jax.random.normal(jax.random.key(1), (D, C)))
+    x = jax.random.uniform(jax.random.key(2), (B, D), minval=0.3, maxval=0.7)
+    return model_fn, x, model_fn(x).argmax(axis=1)
+
+
+TARGETED = {
+    "pgd": base.bind(attacks.pgd, threat=Linf(0.5), step_size=0.1, num_steps=40),
+    "apgd": base.bind(attacks.apgd, threat=Linf(0.5), num_steps=40),
+    "fgsm": base.bind(attacks.fgsm, threat=Linf(0.5)),
+    "carlini_wagner": base.bind(attacks.carlini_wagner, threat=L2(jnp.inf), num_binary_search_steps=6, num_steps=60, learning_rate=0.05),
+    "lbfgs": base.bind(attacks.lbfgs, threat=L2(jnp.inf), num_binary_search_steps=6, num_steps=30),
+    "ddn": base.bind(attacks.ddn, threat=L2(jnp.inf), num_steps=60),
+    "fmn": base.bind(attacks.fmn, threat=L2(jnp.inf), num_steps=100),
+    "alma": base.bind(attacks.alma, threat=L2(jnp.inf), num_steps=200),
+    "deepfool": base.bind(attacks.deepfool, threat=L2(jnp.inf), num_steps=30),
+    "fab": base.bind(attacks.fab, threat=L2(jnp.inf), num_steps=30),
+    "square": base.bind(attacks.square, threat=Linf(0.5), num_queries=400),
+    "ead": base.bind(attacks.ead, threat=L2(jnp.inf), num_binary_search_steps=6, num_steps=60, learning_rate=0.05),
+}
+
+
+@pytest.mark.parametrize("name", TARGETED)
+def test_targeted_attacks_reach_their_target(name):
+    model_fn, x, y = problem()
+    target = (y + 2) % C
+    result = jax.jit(attacks.targeted(TARGETED[name]))(KEY, model_fn, x, target)
+    np.testing.assert_array_equal(result.success, model_fn(result.x).argmax(axis=1) == target)
+    assert float(result.success.mean()) >= (0.5 if name == "fgsm" else 1.0)
+
+
+def test_confidence_is_part_of_carlini_wagners_success():
+    model_fn, x, y = problem()
+    attack = base.bind(TARGETED["carlini_wagner"], confidence=0.5)
+    result = jax.jit(attack)(KEY, model_fn, x, y)
+    assert bool(result.success.all())
+    assert bool((losses.margin(model_fn(result.x), y) >= 0.5).all())
+
+
+def test_regression_is_attacked_with_its_own_loss():
+    weights = jnp.arange(1.0, 4.0)
+    model_fn = jax.tree_util.Partial(lambda w, x: x @ w, weights)
+
+    def squared(prediction, y):
+        return jnp.square(prediction - y)
+
+    def off_by_one(prediction, y):
+        return jnp.abs(prediction - y) > 1.0
+
+    x = jnp.full((2, 3), 0.5)
+    result = attacks.pgd(
+        KEY, model_fn, x, x @ weights, threat=Linf(0.2), step_size=0.05, num_steps=10, loss_fn=squared, success_fn=off_by_one
+    )
+    np.testing.assert_allclose(result.loss, (0.2 * 6.0) ** 2, rtol=1e-5)
+    assert bool(result.success.all())
+
+
+def test_worst_case_prefers_success_then_the_earlier_attack():
+    def fixed(loss, success):
+        def attack(key, model_fn, x, y):
+            return base.AttackResult(x + loss, x * 0 + loss, jnp.full(len(x), loss), jnp.asarray(success))
+
+        return attack
+
+    x, y = jnp.zeros((3, 1)), jnp.zeros(3, jnp.int32)
+    first, second = fixed(1.0, [False, True, False]), fixed(9.0, [True, True, False])
+    result = attacks.worst_case(first, second)(KEY, None, x, y)
+    np.testing.assert_array_equal(result.loss, [9.0, 1.0, 1.0])
+    np.testing.assert_array_equal(result.success, [True, True, False])
+
+
+def test_over_targets_visits_every_wrong_class_but_the_label():
+    model_fn, x, y = problem()
+    seen = []
+
+    def spy(key, model_fn, x, y, *, loss_fn):
+        seen.append(loss_fn.hyper["target"])
+        return base.AttackResult(x, x, -jnp.ones(len(x)), jnp.zeros(len(x), bool))
+
+    spy_on_host = base.bind(spy, loop_fn=loops.host)
+    attacks.over_targets(base.bind(_drop_loop, attack=spy_on_host), 9)(KEY, model_fn, x, y)
+    targets = np.sort(np.stack(seen), axis=0)
+    for column, label in zip(targets.T, np.asarray(y), strict=True):
+        np.testing.assert_array_equal(column, [c for c in range(C) if c != label])
+
+
+def _drop_loop(key, model_fn, x, y, *, attack, loss_fn):
+    return attack.function(key, model_fn, x, y, loss_fn=loss_fn)
+
+
+class Noisy:
+    """A model whose logits are hidden behind noise that a fixed draw lets an attack fit."""
+
+    def draw(self, keys):
+        return base.bind(_noisy, keys=keys)
+
+
+def _noisy(x, *, keys):
+    noise = jax.vmap(lambda k: jax.random.normal(k, (D,)))(keys)
+    return jnp.stack([jnp.zeros(len(x)), jnp.sum(x * (1.0 + 10.0 * noise), axis=1)], axis=1)
+
+
+def test_eot_gradient_is_the_mean_gradient_and_draws_are_fresh():
+    keys = jax.random.split(KEY, 2)
+    x = jnp.ones((2, D))
+    mean = attacks.eot(Noisy(), num_samples=4000).draw(keys)
+    grad = jax.grad(lambda x: mean(x)[:, 1].sum())(x)
+    # 10 / sqrt(4000) = .16 is one standard error; six of them over 40 coordinates: false alarm below 1e-7.
+    np.testing.assert_allclose(grad, 1.0, atol=0.95)
+    other = attacks.eot(Noisy(), num_samples=2).draw(jax.random.split(jax.random.key(9), 2))
+    assert not np.allclose(other(x), attacks.eot(Noisy(), num_samples=2).draw(keys)(x))
+    with pytest.raises(ValueError, match="draw"):
+        attacks.eot(Noisy(), num_samples=2)(x)
+
+
+def test_every_step_sees_a_fresh_draw():
+    seen = []
+
+    class Spy:
+        def draw(self, keys):
+            seen.append(jax.random.key_data(keys))
+            return lambda x: jnp.stack([x.sum(axis=1), -x.sum(axis=1)], axis=1)
+
+    x = jnp.full((2, D), 0.5)
+    step = lambda loop: attacks.pgd(  # noqa: E731
+        KEY, Spy(), x, jnp.zeros(2, jnp.int32), threat=Linf(0.1), step_size=0.1, num_steps=3, loop_fn=loop
+    )
+    step(lambda body, carry, num_steps, done_fn=None: [carry := body(i, carry) for i in range(num_steps)][-1])
+    assert len({data.tobytes() for data in map(np.asarray, seen)}) == 4
+
+
+def test_transform_is_drawn_per_example():
+    flip = lambda key, x: jnp.where(jax.random.bernoulli(key), x, -x)  # noqa: E731
+    model_fn = attacks.eot(lambda x: x[:, :2], num_samples=1, transform_fn=flip).draw(jax.random.split(KEY, 64))
+    signs = np.sign(model_fn(jnp.ones((64, 2))))[:, 0]
+    assert 10 < (signs > 0).sum() < 54  # binomial(64, 1/2) leaves this interval with probability below 1e-7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": jnp.full(B, C)}, "labels outside"),
+        ({"x": jnp.full((B, D), 1.5)}, "outside the threat's box"),
+        ({"eps": -0.1}, "eps must be at least 0"),
+        ({"model_fn": jax.tree_util.Partial(forward, jnp.full((D, C), jnp.nan))}, "not finite"),
+    ],
+)
+def test_checked_names_what_is_wrong(change, message):
+    model_fn, x, y = problem()
+    eps = jnp.asarray(change.get("eps", 0.1))
+    attack = attacks.checked(base.bind(attacks.pgd, threat=Linf(eps), step_size=0.1, num_steps=1))
+    error, _ = jax.jit(checkify.checkify(attack))(KEY, change.get("model_fn", model_fn), change.get("x", x), change.get("y", y))
+    with pytest.raises(checkify.JaxRuntimeError, match=message):
+        error.throw()
+
+
+def test_checked_is_silent_on_good_input():
+    model_fn, x, y = problem()
+    attack = base.bind(attacks.pgd, threat=Linf(0.1), step_size=0.1, num_steps=1)
+    error, result = jax.jit(checkify.checkify(attacks.checked(attack)))(KEY, model_fn, x, y)
+    error.throw()
+    np.testing.assert_allclose(result.x, attack(KEY, model_fn, x, y).x, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [(jnp.zeros((3, 4)), jnp.zeros(2, jnp.int32)), (jnp.zeros((3, 4), jnp.uint8), jnp.zeros(3, jnp.int32)), (jnp.zeros(3), jnp.zeros(3, jnp.int32))]
+)
+def test_wrong_shapes_and_types_are_named(x, y):
+    with pytest.raises(ValueError, match="expected float inputs"):
+        attacks.pgd(KEY, lambda x: x, x, y, threat=Linf(0.1), step_size=0.1, num_steps=1)
+
+
+def test_wrong_settings_are_named():
+    model_fn, x, y = problem()
+    with pytest.raises(ValueError, match="finite box"):
+        attacks.carlini_wagner(
+            KEY, model_fn, x, y, threat=L2(1.0, box=(-jnp.inf, jnp.inf)), num_binary_search_steps=1, num_steps=1, learning_rate=0.1
+        )
+    with pytest.raises(ValueError, match="unknown version"):
+        attacks.ensemble(Linf(0.1), "best")
+    with pytest.raises(ValueError, match="images"):
+        attacks.square(KEY, model_fn, x[:, None], y, threat=Linf(0.1), num_queries=1)
+    with pytest.raises(ValueError, match="hyperplane"):
+        attacks.fab(KEY, model_fn, x, y, threat=attacks_l0(), num_steps=1)
+
+
+def attacks_l0():
+    from robustjax.threats import L0
+
+    return L0(3.0)

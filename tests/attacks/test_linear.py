@@ -1,0 +1,151 @@
+"""On a linear model the answers are known: worst-case corners, and the distance to the nearest hyperplane within the box."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import attacks, base, losses
+from robustjax.threats import L0, L1, L2, Linf
+
+B, D, C = 64, 192, 10
+KEY = jax.random.key(0)
+
+
+def forward(weights, bias, x):
+    return x @ weights + bias[None]
+
+
+def problem():
+    """64 points of medium margin, well inside the box."""
+    rng = np.random.default_rng(0)
+    weights, bias = rng.normal(size=(D, C)).astype(np.float32), rng.normal(size=C).astype(np.float32)
+    model_fn = jax.tree_util.Partial(forward, jnp.asarray(weights), jnp.asarray(bias))
+    points = rng.uniform(0.2, 0.8, size=(3000, D)).astype(np.float32)
+    ordered = np.sort(np.asarray(model_fn(points)), axis=1)
+    x = jnp.asarray(points[np.argsort(ordered[:, -2] - ordered[:, -1])[:576:9]])
+    return model_fn, x, model_fn(x).argmax(axis=1)
+
+
+def optimum(model_fn, x, y, threat):
+    """The distance to the nearest other class within the box, class by class in closed form or by its greedy equivalent (l0)."""
+    weights, logits, labels = np.asarray(model_fn.args[0]), np.asarray(model_fn(x)), np.asarray(y)
+    best = np.full(len(x), np.inf)
+    for target in range(C):
+        normal = weights[:, target] - weights[:, labels].T
+        goal = logits[np.arange(len(x)), labels] - logits[:, target]
+        if isinstance(threat, L0):
+            gains = np.sort(np.abs(normal) * np.where(normal > 0, 1 - x, x), axis=1)[:, ::-1].cumsum(axis=1)
+            distance = 1.0 + (gains < goal[:, None]).sum(axis=1)
+        else:
+            distance = np.asarray(threat.norm(threat.hyperplane(x, jnp.asarray(normal), jnp.asarray(goal))))
+        best = np.minimum(best, np.where(target == labels, np.inf, distance))
+    return best
+
+
+MINIMUM_NORM = {  # attack, threat, bar of the median ratio to the optimum
+    "fab-linf": (base.bind(attacks.fab, num_steps=60), Linf, 1.01),
+    "fab-l2": (base.bind(attacks.fab, num_steps=60), L2, 1.01),
+    "fab-l1": (base.bind(attacks.fab, num_steps=60), L1, 1.06),
+    "fmn-linf": (base.bind(attacks.fmn, num_steps=300), Linf, 1.05),
+    "fmn-l2": (base.bind(attacks.fmn, num_steps=300), L2, 1.05),
+    "fmn-l1": (base.bind(attacks.fmn, num_steps=300), L1, 1.05),
+    "alma-l2": (base.bind(attacks.alma, num_steps=500), L2, 1.02),
+    "alma-l1": (base.bind(attacks.alma, num_steps=500), L1, 1.02),
+    "carlini_wagner": (base.bind(attacks.carlini_wagner, num_binary_search_steps=9, num_steps=300, learning_rate=0.01), L2, 1.01),
+    "carlini_wagner_linf": (base.bind(attacks.carlini_wagner_linf, num_rounds=80, num_steps=50, learning_rate=0.01), Linf, 1.25),
+    "deepfool-linf": (base.bind(attacks.deepfool, num_steps=30), Linf, 1.03),
+    "deepfool-l2": (base.bind(attacks.deepfool, num_steps=30), L2, 1.03),
+    "ddn": (base.bind(attacks.ddn, num_steps=100), L2, 1.3),
+    "ead": (base.bind(attacks.ead, num_binary_search_steps=9, num_steps=300), L1, 1.25),
+    "lbfgs": (base.bind(attacks.lbfgs, num_binary_search_steps=9, num_steps=60), L2, 1.02),
+}
+
+
+@pytest.mark.parametrize("name", MINIMUM_NORM)
+def test_minimum_norm_attacks_reach_the_optimum(name):
+    attack, threat, bar = MINIMUM_NORM[name]
+    model_fn, x, y = problem()
+    result = jax.jit(base.bind(attack, threat=threat(jnp.inf)))(KEY, model_fn, x, y)
+    assert bool(result.success.all())
+    ratio = -np.asarray(result.loss) / optimum(model_fn, x, y, threat(jnp.inf))
+    assert np.median(ratio) <= bar
+    assert ratio.max() <= (1.25 if name != "ddn" else np.inf)
+    assert ratio.min() >= 1 - 1e-4, "nothing is nearer than the optimum"
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        base.bind(attacks.fmn, num_steps=300),
+        base.bind(attacks.sigma_zero, num_steps=600),
+        base.bind(attacks.carlini_wagner_l0, num_rounds=60, num_steps=40, learning_rate=0.1),
+    ],
+    ids=["fmn", "sigma_zero", "carlini_wagner_l0"],
+)
+def test_l0_attacks_are_within_one_coordinate(attack):
+    model_fn, x, y = problem()
+    result = jax.jit(base.bind(attack, threat=L0(jnp.inf)))(KEY, model_fn, x, y)
+    assert bool(result.success.all())
+    excess = -np.asarray(result.loss) - optimum(model_fn, x, y, L0(jnp.inf))
+    assert np.median(excess) <= 1
+    assert excess.min() >= 0
+
+
+def binary():
+    """Two classes: the margin is linear, its maximum over a ball closed."""
+    direction = jax.random.normal(jax.random.key(1), (D,)) / D
+    model_fn = jax.tree_util.Partial(forward, jnp.stack([-direction, direction], axis=1) / 2, jnp.zeros(2))
+    x = jax.random.uniform(jax.random.key(2), (8, D), minval=0.3, maxval=0.7)
+    return model_fn, x, jnp.zeros(8, jnp.int32), direction
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "square"])
+def test_linf_attacks_reach_the_corner(name):
+    model_fn, x, y, direction = binary()
+    eps = 0.1
+    suite = {
+        "fgsm": base.bind(attacks.fgsm),
+        "pgd": base.bind(attacks.pgd, step_size=0.03, num_steps=10),
+        "apgd": base.bind(attacks.apgd, num_steps=10),
+        "square": base.bind(attacks.square, num_queries=2000),
+    }
+    result = jax.jit(base.bind(suite[name], threat=Linf(eps), loss_fn=losses.margin))(KEY, model_fn, x, y)
+    corner = losses.margin(model_fn(x), y) + eps * jnp.abs(direction).sum()
+    if name == "square":  # random search: near it
+        assert bool((result.loss >= corner - 0.02).all())
+    else:
+        np.testing.assert_allclose(result.loss, corner, atol=1e-6)
+        np.testing.assert_allclose(result.delta, jnp.broadcast_to(eps * jnp.sign(direction), x.shape), atol=1e-7)
+
+
+@pytest.mark.parametrize(("threat", "order"), [(L2, 2), (L1, np.inf)])
+def test_pgd_and_apgd_reach_margin_plus_eps_times_the_dual_norm(threat, order):
+    model_fn, x, y, direction = binary()
+    eps = 0.2
+    best = losses.margin(model_fn(x), y) + eps * jnp.linalg.norm(direction, order)
+    goal = {"threat": threat(eps, box=(-1e3, 1e3)), "loss_fn": losses.margin}
+    for attack in (base.bind(attacks.pgd, step_size=eps / 4, num_steps=40, **goal), base.bind(attacks.apgd, num_steps=60, **goal)):
+        loss = jax.jit(attack)(KEY, model_fn, x, y).loss
+        np.testing.assert_allclose(loss, best, rtol=2e-2 if threat is L1 else 1e-4)
+        assert bool((loss <= best + 1e-5).all())
+
+
+def test_more_restarts_never_lower_the_best_loss():
+    model_fn, x, y = problem()
+    attack = base.bind(attacks.pgd, threat=L2(0.1), step_size=0.02, num_steps=1)
+    previous = -jnp.inf
+    for num_restarts in (1, 2, 4):
+        result = attacks.restarts(attack, num_restarts)(KEY, model_fn, x, y)
+        score = result.success.astype(jnp.float32) * 1e3 + result.loss
+        assert bool((score >= previous).all())
+        previous = score
+
+
+def test_square_in_l2_and_l1_lowers_the_margin():
+    model_fn, x, y = problem()
+    for threat in (L2(0.2), L1(1.0)):
+        result = jax.jit(base.bind(attacks.square, threat=threat, num_queries=300))(KEY, model_fn, x, y)
+        assert bool((result.loss >= losses.margin(model_fn(x), y) - 1e-6).mean() > 0.9)
+        assert float(result.success.mean()) > 0.1
+        assert bool(threat.within(result.delta).all())
