@@ -16,7 +16,9 @@ import robustjax
 from robustjax import attacks
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_PAGES = sorted(path for path in (_ROOT / "docs").rglob("*.md") if "_build" not in path.parts) + [_ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+_PAGES = sorted(path for path in (_ROOT / "docs").rglob("*.md") if "_build" not in path.parts) + [
+    _ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+]
 _MODULES = [importlib.import_module(info.name) for info in pkgutil.walk_packages(robustjax.__path__, "robustjax.")]
 
 

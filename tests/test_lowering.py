@@ -333,8 +333,12 @@ def test_a_sharded_batch_gives_the_answer_of_one_device_and_stays_sharded():
         assert output.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec("data")), output.ndim)
 
 
-def test_a_rewritten_model_runs_inside_shard_map():
+def test_a_rewritten_model_runs_inside_shard_map_and_sums_the_gradients_of_its_parameters():
     model_fn, x = lowering.rewrite(_models()["linen"]), _normal((8, 8, 8, 1), 3)
-    data = PartitionSpec("data")
-    run = jax.jit(jax.shard_map(_attack_gradient, mesh=parallel.data_mesh(), in_specs=(PartitionSpec(), data), out_specs=data))
-    _agree(run(model_fn, x), _attack_gradient(model_fn, x))
+    data, whole = PartitionSpec("data"), PartitionSpec()
+
+    def both(model_fn, x):
+        return _attack_gradient(model_fn, x), jax.grad(lambda model_fn: jnp.tanh(model_fn(x)).sum())(model_fn)
+
+    run = jax.jit(jax.shard_map(both, mesh=parallel.data_mesh(), in_specs=(whole, data), out_specs=(data, whole)))
+    _agree(run(model_fn, x), jax.jit(both)(model_fn, x))
