@@ -114,7 +114,7 @@ def _ensemble_table(models, x, y, mesh, settings):
         )
         with experiment.progress() as bar:
             task = bar.add_task(f"AutoAttack on the {name} model", total=None)
-            for state in states:
+            for state in states:  # noqa: B007
                 bar.advance(task)
         table = evaluate.accuracies(state)
         low, high = evaluate.confidence_interval(round(table["worst case"] * num_images), num_images)

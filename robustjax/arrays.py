@@ -112,6 +112,4 @@ def top_k_mask(scores: Array, k) -> Array:
 
 def select(mask: Array, chosen, otherwise):
     """Per example: `chosen` where mask [B] holds, `otherwise` elsewhere; over pytrees whose leaves lead with B."""
-    return jax.tree.map(
-        lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), chosen, otherwise
-    )
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), chosen, otherwise)

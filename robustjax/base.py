@@ -24,13 +24,13 @@ _T = TypeVar("_T")
 
 @dataclass_transform(frozen_default=True)
 def node(cls: type[_T]) -> type[_T]:
-    """A frozen dataclass registered as a pytree, every field a child, with a `replace`.
+    """A frozen dataclass registered as a pytree, every field a child.
 
     In jax 0.10 to 0.12 the structures of two classes that went through `jax.tree_util.register_dataclass` (as flax.struct's do)
     compare equal if their fields do, so that a jit cache may take `Linf` for `L2`; custom nodes compare their types.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
-    names = tuple(field.name for field in dataclasses.fields(cls))
+    names = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
 
     def flatten_with_keys(value):
         return [(jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in names], None
@@ -44,7 +44,6 @@ def node(cls: type[_T]) -> type[_T]:
     jax.tree_util.register_pytree_with_keys(
         cls, flatten_with_keys, unflatten, lambda value: ([getattr(value, name) for name in names], None)
     )
-    cls.replace = dataclasses.replace
     return cls
 
 
@@ -78,7 +77,7 @@ class AttackResult(NamedTuple):
     success: Array  # [B] bool, success_fn at x; minimum-norm attacks: and norm <= threat.eps
 
 
-Attack = Callable[[Key, ModelFn, Array, Array], AttackResult]
+Attack = Callable[[Key, ModelFn, Array, Array], AttackResult]  # hyper-parameters bound by `bind`
 
 
 def draw(model_fn: ModelFn, keys: Array) -> ModelFn:
@@ -138,7 +137,7 @@ class Bound:
         return cls(function, *children)
 
 
-def bind(function: Callable, /, **hyper) -> Bound:
+def bind(function: Callable | Bound, /, **hyper) -> Bound:
     """`functools.partial` for keyword arguments, whose result is a pytree and crosses `jit` as an argument.
 
     Arrays and numbers become leaves, also those inside a bound model, loss or attack, so that a new `eps` never recompiles;
@@ -155,9 +154,7 @@ def bind(function: Callable, /, **hyper) -> Bound:
     if isinstance(function, Bound):
         function, hyper = function.function, function.hyper | hyper
     wrap = lambda leaf: leaf if is_number(leaf) else _Static(leaf)  # noqa: E731
-    return Bound(
-        function, {name: _Static(value) if _is_static_name(name) else jax.tree.map(wrap, value) for name, value in hyper.items()}
-    )
+    return Bound(function, {name: _Static(value) if _is_static_name(name) else jax.tree.map(wrap, value) for name, value in hyper.items()})
 
 
 def _is_static_name(name):

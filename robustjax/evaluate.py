@@ -79,7 +79,9 @@ def evaluate(
     if state is None:
         state = _clean(run, tuple(attacks), model_fn)
     elif state.names != tuple(attacks) or state.x.shape != x.shape:
-        raise ValueError(f"cannot resume: the state is of attacks {state.names} on x {state.x.shape}, asked for {tuple(attacks)} on {x.shape}.")
+        raise ValueError(
+            f"cannot resume: the state is of attacks {state.names} on x {state.x.shape}, asked for {tuple(attacks)} on {x.shape}."
+        )
     else:
         state = EvaluationState(state.names, *(array.copy() for array in state[1:]))
     yield state
@@ -146,15 +148,15 @@ def cost(attack: Attack, model_fn: ModelFn, x: Array, y: Array) -> Passes:
     logits = jax.eval_shape(base.draw(model_fn, arrays.example_keys(jax.random.key(0), x.shape[0])), x)
     stand_in = base.bind(_stand_in, logits=jnp.zeros(logits.shape, logits.dtype))
     program = jax.make_jaxpr(lambda key, x, y: attack(key, stand_in, x, y))(jax.random.key(0), x, y)
-    counts, bounded = {_forward.__name__: 0.0, _backward.__name__: 0.0}, True
+    counts, bounded = {"_forward": 0.0, "_backward": 0.0}, True
     for eqn, times in graph.equations(program.jaxpr):
         name = eqn.params.get("name")
         if eqn.primitive.name in ("jit", "pjit") and name in counts:
             bounded &= times is not None
             # A vmapped pass has a larger batch: the result of a forward pass is logits, of a backward pass an input.
-            unit = logits.size if name == _forward.__name__ else x.size
+            unit = logits.size if name == "_forward" else x.size
             counts[name] += (times or 1) * eqn.outvars[0].aval.size / unit
-    return Passes(*counts.values(), bounded)
+    return Passes(counts["_forward"], counts["_backward"], bounded)
 
 
 @jax.jit

@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend import core
 
 from robustjax import arrays, base, losses
-from robustjax.base import Array, Attack, Key, ModelFn
+from robustjax.base import Array, Key, ModelFn
 
 _TIE = 0.002  # of robust accuracy: two attacks closer than .2 points count as equal (AutoAttack)
 _BLOCKING = frozenset({"stop_gradient", "argmax", "argmin", "round", "floor", "ceil", "sign", "while", "pure_callback", "io_callback"})
@@ -95,7 +95,8 @@ def blocked_gradient(model_fn: ModelFn, x: Array) -> Flag:
     keys = arrays.example_keys(jax.random.key(0), x.shape[0])
     closed = jax.make_jaxpr(base.draw(model_fn, keys))(x)
     found = sorted(set(_blocking(closed.jaxpr, [True] * len(closed.jaxpr.invars))))
-    advice = f"the path from input to logits holds {', '.join(found) or 'nothing'}: replace them in the backward pass (BPDA), or attack without gradients."
+    names = ", ".join(found) or "nothing"
+    advice = f"the path from input to logits holds {names}: replace it in the backward pass (BPDA), or attack without gradients."
     return Flag("blocked_gradient", bool(found), len(found), advice)
 
 
@@ -124,14 +125,14 @@ def non_monotone(accuracies: Sequence[float]) -> Flag:
     return Flag("non_monotone", rise > _TIE, rise, "a larger eps was harder for the attack: it is not converged, or its step does not fit.")
 
 
-def unconverged(key: Key, attack: Attack, model_fn: ModelFn, x: Array, y: Array) -> Flag:
+def unconverged(key: Key, attack: base.Bound, model_fn: ModelFn, x: Array, y: Array) -> Flag:
     """Twice the steps lower robust accuracy by more than .2 points: the best iterate is still the last one."""
     longer = base.bind(attack, num_steps=2 * attack.hyper["num_steps"])
     gap = _robust_accuracy(key, attack, model_fn, x, y) - _robust_accuracy(key, longer, model_fn, x, y)
     return Flag("unconverged", gap > _TIE, gap, "the attack still gains at its last step: raise num_steps, or use apgd.")
 
 
-def survives_everything(key: Key, attack: Attack, model_fn: ModelFn, x: Array, y: Array) -> Flag:
+def survives_everything(key: Key, attack: base.Bound, model_fn: ModelFn, x: Array, y: Array) -> Flag:
     """Robust accuracy above zero where the attack may go anywhere in the box.
 
     A step_size given as a number is not scaled: use an attack that needs none, such as `apgd`.
@@ -139,12 +140,12 @@ def survives_everything(key: Key, attack: Attack, model_fn: ModelFn, x: Array, y
     threat = attack.hyper["threat"]
     everything = base.bind(attack, threat=threat.resized(threat.largest_norm(x)))
     accuracy = _robust_accuracy(key, everything, model_fn, x, y)
-    return Flag("survives_everything", accuracy > 0, accuracy, "an attack without limits must succeed on every input: gradients are masked.")
+    return Flag(
+        "survives_everything", accuracy > 0, accuracy, "an attack without limits must succeed on every input: gradients are masked."
+    )
 
 
-def binarization(
-    key: Key, feature_fn: ModelFn, x: Array, *, attack: Attack, num_inner: int = 50, num_boundary: int = 1
-) -> Flag:
+def binarization(key: Key, feature_fn: ModelFn, x: Array, *, attack: base.Bound, num_inner: int = 50, num_boundary: int = 1) -> Flag:
     """An adversarial example is planted in the ball of each input, and the attack must find it.
 
     Around each x a two-class readout of the features is fitted that calls `num_inner` points well inside the ball class 0 and

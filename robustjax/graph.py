@@ -24,7 +24,7 @@ def rewrite(function: Callable, rules: Mapping[str, Rule]) -> Callable:
 
         def of_arrays(*arrays):
             values = iter(arrays)
-            args, kwargs = treedef.unflatten([next(values) if t else leaf for t, leaf in zip(traced, leaves, strict=True)])
+            args, kwargs = jax.tree.unflatten(treedef, [next(values) if t else leaf for t, leaf in zip(traced, leaves, strict=True)])
             return function(*args, **kwargs)
 
         arrays = [leaf for t, leaf in zip(traced, leaves, strict=True) if t]
@@ -109,7 +109,7 @@ def _scan(eqn, rules, *args):
         return outputs[:num_carry], outputs[num_carry:]
 
     options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
-    carry, ys = jax.lax.scan(body, list(carry), list(xs), **options)
+    carry, ys = jax.lax.scan(body, list(carry), list(xs), **options)  # type: ignore[arg-type]
     return [*carry, *ys]
 
 

@@ -59,11 +59,11 @@ def host(
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((step, carry))):
         raise ValueError("loops.host drives a jitted step from Python and got traced values; use loops.scan inside jit, vmap or grad.")
-    stops = early_stopped and done_fn is not None
+    stop_fn = done_fn if early_stopped else None
     for i in range(num_steps):
-        if stops and bool(jnp.all(done_fn(carry))):
+        if stop_fn is not None and bool(jnp.all(stop_fn(carry))):
             break
-        carry = _compiled_step(step, done_fn if stops else None, i, carry)
+        carry = _compiled_step(step, stop_fn, i, carry)
         if progress_fn is not None:
             progress_fn(i + 1, num_steps)
     return carry

@@ -134,6 +134,4 @@ def _check(logits, y):
 
 def _require_classes(logits, least, name):
     if logits.shape[-1] < least:
-        raise ValueError(
-            f"losses.{name} needs at least {least} classes, got {logits.shape[-1]}; use losses.margin, which needs 2."
-        )
+        raise ValueError(f"losses.{name} needs at least {least} classes, got {logits.shape[-1]}; use losses.margin, which needs 2.")

@@ -93,7 +93,7 @@ def _convolve_rule(eqn, x, w):
     )
     y = _contract("y", geometry, x, w).astype(eqn.outvars[0].aval.dtype)
     order = (spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1])
-    return [jnp.transpose(y, np.argsort(order))]
+    return [jnp.transpose(y, tuple(np.argsort(order).tolist()))]
 
 
 _ROLES = {"y": ("x", "w"), "x": ("y", "w"), "w": ("x", "y")}  # the output of each contraction: its two arguments
@@ -202,7 +202,6 @@ def _transpose(cotangent, a, b, *, out, geometry):
 
 def _batch(args, axes, *, out, geometry):
     (a, b), (axis_a, axis_b) = args, axes
-    role_a, role_b = _ROLES[out]
     size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
     if out != "w" and axis_b is None:  # a batch of batches is a longer batch
         a = jnp.moveaxis(a, axis_a, 0)
@@ -240,9 +239,7 @@ def _max_pool_rule(eqn, x):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x, window, strides, padding):
-    return jax.lax.reduce_window(
-        x, -jnp.inf, jax.lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0))
-    )
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0)))
 
 
 @_max_pool.defjvp
@@ -264,4 +261,4 @@ def _max_pool_jvp(window, strides, padding, primals, tangents):
     return y, dy
 
 
-_RULES = {"conv_general_dilated": _convolve_rule, "reduce_window_max": _max_pool_rule}
+_RULES: dict[str, graph.Rule] = {"conv_general_dilated": _convolve_rule, "reduce_window_max": _max_pool_rule}

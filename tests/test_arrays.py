@@ -102,7 +102,9 @@ def test_top_k_mask_of_negative_scores_and_infinities():
     np.testing.assert_array_equal(mask, [[False, True, False, True]])
 
 
-@pytest.mark.parametrize(("shape", "expected"), [((), ()), ((2,), (2, 1, 1)), ((1,), (1, 1, 1)), ((1, 3, 4), (1, 3, 4)), ((2, 1, 4), (2, 1, 4))])
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((), ()), ((2,), (2, 1, 1)), ((1,), (1, 1, 1)), ((1, 3, 4), (1, 3, 4)), ((2, 1, 4), (2, 1, 4))]
+)
 def test_per_example_values_broadcast_against_x(shape, expected):
     x = jnp.zeros((2, 3, 4))
     values = arrays.per_example(jnp.ones(shape), x)

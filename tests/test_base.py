@@ -42,7 +42,9 @@ def test_arrays_and_numbers_are_leaves_and_the_rest_is_static():
     assert (doubled["eps"], doubled["steps"], float(doubled["scalar"])) == (1.0, 6, 4.0)
     np.testing.assert_array_equal(doubled["array"], 2.0)
     np.testing.assert_array_equal(doubled["numpy"], 2.0)
-    unchanged = {name: doubled[name] for name in ("function", "name", "flag", "nothing", "num_steps", "chunk_size", "batch_size", "patch_size")}
+    unchanged = {
+        name: doubled[name] for name in ("function", "name", "flag", "nothing", "num_steps", "chunk_size", "batch_size", "patch_size")
+    }
     assert unchanged == {
         "function": jnp.tanh,
         "name": "text",

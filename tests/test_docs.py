@@ -56,12 +56,6 @@ def test_the_skeleton_of_a_new_attack_passes_its_own_test(monkeypatch):
     tests[0]()
 
 
-def test_the_twenty_lines_of_the_readme_run(capsys):
-    (lines,) = _blocks(_ROOT / "README.md", "python")
-    exec(compile(lines, "README.md", "exec"), {"__name__": "readme"})
-    assert "robust accuracy" in capsys.readouterr().out
-
-
 def _blocks(path, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
 

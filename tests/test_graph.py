@@ -131,7 +131,9 @@ def test_eager_and_batched_evaluation_agree():
 _COSINE = {"sin": lambda eqn, x: [jax.lax.cos(x)]}
 
 
-@pytest.mark.parametrize("function", [_jit, _scan, _scan_of_nothing_with_consts, _while, _fori, _cond, _checkpoint, _nested], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "function", [_jit, _scan, _scan_of_nothing_with_consts, _while, _fori, _cond, _checkpoint, _nested], ids=lambda f: f.__name__
+)
 def test_a_rule_replaces_its_primitive_inside_every_structure(function, monkeypatch):
     rewritten = graph.rewrite(function, _COSINE)(_X)
     names = {eqn.primitive.name for eqn, _ in graph.equations(jax.make_jaxpr(graph.rewrite(function, _COSINE))(_X).jaxpr)}

@@ -74,7 +74,9 @@ def main(arguments=None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", nargs="*", choices=tuple(_PEERS), default=[], help="on the convnet only")
     parser.add_argument("--network", choices=tuple(_NETWORKS), default="convnet")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the model's arithmetic; attacks are float32")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the model's arithmetic; attacks are float32"
+    )
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--torch-threads", type=int, default=1, help="one wastes none of its CPU time in waiting")
     parser.add_argument("--out", type=pathlib.Path, help="where to write the table, as Markdown")

@@ -87,7 +87,7 @@ class ConvNet(nnx.Module):
         strides = (1, 1) if self.pooled else (2, 2)
         self.first = nnx.Conv(channels, 32, (3, 3), strides, rngs=rngs)
         self.second = nnx.Conv(32, 64, (3, 3), strides, rngs=rngs)
-        halved = [-(-(-(-side // 2)) // 2) if not self.pooled else side // 2 // 2 for side in (height, width)]
+        halved = [side // 2 // 2 if self.pooled else (side + 3) // 4 for side in (height, width)]
         self.dense = nnx.Linear(64 * halved[0] * halved[1], 128, rngs=rngs)
         self.head = nnx.Linear(128, num_classes, rngs=rngs)
 

@@ -63,10 +63,8 @@ def alma(
     """
     objective.check(x, y)
     keys = arrays.example_keys(key, x.shape[0])
-    goal = {"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}
-    step = base.bind(
-        _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, init_distance=init_distance, goal=goal
-    )
+    goal = objective.Goal(threat, loss_fn, success_fn)
+    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, init_distance=init_distance, goal=goal)
     zeros, ones = jnp.zeros_like(x), jnp.ones(x.shape[0], x.dtype)
     state = _State(
         delta=zeros,
@@ -79,13 +77,13 @@ def alma(
         found=objective.nothing(zeros, x),
     )
     state = loop_fn(step, state, num_steps)
-    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, state.delta, **goal)
+    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, state.delta, goal)
     return objective.result(x, objective.keep_best(state.found, objective.by_norm(last, threat)), threat)
 
 
 def _step(i, state, *, model_fn, x, y, keys, num_steps, init_distance, goal):
-    threat = goal["threat"]
-    candidate, uphill = objective.ascend(objective.step_model(model_fn, keys, i), x, y, state.delta, **goal)
+    threat = goal.threat
+    candidate, uphill = objective.ascend(objective.step_model(model_fn, keys, i), x, y, state.delta, goal)
     constraint = _OFFSET - candidate.loss
     found = objective.keep_best(state.found, objective.by_norm(candidate, threat))
     first = jnp.where(candidate.success, jnp.minimum(state.first, i), state.first)

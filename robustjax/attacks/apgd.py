@@ -67,10 +67,10 @@ def apgd(
         )
     key_start, keys = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
     delta = objective.start(threat, key_start, x, delta)
-    goal = {"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}
+    goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, windows=jnp.asarray(_windows(num_steps)), goal=goal)
     state = loop_fn(step, _initial(delta, x, threat), num_steps, objective.has_succeeded)
-    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, state.delta, **goal)
+    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, state.delta, goal)
     return objective.result(x, objective.keep_best(state.found, last), threat)
 
 
@@ -103,8 +103,8 @@ def _initial(delta, x, threat):
 
 
 def _step(i, state, *, model_fn, x, y, keys, windows, goal):
-    threat = goal["threat"]
-    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, state.delta, **goal)
+    threat = goal.threat
+    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, state.delta, goal)
     delta, loss = candidate.delta, candidate.loss
     better = loss > state.best_loss
     best, best_grad = arrays.select(better, (delta, grad), (state.best, state.best_grad))

@@ -68,7 +68,7 @@ def apgd_l1(
         found=objective.nothing(delta, x),
     )
     plan = {name: jnp.asarray(values) for name, values in _plan(num_steps).items()}
-    goal = {"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}
+    goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, plan=plan, goal=goal)
     state = loop_fn(step, state, len(plan["factor"]), objective.has_succeeded)
     return objective.result(x, state.found, threat)
@@ -78,7 +78,7 @@ def _plan(num_steps):
     # One entry per gradient: every stage evaluates its start, then after each of its steps.
     lengths = [int(share * num_steps) for _, share in _STAGES]
     lengths[-1] = num_steps - sum(lengths[:-1])
-    plan = {"factor": [], "first": [], "checked": []}
+    plan: dict[str, list] = {"factor": [], "first": [], "checked": []}
     for (factor, _), length in zip(_STAGES, lengths, strict=True):
         every = max(int(0.04 * length), 1)
         plan["factor"] += [factor] * (length + 1)
@@ -88,7 +88,7 @@ def _plan(num_steps):
 
 
 def _step(i, state, *, model_fn, x, y, keys, plan, goal):
-    threat = goal["threat"]
+    threat = goal.threat
     factor, first, checked = (plan[name][i] for name in ("factor", "first", "checked"))
     ball = threat.resized(factor * threat.radius() * jnp.ones(x.shape[0], x.dtype))
     later = first & (i > 0)
@@ -102,7 +102,7 @@ def _step(i, state, *, model_fn, x, y, keys, plan, goal):
     step_size = jnp.where(first, 1.0, state.step_size)
     best_loss = jnp.where(first, -jnp.inf, state.best_loss)
 
-    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, **goal)
+    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, goal)
     better = candidate.loss > best_loss
     best, best_grad = arrays.select(better, (delta, grad), (state.best, state.best_grad))
     best_loss = jnp.where(better, candidate.loss, best_loss)

@@ -26,10 +26,7 @@ def linearize(model_fn, x: Array, y: Array, delta, *, threat, boundary_fn, candi
     value, pullback = jax.vjp(values, delta)
     num_boundaries = value.shape[1]
     unit = jnp.broadcast_to(jnp.eye(num_boundaries, dtype=value.dtype)[:, None], (num_boundaries, *value.shape))
-    if num_boundaries == 1:
-        normal = pullback(unit[0])[0][None]
-    else:
-        normal = jax.vmap(lambda cotangent: pullback(cotangent)[0])(unit)
+    normal = jax.vmap(lambda cotangent: pullback(cotangent)[0])(unit)
     slope = jax.vmap(threat.dual_norm)(normal).T
     exists = value > -jnp.inf
     distance = jnp.where(exists, jnp.abs(jnp.where(exists, value, 0.0)) / (slope + arrays.TINY), jnp.inf)

@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 
 from robustjax import base, loops, losses
-from robustjax.attacks import penalty
+from robustjax.attacks import objective, penalty
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
+
 
 def carlini_wagner(
     key: Key,
@@ -47,7 +48,7 @@ def carlini_wagner(
     Source: Carlini & Wagner, IEEE S&P 2017, arXiv:1608.04644. Differs: no early abort; the norm is that of the kept delta.
     """
     confident = base.bind(_confident, success_fn=success_fn, loss_fn=loss_fn, confidence=confidence)
-    goal = {"threat": threat, "loss_fn": loss_fn, "success_fn": confident}
+    goal = objective.Goal(threat, loss_fn, confident)
     return penalty.search(
         key, model_fn, x, y, threat=threat, num_rounds=num_binary_search_steps, num_steps=num_steps, init_weight=init_weight,
         violation_fn=base.bind(_hinge, confidence=confidence), origin=penalty.to_free(x, threat), decode_fn=penalty.to_delta,

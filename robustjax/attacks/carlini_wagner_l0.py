@@ -78,20 +78,18 @@ def carlini_wagner_l0(
         fooled=ones < 0,
         found=objective.nothing(jnp.zeros_like(x), x),
     )
-    goal = {"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}
-    step = base.bind(
-        _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, learning_rate=learning_rate, drop=drop, goal=goal
-    )
+    goal = objective.Goal(threat, loss_fn, success_fn)
+    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, learning_rate=learning_rate, drop=drop, goal=goal)
     return objective.result(x, loop_fn(step, state, num_rounds * num_steps).found, threat)
 
 
 def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, drop, goal):
-    threat = goal["threat"]
+    threat = goal.threat
     new_round = jnp.broadcast_to((i > 0) & (i % num_steps == 0), x.shape[:1])
     state = arrays.select(new_round, _next_round(state, x, threat, drop), state)
     everywhere, pullback = jax.vjp(lambda free: penalty.to_delta(free, x, threat), state.free)
     delta = jnp.where(state.allowed, everywhere, 0.0)
-    candidate, uphill = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, **goal)
+    candidate, uphill = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, goal)
     pull = jnp.where(candidate.loss < 0, state.weight, 0.0)
     (grad,) = pullback(jnp.where(state.allowed, 2.0 * delta - arrays.per_example(pull, x) * uphill, 0.0))
     free, memory = penalty.adam_step(grad, state.memory, state.free, learning_rate)

@@ -70,13 +70,13 @@ def carlini_wagner_linf(
         size=jnp.inf * ones,
         found=objective.nothing(jnp.zeros_like(x), x),
     )
-    goal = {"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}
+    goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, learning_rate=learning_rate, goal=goal)
     return objective.result(x, loop_fn(step, state, num_rounds * num_steps).found, threat)
 
 
 def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, goal):
-    threat = goal["threat"]
+    threat = goal.threat
     model_fn = objective.step_model(model_fn, keys, i)
     new_round = jnp.broadcast_to((i > 0) & (i % num_steps == 0), x.shape[:1])
     tau = jnp.where(new_round & state.fooled, _SHRINK * jnp.minimum(state.tau, state.size), state.tau)
@@ -86,7 +86,7 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, goal):
 
     def total(free):
         delta = penalty.to_delta(free, x, threat)
-        candidate = objective.evaluate(model_fn, x, y, delta, **goal)
+        candidate = objective.evaluate(model_fn, x, y, delta, goal)
         excess = jnp.maximum(jnp.abs(delta) - arrays.per_example(tau, x), 0.0)
         value = arrays.total(excess) + weight * jnp.maximum(-candidate.loss, 0.0)
         return value.sum(), candidate

@@ -1,6 +1,7 @@
 """Attacks made of attacks: restarts, the worst of several, target classes, targeted goals, checked inputs."""
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +51,12 @@ def targeted(attack: Attack, loss_fn: LossFn = losses.margin) -> Attack:
       attack: any attack of this package.
       loss_fn: a loss whose negative leads to the target: `margin` or `cross_entropy`.
     """
-    goal = {"success_fn": losses.classified_as}
+    goal: dict[str, Any] = {"success_fn": losses.classified_as}
     if _accepts(attack, "boundary_fn"):
         goal["boundary_fn"] = losses.goal_differences
     else:
         goal["loss_fn"] = losses.targeted(loss_fn)
-    return base.bind(attack, **goal)
+    return base.bind(attack, goal)
 
 
 def checked(attack: Attack) -> Attack:

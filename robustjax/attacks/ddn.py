@@ -40,19 +40,19 @@ def ddn(
     """
     objective.check(x, y)
     keys = arrays.example_keys(key, x.shape[0])
-    goal = {"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}
+    goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, gamma=gamma, goal=goal)
     zeros = jnp.zeros_like(x)
     eps = jnp.zeros(x.shape[0], x.dtype) + init_eps
     delta, _, found = loop_fn(step, (zeros, eps, objective.nothing(zeros, x)), num_steps)
-    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, **goal)
+    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, goal)
     return objective.result(x, objective.keep_best(found, objective.by_norm(last, threat)), threat)
 
 
 def _step(i, carry, *, model_fn, x, y, keys, num_steps, gamma, goal):
     delta, eps, found = carry
-    threat = goal["threat"]
-    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, **goal)
+    threat = goal.threat
+    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, goal)
     found = objective.keep_best(found, objective.by_norm(candidate, threat))
     noise = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(arrays.fold_in(keys, i))
     flat_spot = arrays.per_example(threat.dual_norm(grad) == 0, x)

@@ -44,7 +44,7 @@ def deepfool(
     keys = arrays.example_keys(key, x.shape[0])
     initial = boundary_fn(objective.step_model(model_fn, keys, num_steps)(x), y)
     candidates = jax.lax.top_k(initial, min(num_candidates, initial.shape[1]))[1]
-    goal = {"threat": threat, "loss_fn": losses.never, "success_fn": success_fn}
+    goal = objective.Goal(threat, losses.never, success_fn)
     step = base.bind(
         _step, model_fn=model_fn, x=x, y=y, keys=keys, candidates=candidates, boundary_fn=boundary_fn, overshoot=overshoot, goal=goal
     )
@@ -59,15 +59,15 @@ def _is_fooled(carry):
 
 
 def _test(model_fn, x, y, walk, overshoot, goal):
-    threat = goal["threat"]
+    threat = goal.threat
     low, high = threat.room(x)
     delta = jnp.clip((1.0 + overshoot) * walk, min=low, max=high)
-    return objective.by_norm(objective.evaluate(model_fn, x, y, delta, **goal), threat)
+    return objective.by_norm(objective.evaluate(model_fn, x, y, delta, goal), threat)
 
 
 def _step(i, carry, *, model_fn, x, y, keys, candidates, boundary_fn, overshoot, goal):
     walk, found = carry
-    threat = goal["threat"]
+    threat = goal.threat
     low, high = threat.room(x)
     model_fn = objective.step_model(model_fn, keys, i)
     candidate = _test(model_fn, x, y, walk, overshoot, goal)

@@ -54,7 +54,7 @@ def ead(
     objective.check(x, y)
     keys = arrays.example_keys(key, x.shape[0])
     zeros = jnp.zeros_like(x)
-    goal = {"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}
+    goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(
         _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, learning_rate=learning_rate, shrinkage=shrinkage, goal=goal
     )
@@ -63,7 +63,7 @@ def ead(
 
 
 def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, shrinkage, goal):
-    threat = goal["threat"]
+    threat = goal.threat
     model_fn = objective.step_model(model_fn, keys, i)
     taken = i % num_steps
     new_round = jnp.broadcast_to((i > 0) & (taken == 0), x.shape[:1])
@@ -73,14 +73,14 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, shrinkage
     )
 
     def total(ahead):
-        loss = objective.evaluate(model_fn, x, y, ahead, **goal).loss
+        loss = objective.evaluate(model_fn, x, y, ahead, goal).loss
         return jnp.sum(weight.value * jnp.maximum(-loss, 0.0) + arrays.total(jnp.square(ahead)))
 
     rate = learning_rate * jnp.sqrt(1.0 - taken / num_steps)
     moved = ahead - rate * jax.grad(total)(ahead)
     low, high = threat.room(x)
     shrunk = jnp.clip(jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - shrinkage, 0.0), min=low, max=high)
-    candidate = objective.evaluate(model_fn, x, y, shrunk, **goal)
+    candidate = objective.evaluate(model_fn, x, y, shrunk, goal)
     weight = weight._replace(fooled=weight.fooled | candidate.success)
     found = objective.keep_best(state.found, objective.by_norm(candidate, threat))
     return _State(shrunk, shrunk + taken / (taken + 3.0) * (shrunk - delta), weight, found)

@@ -54,12 +54,12 @@ def fab(
         raise ValueError(f"FAB needs a threat with hyperplane projections (Linf, L2 or L1), got {type(threat).__name__}.")
     key_start, keys = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
     delta = objective.start(threat.resized(0.5 * jnp.minimum(threat.radius(), threat.largest_norm(x))), key_start, x, delta)
-    goal = {"threat": threat, "loss_fn": losses.never, "success_fn": success_fn}
+    goal = objective.Goal(threat, losses.never, success_fn)
     step = base.bind(
         _step, model_fn=model_fn, x=x, y=y, keys=keys, boundary_fn=boundary_fn,
         max_bias=max_bias, overshoot=overshoot, backward=backward, goal=goal,
     )  # fmt: skip
-    first = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, jnp.zeros_like(x), **goal)
+    first = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, jnp.zeros_like(x), goal)
     found = objective.by_norm(first, threat)
     _, found = loop_fn(step, (delta, found), num_steps, _is_at_origin)
     return objective.result(x, found, threat)
@@ -71,7 +71,7 @@ def _is_at_origin(carry):
 
 def _step(i, carry, *, model_fn, x, y, keys, boundary_fn, max_bias, overshoot, backward, goal):
     delta, found = carry
-    threat = goal["threat"]
+    threat = goal.threat
     model_fn = objective.step_model(model_fn, keys, i)
     value, normal, _ = boundary.linearize(model_fn, x, y, delta, threat=threat, boundary_fn=boundary_fn)
     from_iterate = threat.hyperplane(threat.apply(x, delta), normal, -value)
@@ -82,6 +82,6 @@ def _step(i, carry, *, model_fn, x, y, keys, boundary_fn, max_bias, overshoot, b
     delta = (1.0 - bias) * (delta + overshoot * from_iterate) + bias * overshoot * from_origin
     low, high = threat.room(x)
     delta = jnp.clip(delta, min=low, max=high)
-    candidate = objective.evaluate(model_fn, x, y, delta, **goal)
+    candidate = objective.evaluate(model_fn, x, y, delta, goal)
     back = jnp.where(arrays.per_example(candidate.success, x), backward * delta, delta)
     return back, objective.keep_best(found, objective.by_norm(candidate, threat))

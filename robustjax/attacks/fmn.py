@@ -46,21 +46,19 @@ def fmn(
     """
     objective.check(x, y)
     keys = arrays.example_keys(key, x.shape[0])
-    goal = {"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}
-    step = base.bind(
-        _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, step_size=step_size, gamma=gamma, goal=goal
-    )
+    goal = objective.Goal(threat, loss_fn, success_fn)
+    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, step_size=step_size, gamma=gamma, goal=goal)
     zeros = jnp.zeros_like(x)
     radius = jnp.full(x.shape[0], 1.0 if isinstance(threat, threats.L0) else jnp.inf, x.dtype)
     delta, _, found = loop_fn(step, (zeros, radius, objective.nothing(zeros, x)), num_steps)
-    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, **goal)
+    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, goal)
     return objective.result(x, objective.keep_best(found, objective.by_norm(last, threat)), threat)
 
 
 def _step(i, carry, *, model_fn, x, y, keys, num_steps, step_size, gamma, goal):
     delta, radius, found = carry
-    threat = goal["threat"]
-    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, **goal)
+    threat = goal.threat
+    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, goal)
     found = objective.keep_best(found, objective.by_norm(candidate, threat))
     change = schedules.cosine(i, num_steps, gamma, gamma / 50.0)
     radius = jnp.minimum(_next_radius(threat, candidate, grad, radius, found, change), threat.largest_norm(x))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from robustjax import arrays, base, loops, losses
-from robustjax.attacks import penalty
+from robustjax.attacks import objective, penalty
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
 _DECREASE = 1e-4  # Armijo's constant
@@ -66,7 +66,7 @@ def lbfgs(
         key, model_fn, x, y, threat=threat, num_rounds=num_binary_search_steps, num_steps=num_steps, init_weight=init_weight,
         violation_fn=jnp.negative, origin=jnp.zeros_like(x), decode_fn=_as_is, init_fn=base.bind(_init, optimizer=optimizer),
         update_fn=base.bind(_update, optimizer=optimizer, low=low, high=high),
-        goal={"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}, loop_fn=loop_fn,
+        goal=objective.Goal(threat, loss_fn, success_fn), loop_fn=loop_fn,
     )  # fmt: skip
 
 

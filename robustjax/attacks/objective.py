@@ -1,6 +1,6 @@
 """What every attack evaluates and keeps: loss, success and gradient at a perturbation, and the best perturbation so far."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -8,6 +8,14 @@ import jax.numpy as jnp
 
 from robustjax import arrays, base
 from robustjax.base import Array, AttackResult, Delta, LossFn, ModelFn, SuccessFn, Threat
+
+
+class Goal(NamedTuple):
+    """What an attack is after."""
+
+    threat: Any
+    loss_fn: LossFn
+    success_fn: SuccessFn
 
 
 class Found(NamedTuple):
@@ -36,8 +44,9 @@ def start(threat: Threat, keys: Array, x: Array, delta: Delta | None) -> Delta:
     if delta is None:
         return threat.init(keys, x)
     shapes = jax.eval_shape(threat.init, keys, x)
-    if jnp.ndim(delta) == 0 and jax.tree.structure(delta) == jax.tree.structure(0):
-        delta = jax.tree.map(lambda s: jnp.full(s.shape, delta, s.dtype), shapes)
+    if jax.tree_util.all_leaves([delta]) and jnp.ndim(delta) == 0:
+        value = jnp.asarray(delta)
+        delta = jax.tree.map(lambda s: jnp.full(s.shape, value, s.dtype), shapes)
     chex.assert_trees_all_equal_shapes(delta, shapes)
     return threat.project(delta, x)
 
@@ -47,17 +56,17 @@ def nothing(delta: Delta, like: Array) -> Found:
     return Found(delta, jnp.full(like.shape[0], -jnp.inf, like.dtype), jnp.zeros(like.shape[0], bool))
 
 
-def evaluate(model_fn: ModelFn, x: Array, y: Array, delta: Delta, *, threat, loss_fn: LossFn, success_fn: SuccessFn) -> Found:
+def evaluate(model_fn: ModelFn, x: Array, y: Array, delta: Delta, goal: Goal) -> Found:
     """Loss and success at a perturbation: one forward pass."""
-    logits = model_fn(threat.apply(x, delta))
-    return Found(delta, loss_fn(logits, y), success_fn(logits, y))
+    logits = model_fn(goal.threat.apply(x, delta))
+    return Found(delta, goal.loss_fn(logits, y), goal.success_fn(logits, y))
 
 
-def ascend(model_fn: ModelFn, x: Array, y: Array, delta: Delta, *, threat, loss_fn: LossFn, success_fn: SuccessFn) -> tuple[Found, Delta]:
+def ascend(model_fn: ModelFn, x: Array, y: Array, delta: Delta, goal: Goal) -> tuple[Found, Delta]:
     """`evaluate` with the gradient of the loss in delta: one forward and one backward pass."""
 
     def total_loss(delta):
-        found = evaluate(model_fn, x, y, delta, threat=threat, loss_fn=loss_fn, success_fn=success_fn)
+        found = evaluate(model_fn, x, y, delta, goal)
         return found.loss.sum(), (found.loss, found.success)
 
     grad, (loss, success) = jax.grad(total_loss, has_aux=True)(delta)

@@ -14,7 +14,6 @@ from robustjax import arrays, base
 from robustjax.attacks import objective
 from robustjax.base import Array, AttackResult
 
-
 _ADAM = optax.scale_by_adam()
 
 
@@ -107,7 +106,7 @@ def search(
 
 
 def _step(i, state, *, model_fn, x, y, keys, num_steps, num_rounds, origin, violation_fn, decode_fn, init_fn, update_fn, goal):
-    threat = goal["threat"]
+    threat = goal.threat
     model_fn = objective.step_model(model_fn, keys, i)
     new_round = jnp.broadcast_to((i > 0) & (i % num_steps == 0), x.shape[:1])
     last_round = new_round & (num_rounds >= 10) & (i // num_steps == num_rounds - 1)
@@ -117,7 +116,7 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, num_rounds, origin, viol
 
     def total(variable):
         delta = decode_fn(variable, x, threat)
-        candidate = objective.evaluate(model_fn, x, y, delta, **goal)
+        candidate = objective.evaluate(model_fn, x, y, delta, goal)
         value = arrays.total(jnp.square(delta)) + weight.value * violation_fn(candidate.loss)
         return value.sum(), (value, candidate)
 

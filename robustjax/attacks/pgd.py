@@ -1,5 +1,7 @@
 """Projected gradient ascent inside a threat (Madry et al., 2018), and its bindings: FGSM, R+FGSM, BIM, MI-FGSM."""
 
+from typing import Any
+
 import jax
 import optax
 
@@ -57,20 +59,18 @@ def pgd(
     delta = objective.start(threat, key_start, x, delta)
     optimizer = optimizer and optax.with_extra_args_support(optimizer)
     state = jax.vmap(optimizer.init)(delta) if optimizer else ()
-    goal = {"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}
-    step = base.bind(
-        _step, model_fn=model_fn, x=x, y=y, keys=keys, step_size=step_size, optimizer=optimizer, keep_fn=keep_fn, goal=goal
-    )
+    goal = objective.Goal(threat, loss_fn, success_fn)
+    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, step_size=step_size, optimizer=optimizer, keep_fn=keep_fn, goal=goal)
     carry = loop_fn(step, (delta, state, objective.nothing(delta, x)), num_steps, objective.has_succeeded)
     delta, _, found = carry
-    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, **goal)
+    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, goal)
     return objective.result(x, keep_fn(found, last), threat)
 
 
 def _step(i, carry, *, model_fn, x, y, keys, step_size, optimizer, keep_fn, goal):
     delta, state, found = carry
-    threat = goal["threat"]
-    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, **goal)
+    threat = goal.threat
+    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, goal)
     if optimizer is None:
         update = threat.steepest(grad, x, delta)
     else:
@@ -95,7 +95,7 @@ def normalize(order) -> optax.GradientTransformation:
     return optax.stateless(lambda grad, delta: arrays.normalize(grad[None], order)[0])
 
 
-def fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, delta: Delta | None = 0.0, **options) -> AttackResult:
+def fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, delta: Delta | None = 0.0, **options) -> AttackResult:
     """Fast gradient (sign) method: one step of length eps from x, whatever its loss.
 
     Args:
@@ -110,7 +110,7 @@ def fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, del
     return pgd(key, model_fn, x, y, threat=threat, delta=delta, num_steps=1, **options)
 
 
-def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, alpha, **options) -> AttackResult:
+def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, alpha, **options) -> AttackResult:
     """R+FGSM: a random step of length alpha, then a gradient step of length eps - alpha.
 
     Args:

@@ -45,7 +45,7 @@ def sigma_zero(
     """
     objective.check(x, y)
     keys = arrays.example_keys(key, x.shape[0])
-    goal = {"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}
+    goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(
         _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, learning_rate=learning_rate, sigma=sigma,
         threshold_rate=threshold_rate, goal=goal,
@@ -54,17 +54,17 @@ def sigma_zero(
     threshold = jnp.zeros(x.shape[0], x.dtype) + init_threshold
     carry = (zeros, penalty.adam_init(zeros), threshold, objective.nothing(zeros, x))
     delta, _, _, found = loop_fn(step, carry, num_steps)
-    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, **goal)
+    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, goal)
     return objective.result(x, objective.keep_best(found, objective.by_norm(last, threat)), threat)
 
 
 def _step(i, carry, *, model_fn, x, y, keys, num_steps, learning_rate, sigma, threshold_rate, goal):
     delta, memory, threshold, found = carry
-    threat = goal["threat"]
+    threat = goal.threat
     model_fn = objective.step_model(model_fn, keys, i)
 
     def total(delta):
-        candidate = objective.evaluate(model_fn, x, y, delta, **goal)
+        candidate = objective.evaluate(model_fn, x, y, delta, goal)
         sparsity = arrays.total(jnp.square(delta) / (jnp.square(delta) + sigma)) / delta[0].size
         return jnp.sum(jnp.maximum(-candidate.loss, 0.0) + sparsity), candidate
 

@@ -61,14 +61,12 @@ def square(
     if not is_linf:
         which, table = _pyramids(sizes, frame)
         plan |= {"which": jnp.asarray(which), "table": jnp.asarray(table, x.dtype)}
-    goal = {"threat": threat, "loss_fn": loss_fn, "success_fn": success_fn}
+    goal = objective.Goal(threat, loss_fn, success_fn)
     start = (_stripes if is_linf else _tiles)(arrays.fold_in(keys, 0), x, frame, threat)
-    found = objective.evaluate(objective.step_model(model_fn, keys, 0), x, y, start, **goal)
-    clean = objective.evaluate(objective.step_model(model_fn, keys, num_queries), x, y, jnp.zeros_like(x), **goal)
+    found = objective.evaluate(objective.step_model(model_fn, keys, 0), x, y, start, goal)
+    clean = objective.evaluate(objective.step_model(model_fn, keys, num_queries), x, y, jnp.zeros_like(x), goal)
     clean = clean._replace(loss=jnp.where(clean.success, clean.loss, -jnp.inf))  # an error as it is needs no query
-    step = base.bind(
-        _step, model_fn=model_fn, x=x, y=y, keys=keys, plan=plan, propose_fn=_squares if is_linf else _windows, goal=goal
-    )
+    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, plan=plan, propose_fn=_squares if is_linf else _windows, goal=goal)
     (found,) = loop_fn(step, (objective.keep_best(clean, found),), num_queries - 1, objective.has_succeeded)
     return objective.result(x, found, threat)
 
@@ -102,8 +100,8 @@ def _sizes(num_queries, fraction, rescaled, frame, least):
 def _step(i, carry, *, model_fn, x, y, keys, plan, propose_fn, goal):
     (found,) = carry
     query = i + 1
-    proposal = propose_fn(arrays.fold_in(keys, query), x, found.delta, plan, i, goal["threat"])
-    candidate = objective.evaluate(objective.step_model(model_fn, keys, query), x, y, proposal, **goal)
+    proposal = propose_fn(arrays.fold_in(keys, query), x, found.delta, plan, i, goal.threat)
+    candidate = objective.evaluate(objective.step_model(model_fn, keys, query), x, y, proposal, goal)
     better = (candidate.loss > found.loss) | candidate.success
     return (arrays.select(better & ~found.success, candidate, found),)
 

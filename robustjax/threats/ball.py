@@ -1,5 +1,6 @@
 """What the norm balls share: eps, the box of valid inputs, the mask of free coordinates, and the bisection behind projections."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -36,6 +37,10 @@ class Ball:
         lower, upper = self.box
         if isinstance(lower, int | float) and isinstance(upper, int | float) and lower >= upper:
             raise ValueError(f"the box needs lower < upper, got {self.box}.")
+
+    def replace(self, **changes) -> "Ball":
+        """The same threat with some fields changed."""
+        return dataclasses.replace(self, **changes)
 
     def apply(self, x: Array, delta: Delta) -> Array:
         """x + delta, with delta masked, so that gradients vanish outside the mask."""

@@ -8,9 +8,7 @@ from robustjax import losses
 from robustjax.base import Array, Key, LossFn
 
 
-def natural(
-    params, model_state, key: Key, x: Array, y: Array, *, apply_fn: Callable, loss_fn: LossFn = losses.cross_entropy
-):
+def natural(params, model_state, key: Key, x: Array, y: Array, *, apply_fn: Callable, loss_fn: LossFn = losses.cross_entropy):
     """Mean loss of a batch.
 
     Args:

@@ -182,7 +182,12 @@ def test_checked_is_silent_on_good_input():
 
 
 @pytest.mark.parametrize(
-    ("x", "y"), [(jnp.zeros((3, 4)), jnp.zeros(2, jnp.int32)), (jnp.zeros((3, 4), jnp.uint8), jnp.zeros(3, jnp.int32)), (jnp.zeros(3), jnp.zeros(3, jnp.int32))]
+    ("x", "y"),
+    [
+        (jnp.zeros((3, 4)), jnp.zeros(2, jnp.int32)),
+        (jnp.zeros((3, 4), jnp.uint8), jnp.zeros(3, jnp.int32)),
+        (jnp.zeros(3), jnp.zeros(3, jnp.int32)),
+    ],
 )
 def test_wrong_shapes_and_types_are_named(x, y):
     with pytest.raises(ValueError, match="expected float inputs"):

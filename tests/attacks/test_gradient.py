@@ -19,9 +19,7 @@ def problem():
 
 
 def attacked_loss(weights, eps, x, y, loop_fn=loops.scan):
-    attack = base.bind(
-        attacks.pgd, threat=L2(eps, box=(-1e3, 1e3)), step_size=eps / 2, num_steps=3, delta=0.0, keep_fn=attacks.keep_last
-    )
+    attack = base.bind(attacks.pgd, threat=L2(eps, box=(-1e3, 1e3)), step_size=eps / 2, num_steps=3, delta=0.0, keep_fn=attacks.keep_last)
     model_fn = jax.tree_util.Partial(forward, weights)
     x_adv = base.bind(attack, loop_fn=loop_fn)(jax.random.key(1), model_fn, x, y).x
     return losses.cross_entropy(model_fn(x_adv), y).sum()

@@ -132,7 +132,7 @@ def test_checkpoints_restore_and_refuse(tmp_path):
     assert step == 2
     np.testing.assert_array_equal(restored["weights"], np.ones(3))
     np.testing.assert_array_equal(jax.random.key_data(restored["key"]), jax.random.key_data(state["key"]))
-    with pytest.raises(ValueError, match="other settings .seed."):
+    with pytest.raises(ValueError, match=r"other settings .seed."):
         files.latest(state, seed=1)
     files.close()
 

@@ -27,7 +27,10 @@ ATTACKS = {
     "ddn": (base.bind(attacks.ddn, num_steps=6), (L2,)),
     "fmn": (base.bind(attacks.fmn, num_steps=6), (Linf, L2, L1, L0)),
     "alma": (base.bind(attacks.alma, num_steps=12), (L2, L1)),
-    "carlini_wagner": (base.bind(attacks.carlini_wagner, num_binary_search_steps=2, num_steps=8, learning_rate=0.1, init_weight=1.0), (L2,)),
+    "carlini_wagner": (
+        base.bind(attacks.carlini_wagner, num_binary_search_steps=2, num_steps=8, learning_rate=0.1, init_weight=1.0),
+        (L2,),
+    ),
     "carlini_wagner_linf": (base.bind(attacks.carlini_wagner_linf, num_rounds=3, num_steps=8, learning_rate=0.1, init_weight=1.0), (Linf,)),
     "carlini_wagner_l0": (base.bind(attacks.carlini_wagner_l0, num_rounds=3, num_steps=8, learning_rate=0.3), (L0,)),
     "lbfgs": (base.bind(attacks.lbfgs, num_binary_search_steps=3, num_steps=8, init_weight=0.1), (L2,)),
