@@ -137,7 +137,7 @@ class Bound:
         return cls(function, *children)
 
 
-def bind(function: Callable | Bound, /, **hyper) -> Bound:
+def bind(function: Callable, /, **hyper: Any) -> Bound:
     """`functools.partial` for keyword arguments, whose result is a pytree and crosses `jit` as an argument.
 
     Arrays and numbers become leaves, also those inside a bound model, loss or attack, so that a new `eps` never recompiles;
@@ -151,8 +151,9 @@ def bind(function: Callable | Bound, /, **hyper) -> Bound:
     Returns:
       A callable pytree.
     """
-    if isinstance(function, Bound):
-        function, hyper = function.function, function.hyper | hyper
+    bound: Any = function
+    if isinstance(bound, Bound):
+        function, hyper = bound.function, bound.hyper | hyper
     wrap = lambda leaf: leaf if is_number(leaf) else _Static(leaf)  # noqa: E731
     return Bound(function, {name: _Static(value) if _is_static_name(name) else jax.tree.map(wrap, value) for name, value in hyper.items()})
 

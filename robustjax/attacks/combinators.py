@@ -56,7 +56,7 @@ def targeted(attack: Attack, loss_fn: LossFn = losses.margin) -> Attack:
         goal["boundary_fn"] = losses.goal_differences
     else:
         goal["loss_fn"] = losses.targeted(loss_fn)
-    return base.bind(attack, goal)
+    return base.bind(attack, **goal)
 
 
 def checked(attack: Attack) -> Attack:

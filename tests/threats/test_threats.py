@@ -198,13 +198,13 @@ def _smallest(order, normal, offset, low, high):
             lambda d: 0.5 * d @ d,
             np.zeros(n),
             jac=lambda d: d,
-            bounds=[(lo if np.isfinite(lo) else None, hi if np.isfinite(hi) else None) for lo, hi in zip(low, high, strict=True)],
-            constraints=[{"type": "eq", "fun": lambda d: normal @ d - offset, "jac": lambda d: normal}],
+            bounds=[tuple(side / abs(offset) if np.isfinite(side) else None for side in sides) for sides in zip(low, high, strict=True)],
+            constraints=[{"type": "eq", "fun": lambda d: normal @ d - np.sign(offset), "jac": lambda d: normal}],
             method="SLSQP",
             options={"ftol": 1e-14, "maxiter": 300},
         )
         assert found.success, found.message
-        return np.linalg.norm(found.x)
+        return abs(offset) * np.linalg.norm(found.x)
     columns = n if order == 1 else 1  # |d| <= t, one t per coordinate for l1 and one for all for linf
     spread = np.eye(n) if order == 1 else np.ones((n, 1))
     found = scipy.optimize.linprog(
