@@ -78,6 +78,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--models", nargs="+", choices=tuple(_EPS), default=list(_EPS))
     parser.add_argument("--dataset", choices=data.NAMES[:-1], default="digits")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results/parity_autoattack.md"))
+    parser.add_argument("--whole", action="store_true", help="also both ensembles through their front doors, each with its own starts")
     parser.add_argument("--quick", action="store_true", help="64 images, 20 steps, 200 queries, one seed; nothing is written")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -89,14 +90,12 @@ def main(arguments=None) -> None:
     torch.set_flush_denormal(True)  # as XLA does on CPU: the gradients of a saturated cross-entropy are subnormal numbers
     rows = []
     for case in make_cases(options.dataset, options.num_images, options.models):
-        for row in compare(case, options.steps, options.queries, options.seeds):
+        for row in compare(case, options.steps, options.queries, options.seeds, options.whole):
             print(_line(row), flush=True)
             rows.append(row)
-    text = _report(rows, options, sys.argv[1:] if arguments is None else arguments)
-    print(text)
-    if not options.quick:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
+        if not options.quick:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(_report(rows, options, sys.argv[1:] if arguments is None else arguments))
 
 
 def require_peers(*names: str) -> None:
@@ -125,8 +124,8 @@ def make_cases(dataset: str, num_images: int, names) -> Iterator[Case]:
         yield Case(name, model_fn, module, x[correct], y[correct], num_images)
 
 
-def compare(case: Case, num_steps: int, num_queries: int, num_seeds: int) -> Iterator[Row]:
-    """The rows of a case: every member alone, the union of the standard ones, and both ensembles through their front doors."""
+def compare(case: Case, num_steps: int, num_queries: int, num_seeds: int, whole: bool) -> Iterator[Row]:
+    """The rows of a case: every member alone, the union of the standard ones, and (`whole`) both ensembles by their front doors."""
     for norm in ("Linf", "L2"):
         eps = _EPS[case.name][norm]
         threat, delta = _THREATS[norm](eps), _start(case.x, norm, eps)
@@ -151,9 +150,9 @@ def compare(case: Case, num_steps: int, num_queries: int, num_seeds: int) -> Ite
         yield _row_of_accuracies(case, "Square, mean", label, squares, _SQUARE_BAR)
         union = tuple(Outcome(np.any([o.success for o in side], axis=0)) for side in zip(ce, targeted, fab_t, squares[0], strict=True))
         yield _row_of_accuracies(case, "worst of CE, T, FAB-T, Square", label, [union], _WORST_CASE_BAR)
-        if (num_steps, num_queries) == (100, 5000):  # the budget that pyautoattack's ensemble fixes
-            whole = _our_ensemble(case, threat), _their_ensemble(case, norm, eps)
-            yield _row_of_accuracies(case, "AutoAttack, own starts", label, [whole], _WORST_CASE_BAR)
+        if whole:
+            pair = _our_ensemble(case, threat), _their_ensemble(case, norm, eps)
+            yield _row_of_accuracies(case, "AutoAttack, own starts", label, [pair], _WORST_CASE_BAR)
 
 
 def torch_convnet(params):
@@ -347,13 +346,13 @@ def _report(rows, options, arguments):
         f"    {' '.join(['python -m experiments.parity_autoattack', *arguments])}",
         "",
         f"{options.num_images} test images of `{options.dataset}`, {options.steps} steps, {_NUM_TARGETS} targets, {options.queries} queries; "
-        f"float32 on CPU; {versions}. Seeds: 0 for weights, training, starts and both ensembles, 0 to {options.seeds - 1} for Square.",
+        f"float32 on CPU; {versions}. Seeds: 0 for weights, training and starts, 0 to {options.seeds - 1} for Square.",
         "",
         f"The models are the ConvNet of the benchmarks: trained naturally (plain), with PGD-7 at linf {_TRAINED_EPS} (robust), and the plain "
         f"one with its logits times {_SHARPNESS:g} (masked: the cross-entropy saturates). Both packages have the same weights, and torch "
         "flushes subnormal numbers to zero as XLA does on CPU (left on, they are the gradient of a nearly saturated cross-entropy: flags of "
         "APGD-CE on the masked model are then 98 % equal). "
-        "APGD begins at the same points, drawn as the reference draws them, FAB at the images; Square and the rows of own starts use each "
+        "APGD begins at the same points, drawn as the reference draws them, FAB at the images; Square and rows of own starts use each "
         "package's own draws. Accuracies are of all images, flags and losses of those that are classified correctly without attack. The "
         "loss gap is the median of |largest loss of robustjax - that of pyautoattack| / |that of pyautoattack|. Seconds are of one run "
         "after another on a shared machine, compilation included, robustjax first: for orientation only.",

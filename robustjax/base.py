@@ -86,6 +86,8 @@ def draw(model_fn: ModelFn, keys: Array) -> ModelFn:
     A randomised model offers `draw(keys) -> ModelFn`, `keys` [B] being one key per example. Every loop draws afresh at each
     step: a noise that is drawn once for the whole attack gives a false sense of security.
     """
+    if isinstance(model_fn, Bound):
+        return bind(draw(model_fn.function, keys), **model_fn.hyper)
     drawn = getattr(model_fn, "draw", None)
     return model_fn if drawn is None else drawn(keys)
 
@@ -112,16 +114,21 @@ class _Static:
 class Bound:
     """A function with hyper-parameters bound, as a pytree: see `bind`."""
 
-    # The hyper-parameters are children, static ones wrapped: their treedef as auxiliary data would not do, see `node`.
+    # Function and hyper-parameters are children, what is static in them wrapped: their treedef as auxiliary data would not do, see
+    # `node`.
 
-    def __init__(self, function, wrapped):
-        self.function, self._wrapped = function, wrapped
+    def __init__(self, wrapped_function, wrapped_hyper):
+        self._function, self._hyper = wrapped_function, wrapped_hyper
+
+    @property
+    def function(self) -> Callable:
+        """What is called."""
+        return _unwrap(self._function)
 
     @property
     def hyper(self) -> dict[str, Any]:
         """The bound hyper-parameters by name."""
-        unwrap = lambda leaf: leaf.value if isinstance(leaf, _Static) else leaf  # noqa: E731
-        return jax.tree.map(unwrap, self._wrapped, is_leaf=lambda leaf: isinstance(leaf, _Static))
+        return _unwrap(self._hyper)
 
     def __call__(self, *args, **kwargs):
         return self.function(*args, **(self.hyper | kwargs))
@@ -130,11 +137,11 @@ class Bound:
         return f"bind({getattr(self.function, '__name__', self.function)}, {self.hyper})"
 
     def tree_flatten(self):
-        return (self._wrapped,), self.function
+        return (self._function, self._hyper), None
 
     @classmethod
-    def tree_unflatten(cls, function, children):
-        return cls(function, *children)
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
 
 
 def bind(function: Callable, /, **hyper: Any) -> Bound:
@@ -145,7 +152,7 @@ def bind(function: Callable, /, **hyper: Any) -> Bound:
     a bound function again adds to its hyper-parameters or replaces them.
 
     Args:
-      function: the function.
+      function: a function, or a callable pytree, whose numbers are leaves too.
       **hyper: its keyword arguments.
 
     Returns:
@@ -154,8 +161,17 @@ def bind(function: Callable, /, **hyper: Any) -> Bound:
     bound: Any = function
     if isinstance(bound, Bound):
         function, hyper = bound.function, bound.hyper | hyper
-    wrap = lambda leaf: leaf if is_number(leaf) else _Static(leaf)  # noqa: E731
-    return Bound(function, {name: _Static(value) if _is_static_name(name) else jax.tree.map(wrap, value) for name, value in hyper.items()})
+    wrapped = {name: _Static(value) if _is_static_name(name) else _wrap(value) for name, value in hyper.items()}
+    return Bound(_wrap(function), wrapped)
+
+
+def _wrap(tree):
+    return jax.tree.map(lambda leaf: leaf if is_number(leaf) else _Static(leaf), tree)
+
+
+def _unwrap(tree):
+    whole = lambda node: isinstance(node, _Static | Bound)  # noqa: E731  (a bound value unwraps its own)
+    return jax.tree.map(lambda node: node.value if isinstance(node, _Static) else node, tree, is_leaf=whole)
 
 
 def _is_static_name(name):

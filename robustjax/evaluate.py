@@ -75,7 +75,7 @@ def evaluate(
     """
     x, y = np.asarray(x), np.asarray(y)
     _check(attacks, x, y, batch_size, mesh)
-    run = _Runner(key, base.bind(model_fn) if not isinstance(model_fn, base.Bound) else model_fn, x, y, batch_size, mesh)
+    run = _Runner(key, base.bind(model_fn), x, y, batch_size, mesh)
     if state is None:
         state = _clean(run, tuple(attacks), model_fn)
     elif state.names != tuple(attacks) or state.x.shape != x.shape:

@@ -68,7 +68,8 @@ def _one_equation(eqn, *inputs):
     variables = [atom for atom in eqn.invars if not isinstance(atom, core.Literal)]
     values = [value for atom, value in zip(eqn.invars, inputs, strict=True) if not isinstance(atom, core.Literal)]
     unique = dict(zip(variables, values, strict=True))
-    jaxpr = core.Jaxpr((), list(unique), eqn.outvars, [eqn], eqn.effects)
+    about = core.DebugInfo("one_equation", eqn.primitive.name, None, None)
+    jaxpr = core.Jaxpr((), list(unique), eqn.outvars, [eqn], eqn.effects, about)
     return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))(*unique.values())
 
 

@@ -102,6 +102,16 @@ def test_top_k_mask_of_negative_scores_and_infinities():
     np.testing.assert_array_equal(mask, [[False, True, False, True]])
 
 
+def test_top_k_mask_of_random_scores_is_that_of_a_stable_sort_also_for_fractional_k():
+    scores = np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32).round(1) + 0.0  # ties, and no negative zero
+    ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1, kind="stable")
+    for k in (1, 7, 2.5, 39, 40):
+        np.testing.assert_array_equal(arrays.top_k_mask(jnp.asarray(scores), k), ranks < np.floor(k))
+    with jax.enable_x64(True):
+        close = jnp.array([[1.0, 1.0 + 1e-12, 1.0 - 1e-12]])
+        np.testing.assert_array_equal(arrays.top_k_mask(close, 1), [[False, True, False]])
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"), [((), ()), ((2,), (2, 1, 1)), ((1,), (1, 1, 1)), ((1, 3, 4), (1, 3, 4)), ((2, 1, 4), (2, 1, 4))]
 )

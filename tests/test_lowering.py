@@ -306,7 +306,7 @@ class _Noisy:
         return jax.lax.conv(x + noise, self.w, (1, 1), "SAME").mean((2, 3))
 
     def draw(self, keys):
-        return self.replace(keys=keys)
+        return _Noisy(self.w, keys)
 
 
 def test_a_rewritten_randomised_model_stays_randomised():

@@ -75,7 +75,7 @@ def test_tfds_set_made_on_the_spot(tmp_path, monkeypatch):
 
         def _generate_examples(self, rows):
             for row in rows:
-                yield row, {"image": np.asarray(Image.fromarray(x[row]))[..., None], "label": row}
+                yield row, {"image": Image.fromarray(x[row]), "label": row}
 
     Mnist(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
     monkeypatch.delenv("ROBUSTJAX_DATA", raising=False)
