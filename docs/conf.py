@@ -26,7 +26,6 @@ autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # shapes are in the docstrings
 autodoc_class_signature = "mixed"
 add_module_names = False
-autodoc_default_options = {"exclude-members": "replace"}
 smartquotes = False
 napoleon_use_param = False  # keeps "key, model_fn, x, y: as for pgd" in one line
 napoleon_attr_annotations = False

@@ -107,6 +107,9 @@ def test_top_k_mask_of_random_scores_is_that_of_a_stable_sort_also_for_fractiona
     ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1, kind="stable")
     for k in (1, 7, 2.5, 39, 40):
         np.testing.assert_array_equal(arrays.top_k_mask(jnp.asarray(scores), k), ranks < np.floor(k))
+
+
+def test_top_k_mask_tells_float64_scores_apart():
     with jax.enable_x64(True):
         close = jnp.array([[1.0, 1.0 + 1e-12, 1.0 - 1e-12]])
         np.testing.assert_array_equal(arrays.top_k_mask(close, 1), [[False, True, False]])

@@ -156,12 +156,16 @@ def test_bfloat16_keeps_its_type_and_agrees_to_its_precision(channels):
     _agree(actual, expected, 2e-2)
 
 
-def test_bfloat16_with_a_float32_accumulator_keeps_the_accumulator():
-    convolve = functools.partial(jax.lax.conv_general_dilated, **_case((1, 5, 5, 8), (3, 3, 8, 4))[2], preferred_element_type=jnp.float32)
-    x, w = _normal((1, 5, 5, 8)).astype(jnp.bfloat16), _normal((3, 3, 8, 4), 1).astype(jnp.bfloat16)
+@pytest.mark.parametrize("channels", [3, 8])
+def test_bfloat16_with_a_float32_accumulator_keeps_the_accumulator(channels):
+    options = _case((1, 5, 5, channels), (3, 3, channels, 4))[2]
+    convolve = Partial(functools.partial(jax.lax.conv_general_dilated, **options, preferred_element_type=jnp.float32))
+    x, w = _normal((1, 5, 5, channels)).astype(jnp.bfloat16), _normal((3, 3, channels, 4), 1).astype(jnp.bfloat16)
     y = lowering.rewrite(convolve)(x, w)
     assert y.dtype == jnp.float32
     np.testing.assert_allclose(y, convolve(x, w), rtol=1e-5, atol=1e-5)
+    gradient = jax.jit(jax.grad(lambda f, x, w: jnp.sum(jnp.sin(f(x, w))), (1, 2)))
+    _agree(gradient(lowering.rewrite(convolve), x, w), gradient(convolve, x, w), 2e-2)
 
 
 _POOLS = {
