@@ -340,31 +340,35 @@ def _line(row):
 
 def _report(rows, options, arguments):
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "numpy", "torch", "pyautoattack"))
-    return "\n".join([
-        "# Parity with the public AutoAttack",
-        "",
-        f"    {' '.join(['python -m experiments.parity_autoattack', *arguments])}",
-        "",
-        f"{options.num_images} test images of `{options.dataset}`, {options.steps} steps, {_NUM_TARGETS} targets, {options.queries} queries; "
-        f"float32 on CPU; {versions}. Seeds: 0 for weights, training and starts, 0 to {options.seeds - 1} for Square.",
-        "",
-        f"The models are the ConvNet of the benchmarks: trained naturally (plain), with PGD-7 at linf {_TRAINED_EPS} (robust), and the plain "
-        f"one with its logits times {_SHARPNESS:g} (masked: the cross-entropy saturates). Both packages have the same weights, and torch "
-        "flushes subnormal numbers to zero as XLA does on CPU (left on, they are the gradient of a nearly saturated cross-entropy: flags of "
-        "APGD-CE on the masked model are then 98 % equal). "
-        "APGD begins at the same points, drawn as the reference draws them, FAB at the images; Square and rows of own starts use each "
-        "package's own draws. Accuracies are of all images, flags and losses of those that are classified correctly without attack. The "
-        "loss gap is the median of |largest loss of robustjax - that of pyautoattack| / |that of pyautoattack|. Seconds are of one run "
-        "after another on a shared machine, compilation included, robustjax first: for orientation only.",
-        "",
-        f"Bars: flags equal on {100 * _FLAGS_BAR:g} % and, for APGD, a gap of at most {_GAP_BAR:g}; Square within {100 * _SQUARE_BAR:g} point "
-        f"in the mean of its seeds; worst cases within {100 * _WORST_CASE_BAR:g} points.",
-        "",
-        "| model | attack | threat | robustjax | pyautoattack | flags equal | loss gap | bar | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *map(_line, rows),
-        "",
-    ])  # fmt: skip
+    about = _ABOUT.format(
+        command=" ".join(["python -m experiments.parity_autoattack", *arguments]), options=options, versions=versions,
+        num_targets=_NUM_TARGETS, last_seed=options.seeds - 1, trained_eps=_TRAINED_EPS, sharpness=_SHARPNESS,
+        flags=_FLAGS_BAR, gap=_GAP_BAR, square=_SQUARE_BAR, worst_case=_WORST_CASE_BAR,
+    )  # fmt: skip
+    return "\n".join([about, *map(_line, rows), ""])
+
+
+_ABOUT = """\
+# Parity with the public AutoAttack
+
+    {command}
+
+{options.num_images} test images of `{options.dataset}`, {options.steps} steps, {num_targets} targets, {options.queries} queries; float32
+on CPU; {versions}. Seeds: 0 for weights, training and starts, 0 to {last_seed} for Square.
+
+The models are the ConvNet of the benchmarks: trained naturally (plain), with PGD-7 at linf {trained_eps} (robust), and the plain one with
+its logits times {sharpness:g} (masked: the cross-entropy saturates). Both packages have the same weights, and torch flushes subnormal
+numbers to zero as XLA does on CPU: left on, they are the gradient of a nearly saturated cross-entropy, and flags of APGD-CE on the masked
+model are 98 % equal. APGD begins at the same points, drawn as the reference draws them, FAB at the images; Square, and the rows of own
+starts, use each package's own draws. Accuracies are of all images, flags and losses of those that are classified correctly without attack.
+The loss gap is the median of |largest loss of robustjax - that of pyautoattack| / |that of pyautoattack|. Seconds are robustjax /
+pyautoattack, wall time with compilation, one after the other on a shared machine, torch on one thread: for orientation only.
+
+Bars: flags equal on {flags:.0%} and, for APGD, a gap of at most {gap:g}; Square within {square:.0%} in the mean of its seeds; worst cases
+within {worst_case:.1%}.
+
+| model | attack | threat | robustjax | pyautoattack | flags equal | loss gap | bar | seconds |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.stats
 
 from robustjax import arrays, base, graph, loops, parallel
+from robustjax.attacks import combinators
 from robustjax.base import Array, Attack, Key, ModelFn
 
 NOT_RUN = -1
@@ -245,9 +246,8 @@ def _check(attacks, x, y, batch_size, mesh):
         raise ValueError(f"expected inputs and integer labels of the same length N > 0, got {x.shape} and {y.shape} of {y.dtype}.")
     if batch_size < 1 or (mesh is not None and batch_size % mesh.size):
         raise ValueError(f"batch_size={batch_size} must be positive and a multiple of the {1 if mesh is None else mesh.size} devices.")
-    for name, attack in attacks.items():
-        threat = attack.hyper.get("threat") if isinstance(attack, base.Bound) else None
-        lower, upper = getattr(threat, "box", (-np.inf, np.inf))
+    for name, part in ((name, part) for name, attack in attacks.items() for part in combinators.parts(attack)):
+        lower, upper = getattr(getattr(part, "hyper", {}).get("threat"), "box", (-np.inf, np.inf))
         if (x < np.asarray(lower)).any() or (x > np.asarray(upper)).any():
             raise ValueError(
                 f"inputs from {x.min()} to {x.max()} leave the box of the threat of attack {name!r}; scale them, or pass "

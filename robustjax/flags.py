@@ -1,7 +1,8 @@
 """Signs of a flawed evaluation: each function looks for one, and says what to do about it.
 
-The first eight are AutoAttack's, ported; the others ask whether the attack worked at all. A raised flag is a reason to look, a
-silent one is no proof: post-hoc defenses have fooled every ensemble.
+`randomized`, `softmax_output`, `few_classes`, `zero_gradient`, `blocked_gradient` and `black_box_wins` are AutoAttack's (Croce &
+Hein, 2020); the others ask whether the attack worked at all. A raised flag is a reason to look, a silent one is no proof: post-hoc
+defenses have fooled every ensemble.
 """
 
 from collections.abc import Sequence

@@ -30,7 +30,7 @@ _NETWORKS = {"convnet": (28, 28, 1), "convnet_pooled": (28, 28, 1), "wrn-28-10":
 _EPS, _STEP_SIZE = 0.3, 0.01
 _PGD_STEPS, _APGD_STEPS = 40, 100
 _PGD, _APGD = f"PGD-{_PGD_STEPS}", f"APGD-{_APGD_STEPS}"
-_EPOCH_STEPS = 4  # of SGD; the plain pooled net takes seconds for each
+_EPOCH_STEPS = 2  # of SGD; the plain pooled net takes seconds for each
 _PEERS = {  # module, distribution
     "foolbox": ("foolbox", "foolbox"),
     "torchattacks": ("torchattacks", "torchattacks"),
@@ -88,7 +88,7 @@ def main(arguments=None) -> None:
     on_cpu = jax.default_backend() == "cpu"
 
     model_fn, x, y = make_model(options.network, options.dtype, options.batch_size)
-    compiled = compile_seconds(model_fn, x, y)
+    compiled = compile_times(model_fn, x, y)
     runs = own_runs(model_fn, x, y, on_cpu)
     if on_cpu and options.network == "convnet":
         runs |= pooled_runs(options.batch_size)
@@ -193,18 +193,18 @@ def peer_runs(peers, model_fn, x, y, num_threads: int) -> dict[str, Run]:
     return runs
 
 
-def compile_seconds(model_fn, x, y) -> dict[int, float]:
-    """The median time to trace, lower and compile APGD on the rewritten model, by its number of steps."""
-    seconds: dict[int, list[float]] = {20: [], _APGD_STEPS: []}
+def compile_times(model_fn, x, y) -> dict[int, Times]:
+    """Seconds to trace, lower and compile APGD on the rewritten model, by its number of steps."""
+    rounds: dict[int, list[tuple[float, float]]] = {20: [], _APGD_STEPS: []}
     rewritten = lowering.rewrite(model_fn)
     for _ in range(3):
-        for num_steps, values in seconds.items():
+        for num_steps, seconds in rounds.items():
             attack = base.bind(attacks.apgd, threat=threats.Linf(_EPS), num_steps=num_steps)
             jax.clear_caches()
-            start = time.perf_counter()
+            wall_start, cpu_start = time.perf_counter(), time.process_time()
             jax.jit(_call).lower(attack, jax.random.key(0), rewritten, x, y).compile()
-            values.append(time.perf_counter() - start)
-    return {num_steps: float(np.median(values)) for num_steps, values in seconds.items()}
+            seconds.append((time.perf_counter() - wall_start, time.process_time() - cpu_start))
+    return {num_steps: Times(*np.array(seconds).T) for num_steps, seconds in rounds.items()}
 
 
 def count_compilations(model_fn, x, y) -> int:
@@ -236,11 +236,12 @@ def count_compilations(model_fn, x, y) -> int:
     return len(compilations)
 
 
-def check(times: dict[str, Times], compiled: dict[int, float], num_compilations: int, on_cpu: bool) -> list[Bar]:
+def check(times: dict[str, Times], compiled: dict[int, Times], num_compilations: int, on_cpu: bool) -> list[Bar]:
     """The bars: in CPU time on CPU, where the machine may be shared, in wall time elsewhere."""
+    kind = "cpu" if on_cpu else "wall"
 
     def ratio(name, reference):
-        return _ratio(times, name, reference, "cpu" if on_cpu else "wall")
+        return _ratio(times, name, reference, kind)
 
     bars = []
     for label in (_PGD, _APGD):
@@ -254,9 +255,9 @@ def check(times: dict[str, Times], compiled: dict[int, float], num_compilations:
         if f"pooled net, {what}, plain" in times:
             name = f"pooled net, {what}"
             bars.append(Bar(f"{name}, rewritten to plain", ratio(f"{name}, rewritten", f"{name}, plain"), bound))
-    fewer, more = compiled.values()
-    bars.append(Bar(f"seconds to compile {_APGD} (bar for a quiet machine)", more, 1.5))
-    bars.append(Bar(f"the same over that of {min(compiled)} steps", more / fewer, 1.1))
+    seconds = float(np.median(getattr(compiled[_APGD_STEPS], kind)))
+    bars.append(Bar(f"{kind} seconds to compile {_APGD} (the bar is for a quiet machine)", seconds, 1.5))
+    bars.append(Bar(f"the same over that of {min(compiled)} steps", _ratio(compiled, _APGD_STEPS, min(compiled), kind), 1.1))
     bars.append(Bar("compilations after the first across eps, seed, target, batch tail", num_compilations, 0))
     return bars
 
@@ -387,27 +388,42 @@ def _ratio(times, name, reference, kind):
 
 
 def _report(options, runs, times, bars, arguments):
-    device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores" if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
+    device = jax.devices()[0].device_kind + (f", {os.cpu_count()} cores" if jax.default_backend() == "cpu" else "")
     packages = ["jax", "flax", *(["torch"] if options.peers else []), *(_PEERS[peer][1] for peer in options.peers)]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    return "\n".join([
-        "# The cost of attacks",
-        "",
-        f"    {' '.join(['python -m experiments.benchmarks.attacks', *arguments])}",
-        "",
-        f"{options.network}, batch {options.batch_size}, {options.dtype}; {device}; {versions}; torch on {options.torch_threads} thread(s). "
-        f"Medians of {options.rounds} rounds; ratios are per forward and backward pass, in CPU time (in wall time), each the median of "
-        "the ratios within the rounds. Weights and labels are made (an untrained network and its predictions): they do not change the work.",
-        "",
-        f"| row | wall ms | CPU s | to the {_FLOOR} | to its own bare loop |",
-        "|---|---|---|---|---|",
-        *(_row(name, run, times) for name, run in runs.items()),
-        "",
-        "| bar | measured | bound | |",
-        "|---|---|---|---|",
-        *(f"| {b.what} | {b.value:.3g} | {'>=' if b.is_lower else '<='} {b.bound:g} | {'met' if b.met else 'MISSED'} |" for b in bars),
-        "",
-    ])  # fmt: skip
+    return _PAGE.format(
+        command=" ".join(["python -m experiments.benchmarks.attacks", *arguments]),
+        options=options,
+        device=device,
+        versions=versions,
+        load=os.getloadavg()[2],
+        floor=_FLOOR,
+        rows="\n".join(_row(name, run, times) for name, run in runs.items()),
+        bars="\n".join(
+            f"| {b.what} | {b.value:.3g} | {'>=' if b.is_lower else '<='} {b.bound:g} | {'met' if b.met else 'MISSED'} |" for b in bars
+        ),
+    )
+
+
+_PAGE = """\
+# The cost of attacks
+
+    {command}
+
+{options.network}, batch {options.batch_size}, {options.dtype}; {device}; {versions}; torch on {options.torch_threads} thread(s).
+Medians of {options.rounds} rounds in which every row runs once, one after the other; load average of the machine at the end: {load:.1f}.
+Ratios are per forward and backward pass, in CPU time (in wall time), each the median of the ratios within the rounds; the one forward pass
+with which our attacks end is counted as overhead. Weights and labels are made (an untrained network and its predictions): every example is
+attacked to the end.
+
+| row | wall ms | CPU s | to the {floor} | to its own bare loop |
+|---|---|---|---|---|
+{rows}
+
+| bar | measured | bound | |
+|---|---|---|---|
+{bars}
+"""
 
 
 def _row(name, run, times):

@@ -7,7 +7,7 @@ from robustjax.attacks.autoattack import autoattack, ensemble
 from robustjax.attacks.carlini_wagner import carlini_wagner
 from robustjax.attacks.carlini_wagner_l0 import carlini_wagner_l0
 from robustjax.attacks.carlini_wagner_linf import carlini_wagner_linf
-from robustjax.attacks.combinators import checked, over_targets, restarts, targeted, worst_case
+from robustjax.attacks.combinators import checked, over_targets, parts, restarts, targeted, worst_case
 from robustjax.attacks.ddn import ddn
 from robustjax.attacks.deepfool import deepfool
 from robustjax.attacks.ead import ead
@@ -44,6 +44,7 @@ __all__ = [
     "mi_fgsm",
     "normalize",
     "over_targets",
+    "parts",
     "pgd",
     "r_fgsm",
     "restarts",

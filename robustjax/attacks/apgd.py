@@ -47,7 +47,8 @@ def apgd(
     and halves its step.
 
     Args:
-      key, model_fn, x, y, threat, success_fn, delta, loop_fn: as for `pgd`; the threat a norm ball.
+      key, model_fn, x, y, success_fn, delta, loop_fn: as for `pgd`.
+      threat: `Linf`, `L2` or `L1`.
       num_steps: number of gradients; 100 is the paper's.
       loss_fn: `losses.cross_entropy` or `losses.dlr`; for one target class `base.bind(losses.targeted_dlr, target=...)`, or
         `attacks.over_targets`.
@@ -61,6 +62,15 @@ def apgd(
       iterate of largest loss, where the reference returns the last one.
     """
     objective.check(x, y)
+    objective.require(
+        threat,
+        (
+            threats.Linf,
+            threats.L2,
+            threats.L1,
+        ),
+        "apgd",
+    )
     if isinstance(threat, threats.L1):
         return apgd_l1(
             key, model_fn, x, y, threat=threat, num_steps=num_steps, loss_fn=loss_fn, success_fn=success_fn, delta=delta, loop_fn=loop_fn

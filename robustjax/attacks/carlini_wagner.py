@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from robustjax import base, loops, losses
+from robustjax import base, loops, losses, threats
 from robustjax.attacks import objective, penalty
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -47,6 +47,7 @@ def carlini_wagner(
       feasibility only: the result lies in the box; not optimality.
     Source: Carlini & Wagner, IEEE S&P 2017, arXiv:1608.04644. Differs: no early abort; the norm is that of the kept delta.
     """
+    objective.require(threat, (threats.L2,), "carlini_wagner")
     confident = base.bind(_confident, success_fn=success_fn, loss_fn=loss_fn, confidence=confidence)
     goal = objective.Goal(threat, loss_fn, confident)
     return penalty.search(

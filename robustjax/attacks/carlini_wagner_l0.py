@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base, loops, losses
+from robustjax import arrays, base, loops, losses, threats
 from robustjax.attacks import objective, penalty
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -62,6 +62,7 @@ def carlini_wagner_l0(
     Source: Carlini & Wagner, IEEE S&P 2017, section VI-B, arXiv:1608.04644. Differs: per example, with backtracking.
     """
     objective.check(x, y)
+    objective.require(threat, (threats.L0,), "carlini_wagner_l0")
     keys = arrays.example_keys(key, x.shape[0])
     free = penalty.to_free(x, threat)
     low, high = threat.room(x)

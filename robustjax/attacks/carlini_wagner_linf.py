@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base, loops, losses
+from robustjax import arrays, base, loops, losses, threats
 from robustjax.attacks import objective, penalty
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -58,6 +58,7 @@ def carlini_wagner_linf(
     Source: Carlini & Wagner, IEEE S&P 2017, section VI-C, arXiv:1608.04644.
     """
     objective.check(x, y)
+    objective.require(threat, (threats.Linf,), "carlini_wagner_linf")
     keys = arrays.example_keys(key, x.shape[0])
     free = penalty.to_free(x, threat)
     ones = jnp.ones(x.shape[0], x.dtype)

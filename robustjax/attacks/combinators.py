@@ -1,7 +1,6 @@
 """Attacks made of attacks: restarts, the worst of several, target classes, targeted goals, checked inputs."""
 
 import inspect
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,9 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
     Args:
       attack: an attack with a random start (`delta=None`).
       num_restarts: R; compile time and memory do not depend on it.
+
+    Guarantee:
+      never worse, by (success, loss), than the first of the runs alone.
     """
     return base.bind(_restarts, attack=attack, num_restarts=num_restarts)
 
@@ -27,6 +29,9 @@ def worst_case(*attacks: Attack) -> Attack:
 
     Losses of different attacks are never compared. All attacks run on all examples: `robustjax.evaluate` drops the fooled ones
     between attacks.
+
+    Guarantee:
+      succeeds wherever one of the attacks does.
     """
     return base.bind(_worst_case, attacks=attacks)
 
@@ -40,6 +45,9 @@ def over_targets(attack: Attack, num_targets: int) -> Attack:
     Args:
       attack: the attack.
       num_targets: T; at most the number of classes less one is used.
+
+    Guarantee:
+      that of the attack.
     """
     return base.bind(_over_targets, attack=attack, num_targets=num_targets)
 
@@ -51,12 +59,14 @@ def targeted(attack: Attack, loss_fn: LossFn = losses.margin) -> Attack:
       attack: any attack of this package.
       loss_fn: a loss whose negative leads to the target: `margin` or `cross_entropy`.
     """
-    goal: dict[str, Any] = {"success_fn": losses.classified_as}
-    if _accepts(attack, "boundary_fn"):
-        goal["boundary_fn"] = losses.goal_differences
-    else:
-        goal["loss_fn"] = losses.targeted(loss_fn)
-    return base.bind(attack, **goal)
+    return _each(attack, lambda plain: _aimed(plain, losses.goal_differences, losses.targeted(loss_fn), success_fn=losses.classified_as))
+
+
+def parts(attack: Attack) -> list[Attack]:
+    """The attacks that a combination is made of, in order; an attack alone is its own part."""
+    hyper = attack.hyper if isinstance(attack, base.Bound) else {}
+    inner = hyper.get("attacks", (hyper["attack"],) if "attack" in hyper else ())
+    return [part for each in inner for part in parts(each)] if inner else [attack]
 
 
 def checked(attack: Attack) -> Attack:
@@ -94,12 +104,8 @@ def _over_targets(key, model_fn, x, y, *, attack, num_targets):
     ratio = losses.targeted_dlr if num_classes >= 4 else losses.targeted_margin
 
     def toward(i):
-        target = targets[:, i]
-        if _accepts(attack, "boundary_fn"):
-            aimed = base.bind(attack, boundary_fn=base.bind(losses.target_difference, target=target))
-        else:
-            aimed = base.bind(attack, loss_fn=base.bind(ratio, target=target))
-        return aimed(arrays.fold_in(keys, i), model_fn, x, y)
+        boundary_fn, loss_fn = (base.bind(each, target=targets[:, i]) for each in (losses.target_difference, ratio))
+        return _each(attack, lambda plain: _aimed(plain, boundary_fn, loss_fn))(arrays.fold_in(keys, i), model_fn, x, y)
 
     return _best_of(toward, targets.shape[1], attack)
 
@@ -126,7 +132,6 @@ def _better(best, result):
 
 
 def _checked(key, model_fn, x, y, *, attack):
-    threat = attack.hyper["threat"]
     keys = arrays.example_keys(key, x.shape[0])
     logits = base.draw(model_fn, keys)(x)
     checkify.check(jnp.all(jnp.isfinite(logits)), "the model's logits at x are not finite: check its parameters and the scale of x.")
@@ -136,19 +141,34 @@ def _checked(key, model_fn, x, y, *, attack):
             "labels outside [0, " + str(logits.shape[1]) + "): smallest {low}, largest {high}; the model has that many logits.",
             low=y.min(), high=y.max(),
         )  # fmt: skip
-    checkify.check(jnp.all(jnp.asarray(threat.eps) >= 0), "eps must be at least 0, smallest {eps}.", eps=jnp.min(jnp.asarray(threat.eps)))
-    lower, upper = threat.box
-    checkify.check(
-        jnp.all((x >= lower) & (x <= upper)),
-        "inputs outside the threat's box: values from {low} to {high}; scale them, or pass box=(lower, upper).",
-        low=x.min(), high=x.max(),
-    )  # fmt: skip
+    for threat in (getattr(part, "hyper", {}).get("threat") for part in parts(attack)):
+        if hasattr(threat, "eps"):
+            eps = jnp.asarray(threat.eps)
+            checkify.check(jnp.all(eps >= 0), "eps must be at least 0, smallest {eps}.", eps=eps.min())
+        if hasattr(threat, "box"):
+            lower, upper = threat.box
+            checkify.check(
+                jnp.all((x >= lower) & (x <= upper)),
+                "inputs outside the threat's box: values from {low} to {high}; scale them, or pass box=(lower, upper).",
+                low=x.min(), high=x.max(),
+            )  # fmt: skip
     result = attack(keys, model_fn, x, y)
     finite = jnp.all(jnp.isfinite(result.x)) & ~jnp.any(jnp.isnan(result.loss))
     checkify.check(finite, "the attack met a non-finite loss or gradient: run it under jax.debug_nans to see where.")
     return result
 
 
-def _accepts(attack, name):
+def _each(attack, change):
+    # The change made to every plain attack inside a combination.
+    hyper = attack.hyper if isinstance(attack, base.Bound) else {}
+    if "attacks" in hyper:
+        return base.bind(attack, attacks=tuple(_each(part, change) for part in hyper["attacks"]))
+    if "attack" in hyper:
+        return base.bind(attack, attack=_each(hyper["attack"], change))
+    return change(attack)
+
+
+def _aimed(attack, boundary_fn, loss_fn, **goal):
     function = attack.function if isinstance(attack, base.Bound) else attack
-    return name in inspect.signature(function).parameters
+    by_boundary = "boundary_fn" in inspect.signature(function).parameters
+    return base.bind(attack, **({"boundary_fn": boundary_fn} if by_boundary else {"loss_fn": loss_fn}), **goal)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base, loops, losses
+from robustjax import arrays, base, loops, losses, threats
 from robustjax.attacks import objective, schedules
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -39,6 +39,7 @@ def ddn(
     Source: Rony et al., CVPR 2019, Algorithm 1, arXiv:1811.09600. Differs: no quantisation to 256 levels.
     """
     objective.check(x, y)
+    objective.require(threat, (threats.L2,), "ddn")
     keys = arrays.example_keys(key, x.shape[0])
     goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, gamma=gamma, goal=goal)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base, loops, losses
+from robustjax import arrays, base, loops, losses, threats
 from robustjax.attacks import objective, penalty
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -52,6 +52,14 @@ def ead(
     Source: Chen et al., AAAI 2018, Algorithm 1, arXiv:1709.04114.
     """
     objective.check(x, y)
+    objective.require(
+        threat,
+        (
+            threats.L1,
+            threats.L2,
+        ),
+        "ead",
+    )
     keys = arrays.example_keys(key, x.shape[0])
     zeros = jnp.zeros_like(x)
     goal = objective.Goal(threat, loss_fn, success_fn)

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from robustjax import arrays, base, loops, losses
+from robustjax import arrays, base, loops, losses, threats
 from robustjax.attacks import boundary, objective
 from robustjax.base import Array, AttackResult, Delta, Key, ModelFn, SuccessFn
 
@@ -50,8 +50,7 @@ def fab(
       AutoAttack.
     """
     objective.check(x, y)
-    if not hasattr(threat, "hyperplane"):
-        raise ValueError(f"FAB needs a threat with hyperplane projections (Linf, L2 or L1), got {type(threat).__name__}.")
+    objective.require(threat, (threats.Linf, threats.L2, threats.L1), "fab")
     key_start, keys = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
     delta = objective.start(threat.resized(0.5 * jnp.minimum(threat.radius(), threat.largest_norm(x))), key_start, x, delta)
     goal = objective.Goal(threat, losses.never, success_fn)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robustjax import arrays, base, loops, losses
+from robustjax import arrays, base, loops, losses, threats
 from robustjax.attacks import objective, penalty
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -60,6 +60,7 @@ def lbfgs(
     Source: Szegedy et al., ICLR 2014, section 4.1, arXiv:1312.6199. Differs: projected L-BFGS (clipped
       steps, coordinates held by the box left out) with Armijo backtracking; one search per example.
     """
+    objective.require(threat, (threats.L2,), "lbfgs")
     optimizer = optax.scale_by_lbfgs(memory_size=memory_size)
     low, high = (jnp.broadcast_to(bound, x.shape) for bound in threat.room(x))
     return penalty.search(

@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base
+from robustjax import arrays, base, threats
 from robustjax.base import Array, AttackResult, Delta, LossFn, ModelFn, SuccessFn, Threat
 
 
@@ -37,6 +37,17 @@ def check(x: Array, y: Array) -> None:
             f"expected float inputs x [B, ...] and labels y of the same length B, got x {x.shape} of {x.dtype} and y {y.shape}; "
             "scale integer pixels to the threat's box first."
         )
+
+
+def require(threat, kinds: tuple[type, ...], attack: str) -> None:
+    """The threat is of a kind that the attack can work in; a user's own threat is taken at its word.
+
+    Raises:
+      ValueError: it is a ball of another norm.
+    """
+    if isinstance(threat, threats.Ball) and not isinstance(threat, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{attack} works in {names}, got {type(threat).__name__}; pass such a threat, or another attack.")
 
 
 def start(threat: Threat, keys: Array, x: Array, delta: Delta | None) -> Delta:

@@ -102,11 +102,14 @@ def fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, delta:
       key, model_fn, x, y, threat, **options: as for `pgd`.
       delta: start; None (uniform) with `step_size=1.25 * eps` is the RS-FGSM of fast adversarial training.
 
+    Returns:
+      The point after the step.
+
     Guarantee:
       feasibility only.
     Source: Goodfellow et al., ICLR 2015, arXiv:1412.6572.
     """
-    options = {"step_size": threat.eps, "keep_fn": objective.keep_last} | options
+    options = {"step_size": threat.radius(), "keep_fn": objective.keep_last} | options
     return pgd(key, model_fn, x, y, threat=threat, delta=delta, num_steps=1, **options)
 
 
@@ -117,6 +120,9 @@ def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, alph
       key, model_fn, x, y, threat, **options: as for `pgd`.
       alpha: length of the random step, at most eps.
 
+    Returns:
+      The point after both steps.
+
     Guarantee:
       feasibility only.
     Source: Tramer et al., ICLR 2018, section 4.1, arXiv:1705.07204.
@@ -124,11 +130,17 @@ def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, alph
     keys = arrays.example_keys(key, x.shape[0])
     noise = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(arrays.fold_in(keys, 2))
     delta = arrays.per_example(alpha, x) * threat.steepest(noise, x, jax.numpy.zeros_like(x))
-    return fgsm(key, model_fn, x, y, threat=threat, delta=delta, step_size=threat.eps - alpha, **options)
+    return fgsm(key, model_fn, x, y, threat=threat, delta=delta, step_size=threat.radius() - alpha, **options)
 
 
 def bim(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, step_size, num_steps: int, **options) -> AttackResult:
     """Basic iterative method: `pgd` from x itself.
+
+    Args:
+      key, model_fn, x, y, threat, step_size, num_steps, **options: as for `pgd`.
+
+    Returns:
+      As `pgd`.
 
     Guarantee:
       feasibility only.
@@ -141,6 +153,13 @@ def mi_fgsm(
     key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, step_size, num_steps: int, decay: float = 1.0, **options
 ) -> AttackResult:
     """Momentum iterative FGSM: BIM on the running sum of l1-normalised gradients.
+
+    Args:
+      key, model_fn, x, y, threat, step_size, num_steps, **options: as for `pgd`.
+      decay: weight of the past in the sum (mu).
+
+    Returns:
+      As `pgd`.
 
     Guarantee:
       feasibility only.

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base, loops, losses
+from robustjax import arrays, base, loops, losses, threats
 from robustjax.attacks import objective, penalty, schedules
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -44,6 +44,7 @@ def sigma_zero(
     Source: Cina et al., ICLR 2025, Algorithm 1, arXiv:2402.01879.
     """
     objective.check(x, y)
+    objective.require(threat, (threats.L0,), "sigma_zero")
     keys = arrays.example_keys(key, x.shape[0])
     goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(

@@ -51,8 +51,7 @@ def square(
     objective.check(x, y)
     if x.ndim not in (2, 4):
         raise ValueError(f"square needs images [B, H, W, C] or vectors [B, D], got x of shape {x.shape}.")
-    if not isinstance(threat, threats.Linf | threats.L2 | threats.L1):
-        raise ValueError(f"square needs a Linf, L2 or L1 threat, got {type(threat).__name__}.")
+    objective.require(threat, (threats.Linf, threats.L2, threats.L1), "square")
     keys = arrays.example_keys(key, x.shape[0])
     frame = _Frame(*(x.shape[1:] if x.ndim == 4 else (x.shape[1], 1, 1)))
     is_linf = isinstance(threat, threats.Linf)

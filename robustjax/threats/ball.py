@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robustjax import arrays, base
 from robustjax.base import Array, Delta
@@ -32,7 +33,7 @@ class Ball:
     mask: Any = None
 
     def __post_init__(self):
-        if isinstance(self.eps, int | float) and not self.eps >= 0:
+        if isinstance(self.eps, int | float | np.ndarray | np.generic) and not np.all(np.asarray(self.eps) >= 0):
             raise ValueError(f"eps must be at least 0, got {self.eps}.")
         lower, upper = self.box
         if isinstance(lower, int | float) and isinstance(upper, int | float) and lower >= upper:

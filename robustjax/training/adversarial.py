@@ -32,6 +32,8 @@ def adversarial(
     Returns:
       The loss at the attacked inputs and (model_state of that forward pass, {"loss", "accuracy"} under attack).
 
+    Guarantee:
+      none: robustness is what an evaluation shows.
     Source: Madry et al., ICLR 2018, eq. 2.1, arXiv:1706.06083.
     """
     model_fn = classifier(apply_fn, jax.lax.stop_gradient(params), model_state, craft_mode)

@@ -7,7 +7,7 @@ import pytest
 from jax.experimental import checkify
 
 from robustjax import attacks, base, loops, losses
-from robustjax.threats import L2, Linf
+from robustjax.threats import L0, L2, Linf
 
 B, D, C = 6, 20, 5
 KEY = jax.random.key(0)
@@ -92,19 +92,14 @@ def test_over_targets_visits_every_wrong_class_but_the_label():
     model_fn, x, y = problem()
     seen = []
 
-    def spy(key, model_fn, x, y, *, loss_fn):
+    def spy(key, model_fn, x, y, *, loss_fn, loop_fn):
         seen.append(loss_fn.hyper["target"])
         return base.AttackResult(x, x, -jnp.ones(len(x)), jnp.zeros(len(x), bool))
 
-    spy_on_host = base.bind(spy, loop_fn=loops.host)
-    attacks.over_targets(base.bind(_drop_loop, attack=spy_on_host), 9)(KEY, model_fn, x, y)
+    attacks.over_targets(base.bind(spy, loop_fn=loops.host), 9)(KEY, model_fn, x, y)  # run one by one, not scanned
     targets = np.sort(np.stack(seen), axis=0)
     for column, label in zip(targets.T, np.asarray(y), strict=True):
         np.testing.assert_array_equal(column, [c for c in range(C) if c != label])
-
-
-def _drop_loop(key, model_fn, x, y, *, attack, loss_fn):
-    return attack.function(key, model_fn, x, y, loss_fn=loss_fn)
 
 
 class Noisy:
@@ -204,11 +199,24 @@ def test_wrong_settings_are_named():
         attacks.ensemble(Linf(0.1), "best")
     with pytest.raises(ValueError, match="images"):
         attacks.square(KEY, model_fn, x[:, None], y, threat=Linf(0.1), num_queries=1)
-    with pytest.raises(ValueError, match="hyperplane"):
-        attacks.fab(KEY, model_fn, x, y, threat=attacks_l0(), num_steps=1)
+    for attack in (attacks.fab, attacks.apgd, attacks.ddn):
+        with pytest.raises(ValueError, match="got L0"):
+            attack(KEY, model_fn, x, y, threat=L0(3.0), num_steps=1)
+    with pytest.raises(ValueError, match="eps must be at least 0"):
+        Linf(np.float32(-0.1))
 
 
-def attacks_l0():
-    from robustjax.threats import L0
+def test_targets_reach_inside_combinations():
+    model_fn, x, y = problem()
+    attack = attacks.restarts(attacks.worst_case(TARGETED["fgsm"], TARGETED["pgd"]), 2)
+    result = jax.jit(attacks.targeted(attack))(KEY, model_fn, x, (y + 2) % C)
+    assert bool(result.success.all())
+    assert [part.function for part in attacks.parts(attack)] == [attacks.fgsm, attacks.pgd]
 
-    return L0(3.0)
+
+def test_fgsm_steps_by_eps_also_per_coordinate():
+    model_fn, x, y = problem()
+    eps = jnp.linspace(0.01, 0.2, D)[None]
+    for threat in (Linf(eps), Linf(0.1)):
+        delta = attacks.fgsm(KEY, model_fn, x, y, threat=threat).delta
+        np.testing.assert_allclose(jnp.abs(delta), jnp.broadcast_to(threat.eps, x.shape), rtol=1e-5)
