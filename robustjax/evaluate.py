@@ -247,7 +247,8 @@ def _check(attacks, x, y, batch_size, mesh):
     if batch_size < 1 or (mesh is not None and batch_size % mesh.size):
         raise ValueError(f"batch_size={batch_size} must be positive and a multiple of the {1 if mesh is None else mesh.size} devices.")
     for name, part in ((name, part) for name, attack in attacks.items() for part in combinators.parts(attack)):
-        lower, upper = getattr(getattr(part, "hyper", {}).get("threat"), "box", (-np.inf, np.inf))
+        threat = part.hyper.get("threat") if isinstance(part, base.Bound) else None
+        lower, upper = getattr(threat, "box", (-np.inf, np.inf))
         if (x < np.asarray(lower)).any() or (x > np.asarray(upper)).any():
             raise ValueError(
                 f"inputs from {x.min()} to {x.max()} leave the box of the threat of attack {name!r}; scale them, or pass "

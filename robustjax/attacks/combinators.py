@@ -1,6 +1,7 @@
 """Attacks made of attacks: restarts, the worst of several, target classes, targeted goals, checked inputs."""
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +142,8 @@ def _checked(key, model_fn, x, y, *, attack):
             "labels outside [0, " + str(logits.shape[1]) + "): smallest {low}, largest {high}; the model has that many logits.",
             low=y.min(), high=y.max(),
         )  # fmt: skip
-    for threat in (getattr(part, "hyper", {}).get("threat") for part in parts(attack)):
+    for part in parts(attack):
+        threat: Any = part.hyper.get("threat") if isinstance(part, base.Bound) else None
         if hasattr(threat, "eps"):
             eps = jnp.asarray(threat.eps)
             checkify.check(jnp.all(eps >= 0), "eps must be at least 0, smallest {eps}.", eps=eps.min())
