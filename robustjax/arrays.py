@@ -90,21 +90,24 @@ def normalize(x: Array, order) -> Array:
 def top_k_mask(scores: Array, k) -> Array:
     """True at the k largest scores of each example, ties to the lower index; k may be traced, a scalar or [B].
 
-    The k-th largest is built bit by bit on the ordered bits of float32 (radix selection): 32 counts, where XLA's sort on CPU costs
-    some ten times as much.
+    The k-th largest is built bit by bit on the ordered bits of the scores (radix selection): 32 counts, where XLA's sort on CPU
+    costs some ten times as much.
     """
-    bits = jax.lax.bitcast_convert_type(flat(scores).astype(jnp.float32), jnp.uint32)
-    ordered = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+    num_bits, word = (64, jnp.uint64) if scores.dtype == jnp.float64 else (32, jnp.uint32)
+    real = flat(scores).astype(jnp.float64 if num_bits == 64 else jnp.float32) + 0.0  # -0 is 0
+    bits = jax.lax.bitcast_convert_type(real, word)
+    top = word(1 << (num_bits - 1))
+    ordered = jnp.where(bits >= top, ~bits, bits | top)
     k = jnp.broadcast_to(per_example(k, ordered), (ordered.shape[0], 1))
 
     def count(mask):
         return mask.sum(axis=1, keepdims=True)
 
     def set_bit(i, threshold):
-        raised = threshold | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+        raised = threshold | (top >> i.astype(word))
         return jnp.where(count(ordered >= raised) >= k, raised, threshold)
 
-    threshold = jax.lax.fori_loop(0, 32, set_bit, jnp.zeros_like(k, jnp.uint32))
+    threshold = jax.lax.fori_loop(0, num_bits, set_bit, jnp.zeros_like(k, word))
     tied = ordered == threshold
     chosen = (ordered > threshold) | (tied & (jnp.cumsum(tied, axis=1) <= k - count(ordered > threshold)))
     return (chosen & (k > 0)).reshape(scores.shape)

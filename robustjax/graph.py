@@ -56,21 +56,9 @@ def evaluate(jaxpr: core.Jaxpr, consts, rules: Mapping[str, Rule], *args) -> lis
 
 def bind(eqn, *inputs) -> list:
     """The equation as it was."""
-    if any(True for _ in core.jaxprs_in_params(eqn.params)) or eqn.primitive.name.startswith("custom_"):
-        return _one_equation(eqn, *inputs)
-    outputs = eqn.primitive.bind(*inputs, **eqn.params)
+    with eqn.ctx.manager:
+        outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
     return outputs if eqn.primitive.multiple_results else [outputs]
-
-
-def _one_equation(eqn, *inputs):
-    # A jaxpr of this equation alone: how a primitive that holds functions is bound differs between releases of jax, and
-    # jaxpr_as_fun knows.
-    variables = [atom for atom in eqn.invars if not isinstance(atom, core.Literal)]
-    values = [value for atom, value in zip(eqn.invars, inputs, strict=True) if not isinstance(atom, core.Literal)]
-    unique = dict(zip(variables, values, strict=True))
-    about = core.DebugInfo("one_equation", eqn.primitive.name, None, None)
-    jaxpr = core.Jaxpr((), list(unique), eqn.outvars, [eqn], eqn.effects, about)
-    return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))(*unique.values())
 
 
 def equations(jaxpr: core.Jaxpr):
@@ -102,7 +90,10 @@ def _checkpoint(eqn, rules, *args):
 
 
 def _scan(eqn, rules, *args):
-    num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    if "ft_in" in eqn.params:  # jax 0.12
+        num_consts, num_carry, _ = map(len, eqn.params["ft_in"].unpack())
+    else:
+        num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
     consts, carry, xs = args[:num_consts], args[num_consts : num_consts + num_carry], args[num_consts + num_carry :]
 
     def body(carry, x):

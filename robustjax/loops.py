@@ -72,9 +72,9 @@ def host(
 def is_host(verb) -> bool:
     """Whether a bound attack contains a `host` loop, and so must not be wrapped in jit."""
     if isinstance(verb, functools.partial):
-        return verb.func is host or is_host(verb.func)
+        return is_host([verb.func, *verb.args, *verb.keywords.values()])
     if isinstance(verb, base.Bound):
-        return any(is_host(value) for value in verb.hyper.values())
+        return is_host([verb.function, *verb.hyper.values()])
     if isinstance(verb, tuple | list):
         return any(is_host(value) for value in verb)
     return verb is host

@@ -51,6 +51,7 @@ def dlr(logits: Array, y: Array) -> Array:
 
     Source: Croce & Hein, ICML 2020, eq. 6, arXiv:2003.01690.
     """
+    _check(logits, y)
     _require_classes(logits, 3, "dlr")
     top = jax.lax.top_k(logits, 3)[0]
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
@@ -64,6 +65,7 @@ def targeted_dlr(logits: Array, y: Array, *, target: Array) -> Array:
 
     Source: Croce & Hein, ICML 2020, eq. 7, arXiv:2003.01690.
     """
+    _check(logits, y)
     _require_classes(logits, 4, "targeted_dlr")
     top = jax.lax.top_k(logits, 4)[0]
     return (_at(logits, target) - _at(logits, y)) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)

@@ -71,6 +71,7 @@ class _Geometry(NamedTuple):
     groups: int
     shapes: tuple  # of one x without its batch axis, of w, of one y
     precision: object
+    dtype: object  # of the accumulator, or None
 
 
 def _convolve_rule(eqn, x, w):
@@ -90,10 +91,18 @@ def _convolve_rule(eqn, x, w):
         groups=p["feature_group_count"],
         shapes=(x.shape[1:], w.shape, y_shape),
         precision=p["precision"],
+        dtype=p["preferred_element_type"],
     )
-    y = _contract("y", geometry, x, w).astype(eqn.outvars[0].aval.dtype)
+    y = _contract("y", geometry, *_equally_varying(x, w)).astype(eqn.outvars[0].aval.dtype)
     order = (spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1])
     return [jnp.transpose(y, tuple(np.argsort(order).tolist()))]
+
+
+def _equally_varying(*arrays):
+    # Inside shard_map: as jax's own primitives, vary over the axes that any argument varies over, so that gradients are summed.
+    axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    every = frozenset().union(*axes)
+    return [jax.lax.pcast(a, tuple(every - own), to="varying") if every - own else a for a, own in zip(arrays, axes, strict=True)]
 
 
 _ROLES = {"y": ("x", "w"), "x": ("y", "w"), "w": ("x", "y")}  # the output of each contraction: its two arguments
@@ -106,12 +115,31 @@ def _contract(out, geometry, a, b):
 
 
 def _evaluate(a, b, *, out, geometry):
+    a, b = (value.astype(jnp.result_type(a, b)) for value in (a, b))  # a wider accumulator makes a wider cotangent
     return {"y": _forward, "x": _input_gradient, "w": _weight_gradient}[out](geometry, a, b)
 
 
 def _forward(g, x, w):
+    return _convolve(g, x, w, g.strides, g.padding, g.lhs_dilation)
+
+
+def _convolve(g, x, w, strides, padding, dilation):
+    if any(side < 0 for sides in padding for side in sides):
+        # Negative beside positive padding reads out of bounds in XLA:CPU (jaxlib 0.10): crop first.
+        config = [(min(low, 0), min(high, 0), d - 1) for (low, high), d in zip(padding, dilation, strict=True)]
+        x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
+        padding, dilation = [(max(low, 0), max(high, 0)) for low, high in padding], (1,) * len(padding)
     return jax.lax.conv_general_dilated(
-        x, w, g.strides, g.padding, g.lhs_dilation, g.rhs_dilation, _channels_last(w.ndim), g.groups, precision=g.precision
+        x,
+        w,
+        strides,
+        padding,
+        dilation,
+        g.rhs_dilation,
+        _channels_last(w.ndim),
+        g.groups,
+        precision=g.precision,
+        preferred_element_type=g.dtype,
     )
 
 
@@ -119,8 +147,8 @@ def _input_gradient(g, y, w):
     num_spatial = w.ndim - 2
     if g.groups == 1 and w.shape[-2] <= _FEW_CHANNELS:  # the gradient of every column, summed back into place
         columns = jnp.einsum("n...o,kio->n...ki", y, w.reshape(-1, *w.shape[-2:]), precision=g.precision and g.precision[0])
-        x = jax.ShapeDtypeStruct((y.shape[0], *g.shapes[0]), columns.dtype)
-        return jax.linear_transpose(functools.partial(_columns, g), x)(columns)[0]
+        x = _equally_varying(jnp.zeros((y.shape[0], *g.shapes[0]), columns.dtype), columns)[0]
+        return jax.vjp(functools.partial(_columns, g), x)[1](columns)[0]
     # Else the window turned around, with its channels exchanged, slides over y: strides and input dilation change places.
     inputs, outputs = g.shapes[1][-2], g.shapes[1][-1] // g.groups
     w = jnp.flip(w, tuple(range(num_spatial))).reshape(*w.shape[:-2], inputs, g.groups, outputs)
@@ -132,9 +160,7 @@ def _input_gradient(g, y, w):
         size_out = (g.shapes[2][axis] - 1) * g.strides[axis] + 1
         before = window - 1 - g.padding[axis][0]
         padding.append((before, size_in + window - 1 - size_out - before))
-    return jax.lax.conv_general_dilated(
-        y, w, g.lhs_dilation, padding, g.strides, g.rhs_dilation, _channels_last(w.ndim), g.groups, precision=g.precision
-    )
+    return _convolve(g, y, w, g.lhs_dilation, padding, g.strides)
 
 
 def _weight_gradient(g, x, y):
@@ -154,8 +180,9 @@ def _weight_gradient(g, x, y):
     if chunk_size == num_examples:
         return block(x, y)
     blocks = jax.tree.map(lambda a: a.reshape(-1, chunk_size, *a.shape[1:]), (x, y))
-    start = jnp.zeros(g.shapes[1], jnp.result_type(x, y))
-    return jax.lax.scan(lambda total, xy: (total + block(*xy), None), start, blocks)[0]
+    dtype = jnp.result_type(x, y)
+    start = _equally_varying(jnp.zeros(g.shapes[1], jnp.promote_types(dtype, jnp.float32)), x, y)[0]
+    return jax.lax.scan(lambda total, xy: (total + block(*xy), None), start, blocks)[0].astype(dtype)
 
 
 def _columns(g, x):

@@ -8,8 +8,14 @@ from robustjax.base import Array
 
 
 def data_mesh(num_devices: int | None = None) -> Mesh:
-    """A mesh over the first `num_devices` devices (all by default) with the axis "data"."""
+    """A mesh over the first `num_devices` devices (all by default) with the axis "data".
+
+    Raises:
+      ValueError: there are fewer devices.
+    """
     devices = jax.devices()[:num_devices]
+    if num_devices is not None and len(devices) != num_devices:
+        raise ValueError(f"asked for a mesh of {num_devices} devices where there are {len(devices)}; on CPU set jax_num_cpu_devices.")
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
@@ -20,6 +26,8 @@ def shard_batch(tree, mesh: Mesh):
       ValueError: B is not a multiple of the number of devices.
     """
     for leaf in jax.tree.leaves(tree):
+        if leaf.ndim == 0:
+            raise ValueError("expected arrays [B, ...], got a scalar; use parallel.replicate for it.")
         if leaf.shape[0] % mesh.size:
             raise ValueError(
                 f"a batch of {leaf.shape[0]} cannot be split over {mesh.size} devices; pad it to "

@@ -82,6 +82,10 @@ class Ball:
         low, high = self.room(x)
         return jnp.clip(delta, min=low, max=high)
 
+    def _stretched(self, unit, x):
+        # unit * eps, where an infinite eps leaves the zeros of unit alone.
+        return unit * jnp.where(unit == 0, 0.0, arrays.per_example(self.eps, x))
+
     def _per_coordinate(self):
         return jnp.ndim(self.eps) > 1
 

@@ -28,7 +28,7 @@ class L1(ball.Ball):
         laplace = self._masked(jax.vmap(lambda k: jax.random.laplace(jax.random.fold_in(k, 0), x.shape[1:], x.dtype))(keys))
         rest = jax.vmap(lambda k: jax.random.exponential(jax.random.fold_in(k, 1), (), x.dtype))(keys)
         unit = laplace * arrays.per_example(1.0 / (arrays.norm(laplace, 1) + rest), x)
-        return self._clip(unit * arrays.per_example(self.eps, x), x)
+        return self._clip(self._stretched(unit, x), x)
 
     def project(self, delta: Delta, x: Array) -> Delta:
         """The nearest point of ball and box together: soft-thresholding clipped to the box, its threshold solved exactly.

@@ -22,7 +22,7 @@ class L2(ball.Ball):
         rest = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 1), (2,), x.dtype))(keys)
         length = jnp.sqrt(arrays.total(jnp.square(normals)) + jnp.square(rest).sum(axis=1))
         unit = normals * arrays.per_example(1.0 / length, x)
-        return self._clip(unit * arrays.per_example(self.eps, x), x)
+        return self._clip(self._stretched(unit, x), x)
 
     def project(self, delta: Delta, x: Array) -> Delta:
         """Scaled into the ball, then clipped to the box: admissible, and the nearest point wherever one of the two suffices."""

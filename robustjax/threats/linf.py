@@ -16,7 +16,7 @@ class Linf(ball.Ball):
         """Uniform in the ball, then clipped to the box."""
         keys = arrays.example_keys(key, x.shape[0])
         unit = jax.vmap(lambda k: jax.random.uniform(k, x.shape[1:], x.dtype, -1.0, 1.0))(keys)
-        return self._clip(unit * arrays.per_example(self.eps, x), x)
+        return self._clip(self._stretched(unit, x), x)
 
     def project(self, delta: Delta, x: Array) -> Delta:
         """The nearest admissible perturbation, in every norm."""
