@@ -58,7 +58,8 @@ def lbfgs(
     Guarantee:
       feasibility only: the result lies in the box; not optimality.
     Source: Szegedy et al., ICLR 2014, section 4.1, arXiv:1312.6199. Differs: projected L-BFGS (clipped
-      steps, coordinates held by the box left out) with Armijo backtracking; one search per example.
+      steps, coordinates held by the box left out) with Armijo backtracking; one search per example; reverse mode takes the curvature
+      for constant and sees gradient steps.
     """
     objective.require(threat, (threats.L2,), "lbfgs")
     optimizer = optax.scale_by_lbfgs(memory_size=memory_size)
@@ -85,8 +86,8 @@ def _update(value, grad, memory, delta, *, optimizer, low, high):
     """The next point to try: along a new direction if this one is accepted, else half as far along the old."""
     accepted = value <= memory.value + memory.promise
     grad = jnp.where((delta <= low) & (grad > 0) | (delta >= high) & (grad < 0), 0.0, grad)
-    step, history = jax.vmap(optimizer.update)(grad, memory.history, delta)
-    direction = jnp.where(grad == 0, 0.0, -step)
+    step, history = jax.vmap(optimizer.update)(*jax.lax.stop_gradient((grad, memory.history, delta)))
+    direction = jnp.where(grad == 0, 0.0, jax.lax.stop_gradient(grad) - step - grad)
     uphill = arrays.total(grad * direction) >= 0  # curvature of the wrong sign: fall back on the gradient
     direction = jnp.where(arrays.per_example(uphill, grad), -grad, direction)
     length = jnp.minimum(1.0, _MAX_MOVE / jnp.maximum(arrays.norm(direction, jnp.inf), arrays.TINY))

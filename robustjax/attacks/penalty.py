@@ -14,7 +14,7 @@ from robustjax import arrays, base
 from robustjax.attacks import objective
 from robustjax.base import Array, AttackResult
 
-_ADAM = optax.scale_by_adam()
+_ADAM = optax.scale_by_adam(eps_root=1e-16)  # the root's derivative is infinite where a gradient was always 0
 
 
 class Weight(NamedTuple):

@@ -51,6 +51,7 @@ class L1(ball.Ball):
             return jnp.sum(weight * shrunk(threshold), axis=1, keepdims=True)
 
         inside = used(jnp.zeros_like(radius)) <= radius
+        radius = jnp.where(inside, 0.0, radius)  # may be infinite there
         far = jnp.max(jnp.where(weight > 0, size / jnp.where(weight > 0, weight, 1.0), 0.0), axis=1, keepdims=True)
         threshold, _ = ball.bisect(lambda t: used(t) > radius, jnp.zeros_like(radius), far)
         shrinking = (size > threshold * weight) & (size - threshold * weight < room)

@@ -99,7 +99,7 @@ def test_vmap_over_eps_equals_a_loop_and_a_new_eps_does_not_trace_again(name, th
         return run(bound(name, threat(eps)), model_fn, x, y)
 
     grid = jnp.array([0.5, 1.0]) * EPS[threat] if threat is not L0 else jnp.array([2.0, 3.0])
-    mapped = jax.jit(jax.vmap(lambda eps: run(bound(name, threat(eps)), model(), x, y)))(grid)
+    mapped = jax.jit(jax.vmap(lambda eps, model_fn: run(bound(name, threat(eps)), model_fn, x, y), (0, None)))(grid, model())
     for index, eps in enumerate(grid):
         one = single(eps, model())
         np.testing.assert_array_equal(one.success, mapped.success[index])
