@@ -12,7 +12,7 @@ import logging
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -196,7 +196,7 @@ def _trained(model, digits, robust):
     fit = jax.jit(training.fit, static_argnames=("num_epochs", "batch_size"))
     optimizer = optax.adam(1e-3)
     state = training.init(model.params, model.model_state, optimizer)
-    loss: Callable = base.bind(training.natural, apply_fn=model.apply_fn)
+    loss = base.bind(training.natural, apply_fn=model.apply_fn)
     stages = [(loss, 8)]
     if robust:  # a ramp of eps: at full strength from the start the small net stays at chance
 

@@ -46,9 +46,9 @@ def parse(parser: argparse.ArgumentParser) -> tuple[Settings, argparse.Namespace
 
 def prepare() -> None:
     """Two CPU devices where there are two cores, and a compilation cache; before JAX is used."""
-    if jax.config.read("jax_num_cpu_devices") == -1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    if jax.config.jax_num_cpu_devices == -1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", min(2, os.cpu_count() or 1))
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "robustjax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -2,6 +2,10 @@
 
 import importlib
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import matplotlib
 import pytest
@@ -10,6 +14,7 @@ from experiments import tutorial
 from experiments.lib import experiment, report
 
 matplotlib.use("agg")
+ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = [script for _, scripts in tutorial.PARTS.values() for script in scripts]
 
 
@@ -34,8 +39,9 @@ def test_comparisons_with_peers_import_without_them(name):
     importlib.import_module(f"experiments.{name}")
 
 
-def test_section_files_hold_what_made_them(tmp_path):
-    settings = experiment.Settings(out=str(tmp_path), quick=True, seed=3)
-    experiment.section(SCRIPTS[0].run, settings)
+def test_the_command_line_of_an_experiment_writes_what_made_it(tmp_path):
+    command = [sys.executable, "-m", "experiments.why_adversarial_examples", "--quick", "--seed", "3", "--out", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"MPLBACKEND": "agg"}
+    subprocess.run(command, check=True, env=environment, cwd=ROOT)
     about = json.loads((tmp_path / "why_adversarial_examples" / "section.json").read_text())["about"]
     assert about["seed"] == 3 and about["dataset"] == "digits"
