@@ -15,7 +15,7 @@ def run(settings: experiment.Settings) -> report.Section:
     """Every attack alone on the same images; AutoAttack as an ensemble on survivors."""
     dataset = data.load(settings.dataset)
     models = victims.load(settings, dataset)
-    num_images = 16 if settings.quick else 200
+    num_images = 16 if settings.quick else 100
     x, y = dataset.x_test[:num_images], dataset.y_test[:num_images]
     mesh = experiment.mesh()
     batch = parallel.shard_batch((x, y), mesh)

@@ -14,7 +14,7 @@ def run(settings: experiment.Settings) -> report.Section:
     """Distances in l2 and linf for both models."""
     dataset = data.load(settings.dataset)
     models = victims.load(settings, dataset)
-    num_images = 16 if settings.quick else 200
+    num_images = 16 if settings.quick else 100
     x, y = dataset.x_test[:num_images], dataset.y_test[:num_images]
     key = jax.random.key(settings.seed)
     plot, axes = plt.subplots(1, 2, figsize=(10, 3.6))
