@@ -1,12 +1,13 @@
 """The table attack x (accuracy, median distance, time, ratio to the floor), on an undefended and on a robust model."""
 
+import pathlib
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lib import data, experiment, report, victims
+from experiments.lib import data, evaluation, experiment, report, victims
 from robustjax import attacks, base, evaluate, losses, parallel
 from robustjax.threats import L2, Linf
 
@@ -109,13 +110,11 @@ def _ensemble_table(models, x, y, mesh, settings):
     ensemble = attacks.ensemble(Linf(eps), **budget)
     rows = []
     for name, model_fn in models.items():
-        states = evaluate.evaluate(
-            jax.random.key(settings.seed), ensemble, model_fn, x[:num_images], y[:num_images], batch_size=num_images, mesh=mesh
-        )
-        with experiment.progress() as bar:
-            task = bar.add_task(f"AutoAttack on the {name} model", total=None)
-            for state in states:  # noqa: B007
-                bar.advance(task)
+        state = evaluation.run(
+            pathlib.Path(settings.out) / "attack_table" / f"autoattack-{name}",
+            jax.random.key(settings.seed), ensemble, model_fn, x[:num_images], y[:num_images], batch_size=num_images, mesh=mesh,
+            model=name, dataset=settings.dataset, eps=eps, quick=settings.quick, **budget,
+        )  # fmt: skip
         table = evaluate.accuracies(state)
         low, high = evaluate.confidence_interval(round(table["worst case"] * num_images), num_images)
         rows.append([name, *(f"{100 * value:.1f}" for value in table.values()), f"{100 * low:.1f} to {100 * high:.1f}"])
