@@ -62,14 +62,7 @@ def alma(
     Source: Rony et al., ICCV 2021, Algorithm 1, arXiv:2011.11857. Differs: the offset is added to the ratio, not its numerator.
     """
     objective.check(x, y)
-    objective.require(
-        threat,
-        (
-            threats.L2,
-            threats.L1,
-        ),
-        "alma",
-    )
+    objective.require(threat, (threats.L2, threats.L1), "alma")
     keys = arrays.example_keys(key, x.shape[0])
     goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, init_distance=init_distance, goal=goal)

@@ -62,15 +62,7 @@ def apgd(
       iterate of largest loss, where the reference returns the last one.
     """
     objective.check(x, y)
-    objective.require(
-        threat,
-        (
-            threats.Linf,
-            threats.L2,
-            threats.L1,
-        ),
-        "apgd",
-    )
+    objective.require(threat, (threats.Linf, threats.L2, threats.L1), "apgd")
     if isinstance(threat, threats.L1):
         return apgd_l1(
             key, model_fn, x, y, threat=threat, num_steps=num_steps, loss_fn=loss_fn, success_fn=success_fn, delta=delta, loop_fn=loop_fn

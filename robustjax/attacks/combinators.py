@@ -73,8 +73,7 @@ def parts(attack: Attack) -> list[Attack]:
 def checked(attack: Attack) -> Attack:
     """The attack with `checkify` checks of what can only be known at run time; opt-in, to be called through `checkify.checkify`.
 
-    Named are: labels outside [0, C), inputs outside the threat's box, negative eps, non-finite losses and perturbations, and a
-    result outside the threat.
+    Named are: labels outside [0, C), inputs outside the threat's box, negative eps, and non-finite logits, losses and results.
 
     >>> error, result = checkify.checkify(checked(attack))(key, model_fn, x, y)  # doctest: +SKIP
     >>> error.throw()  # doctest: +SKIP

@@ -41,15 +41,7 @@ def deepfool(
       prediction; the tested point is clipped to the box.
     """
     objective.check(x, y)
-    objective.require(
-        threat,
-        (
-            threats.L2,
-            threats.Linf,
-            threats.L1,
-        ),
-        "deepfool",
-    )
+    objective.require(threat, (threats.L2, threats.Linf, threats.L1), "deepfool")
     keys = arrays.example_keys(key, x.shape[0])
     initial = boundary_fn(objective.step_model(model_fn, keys, num_steps)(x), y)
     candidates = jax.lax.top_k(initial, min(num_candidates, initial.shape[1]))[1]

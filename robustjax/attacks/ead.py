@@ -52,14 +52,7 @@ def ead(
     Source: Chen et al., AAAI 2018, Algorithm 1, arXiv:1709.04114.
     """
     objective.check(x, y)
-    objective.require(
-        threat,
-        (
-            threats.L1,
-            threats.L2,
-        ),
-        "ead",
-    )
+    objective.require(threat, (threats.L1, threats.L2), "ead")
     keys = arrays.example_keys(key, x.shape[0])
     zeros = jnp.zeros_like(x)
     goal = objective.Goal(threat, loss_fn, success_fn)
