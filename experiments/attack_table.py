@@ -24,11 +24,14 @@ def run(settings: experiment.Settings) -> report.Section:
     with experiment.progress() as bar:
         suite = _suite(settings)
         task = bar.add_task("attacks", total=len(suite) * len(models))
-        floors = {name: _floor(parallel.replicate(model_fn, mesh), *batch) for name, model_fn in models.items()}
+        placed = {name: parallel.replicate(model_fn, mesh) for name, model_fn in models.items()}
+        floors = {name: _floor(model_fn, *batch) for name, model_fn in placed.items()}
         for attack_name, attack in suite.items():
-            row = [attack_name]
-            for name, model_fn in models.items():
-                row += _row(attack, parallel.replicate(model_fn, mesh), *batch, floors[name], settings)
+            row, program = [attack_name], None
+            for name, model_fn in placed.items():
+                arguments = (jax.random.key(settings.seed), model_fn, *batch)
+                program = program or jax.jit(attack).lower(*arguments).compile()
+                row += _cells(program, arguments, evaluate.cost(attack, *arguments[1:]), floors[name])
                 bar.advance(task)
             table.append(row)
     items = [_attack_table(table, list(models), num_images, settings), _ensemble_table(models, x, y, mesh, settings)]
@@ -61,14 +64,11 @@ def _suite(settings):
     }
 
 
-def _row(attack, model_fn, x, y, floor, settings):
-    cost = evaluate.cost(attack, model_fn, x, y)
-    run = jax.jit(attack)
-    key = jax.random.key(settings.seed)
-    jax.block_until_ready(run(key, model_fn, x, y))  # compiles
+def _cells(program, arguments, cost, floor):
     start = time.perf_counter()
-    result = jax.block_until_ready(run(key, model_fn, x, y))
+    result = jax.block_until_ready(program(*arguments))
     seconds = time.perf_counter() - start
+    _, model_fn, x, y = arguments
     correct = jax.jit(model_fn)(x).argmax(axis=1) == y
     size = jnp.linalg.norm((result.x - x).reshape(len(x), -1), axis=1)
     fooled = np.asarray(correct & result.success)

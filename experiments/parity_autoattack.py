@@ -7,7 +7,6 @@ extra `robustjax[benchmarks]`.
 
 import argparse
 import importlib.metadata
-import importlib.util
 import logging
 import pathlib
 import sys
@@ -19,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
-from experiments.lib import data, models
+from experiments.lib import data, models, peers
 from robustjax import attacks, base, evaluate, losses, threats, training
 
 _TRAINED_EPS = 0.2  # of the PGD-trained model
@@ -83,7 +81,7 @@ def main(arguments=None) -> None:
     options = parser.parse_args(arguments)
     if options.quick:
         options.num_images, options.steps, options.queries, options.seeds = 64, 20, 200, 1
-    require_peers("torch", "pyautoattack")
+    peers.require("torch", "pyautoattack")
     import torch
 
     torch.set_num_threads(1)  # its threads wait for each other in a busy loop: far slower where cores are shared
@@ -98,13 +96,6 @@ def main(arguments=None) -> None:
             options.out.write_text(_report(rows, options, sys.argv[1:] if arguments is None else arguments))
 
 
-def require_peers(*names: str) -> None:
-    """Raises ImportError with the remedy if a package of the optional extra is missing."""
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"missing {', '.join(missing)}, of the optional extra: pip install 'robustjax[benchmarks]'.")
-
-
 def make_cases(dataset: str, num_images: int, names) -> Iterator[Case]:
     """The models by name, trained here, with the first images of the test set."""
     digits = data.load(dataset)
@@ -116,8 +107,8 @@ def make_cases(dataset: str, num_images: int, names) -> Iterator[Case]:
         params = _trained(model, digits, robust=name == "robust")
         if name == "masked":
             params = jax.tree_util.tree_map_with_path(lambda path, p: _SHARPNESS * p if "head" in str(path[0]) else p, params)
-        model_fn, module = training.classifier(model.apply_fn, params, model.model_state), torch_convnet(params)
-        ours, theirs = np.asarray(model_fn(jnp.asarray(x))), module(to_torch(x)).numpy()
+        model_fn, module = training.classifier(model.apply_fn, params, model.model_state), peers.torch_convnet(params)
+        ours, theirs = np.asarray(model_fn(jnp.asarray(x))), module(peers.to_torch(x)).numpy()
         correct = (ours.argmax(axis=1) == y) & (theirs.argmax(axis=1) == y)
         gap = np.abs(ours - theirs).max() / np.abs(theirs).max()
         print(f"{name}: accuracy {np.mean(ours.argmax(axis=1) == y):.3f}, logits equal up to {gap:.0e} of the largest", flush=True)
@@ -153,43 +144,6 @@ def compare(case: Case, num_steps: int, num_queries: int, num_seeds: int, whole:
         if whole:
             pair = _our_ensemble(case, threat), _their_ensemble(case, norm, eps)
             yield _row_of_accuracies(case, "AutoAttack, own starts", label, [pair], _WORST_CASE_BAR)
-
-
-def torch_convnet(params):
-    """`experiments.lib.models.ConvNet` with these parameters, for 28x28 images, as a torch module on NCHW."""
-    import torch
-
-    params = jax.tree.map(lambda p: torch.tensor(np.asarray(p)), nnx.to_pure_dict(params))
-
-    def with_weights(layer, weight, bias):
-        layer.weight.data, layer.bias.data = weight.contiguous(), bias
-        return layer
-
-    def convolution(p):
-        weight = p["kernel"].permute(3, 2, 0, 1)  # HWIO -> OIHW
-        # Flax pads SAME at stride 2 on an even side behind only.
-        layer = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=2)
-        return torch.nn.ZeroPad2d((0, 1, 0, 1)), with_weights(layer, weight, p["bias"]), torch.nn.ReLU()
-
-    dense, head = params["dense"], params["head"]
-    channels, width = params["second"]["bias"].shape[0], dense["bias"].shape[0]
-    side = round((dense["kernel"].shape[0] / channels) ** 0.5)
-    rows = dense["kernel"].reshape(side, side, channels, width).permute(3, 2, 0, 1).reshape(width, -1)  # flattened HWC -> CHW
-    return torch.nn.Sequential(
-        *convolution(params["first"]),
-        *convolution(params["second"]),
-        torch.nn.Flatten(),
-        with_weights(torch.nn.Linear(rows.shape[1], width), rows, dense["bias"]),
-        torch.nn.ReLU(),
-        with_weights(torch.nn.Linear(width, head["bias"].shape[0]), head["kernel"].T, head["bias"]),
-    ).eval().requires_grad_(False)  # fmt: skip
-
-
-def to_torch(array: np.ndarray):
-    """Images [B, H, W, C] as a tensor on NCHW, labels [B] as integers."""
-    import torch
-
-    return torch.tensor(np.moveaxis(array, -1, 1)) if array.ndim == 4 else torch.tensor(array, dtype=torch.long)
 
 
 def _trained(model, digits, robust):
@@ -252,7 +206,7 @@ def _their_apgd(case, norm, eps, num_steps, delta, loss):
 
     began = time.perf_counter()
     attack = autopgd_base.APGDAttack(case.module, n_iter=num_steps, norm=norm, eps=eps, loss=loss, logger=logging.getLogger())
-    x, y, start = to_torch(case.x), to_torch(case.y), to_torch(case.x + delta)
+    x, y, start = peers.to_torch(case.x), peers.to_torch(case.y), peers.to_torch(case.x + delta)
     attack.init_hyperparam(x)
     _, stands, loss_best, _ = attack.attack_single_run(x, y, x_init=start)
     return Outcome(~stands.numpy(), loss_best.numpy(), time.perf_counter() - began)
@@ -263,7 +217,7 @@ def _their_apgd_t(case, norm, eps, num_steps, delta):
 
     began = time.perf_counter()
     attack = autopgd_base.APGDAttack_targeted(case.module, n_iter=num_steps, norm=norm, eps=eps, logger=logging.getLogger())
-    x, y, start = to_torch(case.x), to_torch(case.y), to_torch(case.x + delta)
+    x, y, start = peers.to_torch(case.x), peers.to_torch(case.y), peers.to_torch(case.x + delta)
     attack.init_hyperparam(x)
     ranking = case.module(x).argsort(dim=1, descending=True)
     success, loss = np.zeros(len(case.y), bool), np.full(len(case.y), -np.inf)
@@ -299,7 +253,7 @@ def _their_ensemble(case, norm, eps):
 
 def _their_perturbed(case, perturb):
     began = time.perf_counter()
-    perturbed = perturb(to_torch(case.x), to_torch(case.y))
+    perturbed = perturb(peers.to_torch(case.x), peers.to_torch(case.y))
     success = case.module(perturbed).numpy().argmax(axis=1) != case.y
     return Outcome(success, None, time.perf_counter() - began)
 

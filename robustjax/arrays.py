@@ -1,5 +1,8 @@
 """Small batch-first array formulas: keys per example, norms that differentiate at zero, selection of examples."""
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -40,6 +43,12 @@ def split(keys: Array, num: int) -> tuple[Array, ...]:
     return tuple(fold_in(keys, index) for index in range(num))
 
 
+def sample(sampler: Callable, keys: Array, like: Array) -> Array:
+    """`sampler(key, shape, dtype)` for every example, in the shape of `like`; drawn flat, which compiles faster."""
+    shape = (math.prod(like.shape[1:]),)
+    return jax.vmap(lambda key: sampler(key, shape, like.dtype))(keys).reshape(like.shape)
+
+
 def per_example(values, x: Array) -> Array:
     """Values that broadcast against x [B, ...]: scalars and full-rank arrays as they are, [B] with trailing ones.
 
@@ -75,14 +84,28 @@ def norm(x: Array, order) -> Array:
     if order == 1:
         return jnp.abs(x).sum(axis=1)
     if order == jnp.inf:
-        return jnp.abs(x).max(axis=1)
+        return _largest(jnp.abs(x))
     squared = jnp.square(x).sum(axis=1)
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
+@jax.custom_jvp
+def _largest(size):
+    return size.max(axis=1)
+
+
+@_largest.defjvp
+def _largest_jvp(primals, tangents):
+    # A compiler may recompute size and round it differently: looking for the largest by equality could find none, and divide by 0.
+    (size,), (tangent,) = primals, tangents
+    top = size.max(axis=1)
+    chosen = size >= (1.0 - 1e-6) * top[:, None]
+    return top, jnp.where(chosen, tangent, 0.0).sum(axis=1) / chosen.sum(axis=1)
+
+
 def normalize(x: Array, order) -> Array:
-    """x / |x|, and zero where x is zero."""
+    """x / |x|, and zero where |x| is at most 1e-12."""
     size = norm(x, order)
     return x * per_example(jnp.where(size > TINY, 1.0 / jnp.where(size > TINY, size, 1.0), 0.0), x)
 

@@ -19,8 +19,9 @@ class Model(NamedTuple):
     model_state: Any
 
 
+@functools.cache  # one apply_fn, so that programs compiled for one of its models serve the others
 def build(name: str, seed: int = 0, num_classes: int = 10, input_shape: tuple[int, ...] = (28, 28, 1)) -> Model:
-    """A model by name, with fast gradients on CPU: see NAMES."""
+    """A model by name, with fast gradients on CPU: see ARCHITECTURES."""
     if name not in ARCHITECTURES:
         raise ValueError(f"unknown model {name!r}; choose one of {tuple(ARCHITECTURES)}.")
     architecture = ARCHITECTURES[name]

@@ -55,7 +55,7 @@ def _step(i, carry, *, model_fn, x, y, keys, num_steps, gamma, goal):
     threat = goal.threat
     candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, goal)
     found = objective.keep_best(found, objective.by_norm(candidate, threat))
-    noise = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(arrays.fold_in(keys, i))
+    noise = arrays.sample(jax.random.normal, arrays.fold_in(keys, i), x)
     flat_spot = arrays.per_example(threat.dual_norm(grad) == 0, x)
     direction = threat.steepest(jnp.where(flat_spot, noise, grad), x, delta)
     delta = delta + schedules.cosine(i, num_steps, 1.0, 0.01) * direction

@@ -59,7 +59,7 @@ def fab(
         max_bias=max_bias, overshoot=overshoot, backward=backward, goal=goal,
     )  # fmt: skip
     first = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, jnp.zeros_like(x), goal)
-    found = objective.by_norm(first, threat)
+    found = first._replace(loss=jnp.where(first.success, 0.0, -jnp.inf).astype(x.dtype))
     _, found = loop_fn(step, (delta, found), num_steps, _is_at_origin)
     return objective.result(x, found, threat)
 

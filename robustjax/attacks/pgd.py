@@ -128,7 +128,7 @@ def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, alph
     Source: Tramer et al., ICLR 2018, section 4.1, arXiv:1705.07204.
     """
     keys = arrays.example_keys(key, x.shape[0])
-    noise = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(arrays.fold_in(keys, 2))
+    noise = arrays.sample(jax.random.normal, arrays.fold_in(keys, 2), x)
     delta = arrays.per_example(alpha, x) * threat.steepest(noise, x, jax.numpy.zeros_like(x))
     return fgsm(key, model_fn, x, y, threat=threat, delta=delta, step_size=threat.radius() - alpha, **options)
 

@@ -33,7 +33,7 @@ def square(
       key, model_fn, y, success_fn, loop_fn: as for `pgd`. An example that is fooled makes no further move.
       x: images [B, H, W, C], or vectors [B, D], whose windows are intervals.
       threat: `Linf`, `L2` or `L1`.
-      num_queries: forward passes.
+      num_queries: proposals, a forward pass each; x itself and the start take one more each.
       initial_fraction: of the image that the first square covers; .8 in AutoAttack. A Python number, as it fixes shapes.
       rescaled: stretch the schedule of sizes from 10,000 queries to num_queries, as the original does and AutoAttack does not.
       loss_fn: what a move must raise.
@@ -63,10 +63,10 @@ def square(
     goal = objective.Goal(threat, loss_fn, success_fn)
     start = (_stripes if is_linf else _tiles)(arrays.fold_in(keys, 0), x, frame, threat)
     found = objective.evaluate(objective.step_model(model_fn, keys, 0), x, y, start, goal)
-    clean = objective.evaluate(objective.step_model(model_fn, keys, num_queries), x, y, jnp.zeros_like(x), goal)
+    clean = objective.evaluate(objective.step_model(model_fn, keys, num_queries + 1), x, y, jnp.zeros_like(x), goal)
     clean = clean._replace(loss=jnp.where(clean.success, clean.loss, -jnp.inf))  # an error as it is needs no query
     step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, plan=plan, propose_fn=_squares if is_linf else _windows, goal=goal)
-    (found,) = loop_fn(step, (objective.keep_best(clean, found),), num_queries - 1, objective.has_succeeded)
+    (found,) = loop_fn(step, (objective.keep_best(clean, found),), num_queries, objective.has_succeeded)
     return objective.result(x, found, threat)
 
 
@@ -86,7 +86,7 @@ class _Frame(NamedTuple):
 def _sizes(num_queries, fraction, rescaled, frame, least):
     scale = 10_000 / num_queries if rescaled else 1.0
     sizes = []
-    for query in range(1, num_queries + 1):
+    for query in range(num_queries):
         part = fraction / 2 ** sum(int(query * scale) > halving for halving in _HALVINGS)
         side = part * frame.height if frame.width == 1 else np.sqrt(part * frame.height * frame.width)
         size = max(round(side), least)

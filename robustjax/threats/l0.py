@@ -19,10 +19,9 @@ class L0(ball.Ball):
 
     def init(self, key: Key, x: Array) -> Delta:
         """eps free coordinates at random, uniform between the bounds of the box (between -1 and 1 from x where it has none)."""
-        keys = arrays.example_keys(key, x.shape[0])
-        scores = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0), x.shape[1:]))(keys)
-        chosen = arrays.top_k_mask(self._masked(scores), self.eps)
-        share = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1), x.shape[1:], x.dtype))(keys)
+        key_chosen, key_share = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
+        chosen = arrays.top_k_mask(self._masked(arrays.sample(jax.random.uniform, key_chosen, x)), self.eps)
+        share = arrays.sample(jax.random.uniform, key_share, x)
         low, high = self.room(x)
         low, high = jnp.where(jnp.isfinite(low), low, -1.0), jnp.where(jnp.isfinite(high), high, 1.0)
         return self._masked(jnp.where(chosen, low + share * (high - low), 0.0))

@@ -24,9 +24,9 @@ class L1(ball.Ball):
 
         n of n + 1 exponentials divided by their sum are uniform in the simplex and its interior; signs are fair coins.
         """
-        keys = arrays.example_keys(key, x.shape[0])
-        laplace = self._masked(jax.vmap(lambda k: jax.random.laplace(jax.random.fold_in(k, 0), x.shape[1:], x.dtype))(keys))
-        rest = jax.vmap(lambda k: jax.random.exponential(jax.random.fold_in(k, 1), (), x.dtype))(keys)
+        key_ball, key_rest = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
+        laplace = self._masked(arrays.sample(jax.random.laplace, key_ball, x))
+        rest = jax.vmap(lambda k: jax.random.exponential(k, (), x.dtype))(key_rest)
         unit = laplace * arrays.per_example(1.0 / (arrays.norm(laplace, 1) + rest), x)
         return self._clip(self._stretched(unit, x), x)
 

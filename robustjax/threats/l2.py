@@ -18,8 +18,9 @@ class L2(ball.Ball):
         The first n of n + 2 normals on the sphere are uniform in the ball (Voelker et al., 2017).
         """
         keys = arrays.example_keys(key, x.shape[0])
-        normals = self._masked(jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), x.shape[1:], x.dtype))(keys))
-        rest = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 1), (2,), x.dtype))(keys)
+        key_ball, key_rest = arrays.split(keys, 2)
+        normals = self._masked(arrays.sample(jax.random.normal, key_ball, x))
+        rest = jax.vmap(lambda k: jax.random.normal(k, (2,), x.dtype))(key_rest)
         length = jnp.sqrt(arrays.total(jnp.square(normals)) + jnp.square(rest).sum(axis=1))
         unit = normals * arrays.per_example(1.0 / length, x)
         return self._clip(self._stretched(unit, x), x)

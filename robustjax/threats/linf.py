@@ -15,8 +15,8 @@ class Linf(ball.Ball):
     def init(self, key: Key, x: Array) -> Delta:
         """Uniform in the ball, then clipped to the box."""
         keys = arrays.example_keys(key, x.shape[0])
-        unit = jax.vmap(lambda k: jax.random.uniform(k, x.shape[1:], x.dtype, -1.0, 1.0))(keys)
-        return self._clip(self._stretched(unit, x), x)
+        unit = arrays.sample(jax.random.uniform, keys, x)
+        return self._clip(self._stretched(2.0 * unit - 1.0, x), x)
 
     def project(self, delta: Delta, x: Array) -> Delta:
         """The nearest admissible perturbation, in every norm."""
