@@ -36,7 +36,7 @@ def run(settings: experiment.Settings) -> report.Section:
             return -np.asarray(closest(key_attack, model_fn, images, labels).loss)
 
         from_image = np.broadcast_to(distances(x, y), predicted.shape)
-        noisy = [distances((x + sigma * noise).reshape(-1, *x.shape[1:]), np.tile(y, num_draws)) for sigma in SIGMAS]
+        noisy = [distances((x[None] + sigma * noise).reshape(-1, *x.shape[1:]), np.tile(y, num_draws)) for sigma in SIGMAS]
         from_noisy = np.median(np.reshape(noisy, (len(SIGMAS), num_draws, num_images)), axis=1)
         for axis, measured in zip(axes, (from_image, from_noisy), strict=True):
             axis.plot(predicted[informative], measured[informative], ".", color=color, label=name, alpha=0.7)

@@ -92,7 +92,7 @@ def draw(model_fn: ModelFn, keys: Array) -> ModelFn:
     return model_fn if drawn is None else drawn(keys)
 
 
-_STATIC_NAMES = frozenset({"chunk_size", "batch_size", "patch_size"})
+_STATIC_NAMES = frozenset({"chunk_size", "batch_size", "patch_size", "image_shape"})
 
 
 @jax.tree_util.register_pytree_node_class
@@ -148,8 +148,8 @@ def bind(function: Callable, /, **hyper: Any) -> Bound:
     """`functools.partial` for keyword arguments, whose result is a pytree and crosses `jit` as an argument.
 
     Arrays and numbers become leaves, also those inside a bound model, loss or attack, so that a new `eps` never recompiles;
-    functions, strings, booleans, and whatever is named `num_*`, `chunk_size`, `batch_size` or `patch_size`, are static. Binding
-    a bound function again adds to its hyper-parameters or replaces them.
+    functions, strings, booleans, and whatever is named `num_*`, `chunk_size`, `batch_size`, `patch_size` or `image_shape`, are
+    static. Binding a bound function again adds to its hyper-parameters or replaces them.
 
     Args:
       function: a function, or a callable pytree, whose numbers are leaves too.

@@ -106,6 +106,31 @@ def accuracies(state: EvaluationState, survivors_only: bool = True) -> dict[str,
     return table | {"worst case": float((state.correct & ~fooled.any(axis=0)).mean())}
 
 
+class Errors(NamedTuple):
+    """The decomposition of robust error, example by example: robust = natural + boundary, and never both."""
+
+    natural: np.ndarray  # [N] bool, misclassified as it is
+    boundary: np.ndarray  # [N] bool, classified correctly, and not everywhere within the threat
+    robust: np.ndarray  # [N] bool, an error somewhere within the threat
+
+
+def decompose(state: EvaluationState) -> Errors:
+    """Natural and boundary errors of an evaluation; lower bounds of the true ones in `boundary` and `robust`.
+
+    Source: Zhang et al., ICML 2019, eq. 1, arXiv:1901.08573.
+    """
+    boundary = state.correct & (state.success == 1).any(axis=0)
+    return Errors(~state.correct, boundary, ~state.correct | boundary)
+
+
+def pareto_front(accuracy: Sequence[float], robustness: Sequence[float]) -> np.ndarray:
+    """Which of several models no other beats in one of two measures without losing in the other [M] bool."""
+    points = np.stack([np.asarray(accuracy, float), np.asarray(robustness, float)], axis=1)
+    at_least = np.all(points[None] >= points[:, None], axis=2)  # [m, n]: model n is at least as good as m in both
+    better = np.any(points[None] > points[:, None], axis=2)
+    return np.logical_not(np.any(at_least & better, axis=1))
+
+
 def accuracy_curve(norms: np.ndarray, eps: Sequence[float]) -> np.ndarray:
     """Accuracy against eps from minimum-norm attacks.
 
@@ -246,11 +271,6 @@ def _check(attacks, x, y, batch_size, mesh):
         raise ValueError(f"expected inputs and integer labels of the same length N > 0, got {x.shape} and {y.shape} of {y.dtype}.")
     if batch_size < 1 or (mesh is not None and batch_size % mesh.size):
         raise ValueError(f"batch_size={batch_size} must be positive and a multiple of the {1 if mesh is None else mesh.size} devices.")
-    for name, part in ((name, part) for name, attack in attacks.items() for part in combinators.parts(attack)):
-        threat = part.hyper.get("threat") if isinstance(part, base.Bound) else None
-        lower, upper = getattr(threat, "box", (-np.inf, np.inf))
-        if (x < np.asarray(lower)).any() or (x > np.asarray(upper)).any():
-            raise ValueError(
-                f"inputs from {x.min()} to {x.max()} leave the box of the threat of attack {name!r}; scale them, or pass "
-                "box=(lower, upper) to the threat."
-            )
+    for threat in (threat for attack in attacks.values() for threat in combinators.threats_of(attack)):
+        if hasattr(threat, "check"):  # a user's own need not have it
+            threat.check(x)

@@ -113,7 +113,7 @@ def test_cost_counts_passes():
         (101, 100): base.bind(attacks.apgd, threat=threat, num_steps=100),
         (123, 120): attacks.restarts(pgd, 3),
         (1 + 4 * 101, 400): attacks.over_targets(base.bind(attacks.apgd, threat=threat, num_steps=100), 9),
-        (51, 0): base.bind(attacks.square, threat=threat, num_queries=50),
+        (52, 0): base.bind(attacks.square, threat=threat, num_queries=50),
         (201, 100 * C): base.bind(attacks.fab, threat=threat, num_steps=100),
         (50, 50): base.bind(attacks.carlini_wagner, threat=L2(1.0), num_binary_search_steps=5, num_steps=10, learning_rate=0.1),
     }
@@ -183,3 +183,19 @@ def test_autoattack_is_the_worst_case_of_its_ensemble():
     assert list(attacks.ensemble(threat, "rand")) == ["apgd-ce", "apgd-dlr"]
     assert attacks.ensemble(threat)["apgd-t"].hyper["num_targets"] == 9
     assert attacks.ensemble(threat, "rand")["apgd-dlr"].hyper["loss_fn"] is losses.dlr
+
+
+def test_robust_error_is_natural_plus_boundary_error():
+    correct = np.array([True, True, False, True, False])
+    success = np.array([[1, 0, 0, 0, -1], [-1, 1, -1, 0, -1]], np.int8)
+    state = evaluate.EvaluationState(("a", "b"), correct, success, np.zeros((2, 5)), np.zeros((5, 2)))
+    errors = evaluate.decompose(state)
+    np.testing.assert_array_equal(errors.robust, errors.natural | errors.boundary)
+    assert not (errors.natural & errors.boundary).any()
+    assert (errors.natural.sum(), errors.boundary.sum(), errors.robust.sum()) == (2, 2, 4)
+    assert errors.robust.mean() == 1 - evaluate.accuracies(state)["worst case"]
+
+
+def test_pareto_front_keeps_what_nothing_beats():
+    front = evaluate.pareto_front([0.9, 0.8, 0.7, 0.9, 0.6], [0.1, 0.3, 0.2, 0.1, 0.3])
+    np.testing.assert_array_equal(front, [True, True, False, True, False])

@@ -12,7 +12,7 @@ import robustjax
 
 _FLOORS = (
     {"base", "arrays", "graph", "loops", "lowering", "parallel"},
-    {"losses", "threats", "bilevel"},
+    {"losses", "threats", "manifolds", "bilevel"},
     {"attacks", "bounds", "smoothing", "corruptions", "backdoors"},
     {"training", "defenses"},
     {"poisoning", "evaluate", "flags"},

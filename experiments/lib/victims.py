@@ -1,15 +1,10 @@
-"""The two models that part 1 attacks: one undefended, one adversarially trained; trained once, checkpointed every epoch."""
+"""The two models that part 1 attacks: one undefended, one adversarially trained; trained once, and kept."""
 
-import pathlib
 from typing import NamedTuple
 
-import jax
-import numpy as np
-import optax
-from jax.sharding import NamedSharding, PartitionSpec
-
-from experiments.lib import checkpoint, data, experiment, models
-from robustjax import attacks, base, training
+from experiments.lib import data, experiment, models, training
+from robustjax import base
+from robustjax import training as losses
 from robustjax.base import ModelFn
 from robustjax.threats import Linf
 
@@ -45,43 +40,12 @@ def load(settings: experiment.Settings, dataset: data.Dataset) -> dict[str, Mode
 def train(name: str, recipe: Recipe, settings: experiment.Settings, dataset: data.Dataset) -> ModelFn:
     """A victim, from its last checkpoint if there is one."""
     model = models.build(recipe.architecture, settings.seed, int(dataset.y_train.max()) + 1, dataset.x_train.shape[1:])
-    steps_per_epoch = len(dataset.x_train) // recipe.batch_size
-    schedule = optax.cosine_decay_schedule(recipe.learning_rate, recipe.num_epochs * steps_per_epoch)
-    optimizer = optax.adam(schedule)
-    about = {"dataset": dataset.name, "seed": settings.seed, "recipe": list(recipe)}
-    files = checkpoint.Checkpoints(pathlib.Path(settings.out) / "models" / name)
-    first = training.init(model.params, model.model_state, optimizer)
-    done, state = files.latest(first, **about)
-    mesh = experiment.mesh()
-    key = jax.random.key(settings.seed)
-    x, y = dataset.x_train, dataset.y_train
-    with experiment.progress() as bar:
-        task = bar.add_task(f"training {name}", total=recipe.num_epochs, completed=done or 0)
-        for epoch in range(done or 0, recipe.num_epochs):
-            step_fn = training.step(_loss(recipe, epoch, model.apply_fn), optimizer)
-            state, metrics = _epoch(state, key, x, y, step_fn=step_fn, batch_size=recipe.batch_size, mesh=mesh)
-            if not np.isfinite(metrics["loss"]).all():
-                raise FloatingPointError(f"the loss of {name} is not finite in epoch {epoch}; its last good checkpoint is epoch {epoch}.")
-            files.save(epoch + 1, state, **about)
-            bar.advance(task)
-    files.close()
-    return training.classifier(model.apply_fn, state.params, state.model_state)
-
-
-def _loss(recipe, epoch, apply_fn):
+    num_batches = len(dataset.x_train) // recipe.batch_size
     if recipe.eps == 0:
-        return base.bind(training.natural, apply_fn=apply_fn)
-    eps = recipe.eps * min(1.0, (epoch + 1) / (recipe.num_ramp_epochs + 1))
-    attack = base.bind(attacks.pgd, threat=Linf(eps), step_size=2.5 * eps / recipe.num_steps, num_steps=recipe.num_steps)
-    return base.bind(training.adversarial, apply_fn=apply_fn, attack=base.bind(attack, keep_fn=attacks.keep_last))
-
-
-def _fit(state, key, x, y, *, step_fn, batch_size, mesh):
-    def place(batch):
-        return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))
-
-    place_fn = place if batch_size % mesh.size == 0 else None
-    return training.fit(state, key, x, y, step_fn=step_fn, num_epochs=1, batch_size=batch_size, place_fn=place_fn)
-
-
-_epoch = jax.jit(_fit, static_argnames=("batch_size", "mesh"))
+        loss, ramp = base.bind(losses.natural, apply_fn=model.apply_fn), None
+    else:
+        loss = base.bind(losses.adversarial, apply_fn=model.apply_fn, attack=training.inner_pgd(Linf(recipe.eps), recipe.num_steps))
+        ramp = base.bind(losses.eps_ramp, num_ramp_steps=max(recipe.num_ramp_epochs * num_batches, 1))
+    optimizer = training.cosine_adam(recipe.learning_rate, len(dataset.x_train), recipe.num_epochs, recipe.batch_size)
+    plan = training.Plan(model, loss, optimizer, recipe.num_epochs, recipe.batch_size, ramp)
+    return training.classifier(plan, training.run(name, plan, dataset.x_train, dataset.y_train, settings, recipe=list(recipe)).last)

@@ -7,7 +7,7 @@ from robustjax.attacks.autoattack import autoattack, ensemble
 from robustjax.attacks.carlini_wagner import carlini_wagner
 from robustjax.attacks.carlini_wagner_l0 import carlini_wagner_l0
 from robustjax.attacks.carlini_wagner_linf import carlini_wagner_linf
-from robustjax.attacks.combinators import checked, over_targets, parts, restarts, targeted, worst_case
+from robustjax.attacks.combinators import checked, each, over_targets, parts, restarts, targeted, with_goal, worst_case
 from robustjax.attacks.ddn import ddn
 from robustjax.attacks.deepfool import deepfool
 from robustjax.attacks.ead import ead
@@ -15,8 +15,8 @@ from robustjax.attacks.eot import eot
 from robustjax.attacks.fab import fab
 from robustjax.attacks.fmn import fmn
 from robustjax.attacks.lbfgs import lbfgs
-from robustjax.attacks.objective import keep_best, keep_last
-from robustjax.attacks.pgd import bim, fgsm, mi_fgsm, normalize, pgd, r_fgsm, steepest
+from robustjax.attacks.objective import keep_best, keep_last, small_noise
+from robustjax.attacks.pgd import bim, fgsm, mi_fgsm, n_fgsm, normalize, pgd, r_fgsm, steepest
 from robustjax.attacks.sigma_zero import sigma_zero
 from robustjax.attacks.square import square
 
@@ -32,6 +32,7 @@ __all__ = [
     "checked",
     "ddn",
     "deepfool",
+    "each",
     "ead",
     "ensemble",
     "eot",
@@ -42,6 +43,7 @@ __all__ = [
     "keep_last",
     "lbfgs",
     "mi_fgsm",
+    "n_fgsm",
     "normalize",
     "over_targets",
     "parts",
@@ -49,8 +51,10 @@ __all__ = [
     "r_fgsm",
     "restarts",
     "sigma_zero",
+    "small_noise",
     "square",
     "steepest",
     "targeted",
+    "with_goal",
     "worst_case",
 ]

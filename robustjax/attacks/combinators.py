@@ -1,7 +1,7 @@
 """Attacks made of attacks: restarts, the worst of several, target classes, targeted goals, checked inputs."""
 
 import inspect
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax.experimental import checkify
 
 from robustjax import arrays, base, loops, losses
 from robustjax.attacks import objective
-from robustjax.base import Attack, LossFn
+from robustjax.base import Attack, LossFn, SuccessFn
 
 
 def restarts(attack: Attack, num_restarts: int) -> Attack:
@@ -60,14 +60,46 @@ def targeted(attack: Attack, loss_fn: LossFn = losses.margin) -> Attack:
       attack: any attack of this package.
       loss_fn: a loss whose negative leads to the target: `margin` or `cross_entropy`.
     """
-    return _each(attack, lambda plain: _aimed(plain, losses.goal_differences, losses.targeted(loss_fn), success_fn=losses.classified_as))
+    return each(attack, lambda plain: _aimed(plain, losses.goal_differences, losses.targeted(loss_fn), success_fn=losses.classified_as))
+
+
+def with_goal(attack: Attack, *, loss_fn: LossFn, success_fn: SuccessFn = losses.never) -> Attack:
+    """The attack, or every plain attack inside a combination, with another loss and another success.
+
+    Args:
+      attack: any attack that takes a `loss_fn`.
+      loss_fn: what is ascended.
+      success_fn: what counts as success; by default nothing does, and only the loss decides.
+    """
+    return each(attack, lambda plain: base.bind(plain, loss_fn=loss_fn, success_fn=success_fn))
+
+
+def each(attack: Attack, change: Callable[[Attack], Attack]) -> Attack:
+    """The attack with a change made to every plain attack inside a combination."""
+    hyper = attack.hyper if isinstance(attack, base.Bound) else {}
+    if "attacks" in hyper:
+        return base.bind(attack, attacks=tuple(each(part, change) for part in hyper["attacks"]))
+    if "attack" in hyper:
+        return base.bind(attack, attack=each(hyper["attack"], change))
+    return change(attack)
 
 
 def parts(attack: Attack) -> list[Attack]:
     """The attacks that a combination is made of, in order; an attack alone is its own part."""
-    hyper = attack.hyper if isinstance(attack, base.Bound) else {}
-    inner = hyper.get("attacks", (hyper["attack"],) if "attack" in hyper else ())
-    return [part for each in inner for part in parts(each)] if inner else [attack]
+    plain: list[Attack] = []
+
+    def collect(part):
+        plain.append(part)
+        return part
+
+    each(attack, collect)
+    return plain
+
+
+def threats_of(attack: Attack) -> list:
+    """The threats of the attacks that a combination is made of, where they have one bound."""
+    found = [part.hyper.get("threat") for part in parts(attack) if isinstance(part, base.Bound)]
+    return [threat for threat in found if threat is not None]
 
 
 def checked(attack: Attack) -> Attack:
@@ -104,8 +136,8 @@ def _over_targets(key, model_fn, x, y, *, attack, num_targets):
     ratio = losses.targeted_dlr if num_classes >= 4 else losses.targeted_margin
 
     def toward(i):
-        boundary_fn, loss_fn = (base.bind(each, target=targets[:, i]) for each in (losses.target_difference, ratio))
-        return _each(attack, lambda plain: _aimed(plain, boundary_fn, loss_fn))(arrays.fold_in(keys, i), model_fn, x, y)
+        boundary_fn, loss_fn = (base.bind(value_fn, target=targets[:, i]) for value_fn in (losses.target_difference, ratio))
+        return each(attack, lambda plain: _aimed(plain, boundary_fn, loss_fn))(arrays.fold_in(keys, i), model_fn, x, y)
 
     return _best_of(toward, targets.shape[1], attack)
 
@@ -141,8 +173,7 @@ def _checked(key, model_fn, x, y, *, attack):
             "labels outside [0, " + str(logits.shape[1]) + "): smallest {low}, largest {high}; the model has that many logits.",
             low=y.min(), high=y.max(),
         )  # fmt: skip
-    for part in parts(attack):
-        threat: Any = part.hyper.get("threat") if isinstance(part, base.Bound) else None
+    for threat in threats_of(attack):
         if hasattr(threat, "eps"):
             eps = jnp.asarray(threat.eps)
             checkify.check(jnp.all(eps >= 0), "eps must be at least 0, smallest {eps}.", eps=eps.min())
@@ -157,16 +188,6 @@ def _checked(key, model_fn, x, y, *, attack):
     finite = jnp.all(jnp.isfinite(result.x)) & ~jnp.any(jnp.isnan(result.loss))
     checkify.check(finite, "the attack met a non-finite loss or gradient: run it under jax.debug_nans to see where.")
     return result
-
-
-def _each(attack, change):
-    # The change made to every plain attack inside a combination.
-    hyper = attack.hyper if isinstance(attack, base.Bound) else {}
-    if "attacks" in hyper:
-        return base.bind(attack, attacks=tuple(_each(part, change) for part in hyper["attacks"]))
-    if "attack" in hyper:
-        return base.bind(attack, attack=_each(hyper["attack"], change))
-    return change(attack)
 
 
 def _aimed(attack, boundary_fn, loss_fn, **goal):

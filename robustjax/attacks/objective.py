@@ -51,15 +51,22 @@ def require(threat, kinds: tuple[type, ...], attack: str) -> None:
 
 
 def start(threat: Threat, keys: Array, x: Array, delta: Delta | None) -> Delta:
-    """The first perturbation: random for None, a number everywhere, or the one given; projected into the threat."""
+    """The first perturbation, projected into the threat: random for None, a number everywhere, the one given, or what it draws."""
     if delta is None:
         return threat.init(keys, x)
+    if callable(delta):
+        return threat.project(delta(keys, x), x)
     shapes = jax.eval_shape(threat.init, keys, x)
     if jax.tree_util.all_leaves([delta]) and jnp.ndim(delta) == 0:
         value = jnp.asarray(delta)
         delta = jax.tree.map(lambda s: jnp.full(s.shape, value, s.dtype), shapes)
     chex.assert_trees_all_equal_shapes(delta, shapes)
     return threat.project(delta, x)
+
+
+def small_noise(keys: Array, x: Array, *, scale=1e-3) -> Array:
+    """Normal noise of standard deviation `scale`: the start of TRADES, where the gradient of the KL divergence at x is zero."""
+    return scale * arrays.sample(jax.random.normal, keys, x)
 
 
 def nothing(delta: Delta, like: Array) -> Found:

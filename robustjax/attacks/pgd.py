@@ -40,7 +40,7 @@ def pgd(
       success_fn: what counts as success.
       optimizer: an optax transformation that receives the gradient to ascend, one example at a time; None is
         `steepest(threat)`. Momentum, Adam or a schedule are chains.
-      delta: start; None for a random one, 0. for x itself.
+      delta: start; None for a random one, 0. for x itself, or a function (keys [B], x) -> delta such as `small_noise`.
       keep_fn: which iterate is returned: `objective.keep_best` by (success, loss), or `objective.keep_last`.
       loop_fn: see `loops`; the early ones stop an example once it is fooled.
 
@@ -131,6 +131,26 @@ def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, alph
     noise = arrays.sample(jax.random.normal, arrays.fold_in(keys, 2), x)
     delta = arrays.per_example(alpha, x) * threat.steepest(noise, x, jax.numpy.zeros_like(x))
     return fgsm(key, model_fn, x, y, threat=threat, delta=delta, step_size=threat.radius() - alpha, **options)
+
+
+def n_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, noise=2.0, **options) -> AttackResult:
+    """N-FGSM: a gradient step from noise that is larger than eps, and not projected back: for training, never for evaluation.
+
+    Args:
+      key, model_fn, x, y, threat, **options: as for `pgd`; step_size is eps unless given.
+      noise: radius of the uniform noise, in multiples of eps (k).
+
+    Returns:
+      The point after the step. Its success is misclassification, be it outside eps.
+
+    Guarantee:
+      feasibility only in a larger ball: |delta| <= (noise + 1) eps, and the box.
+    Source: de Jorge et al., NeurIPS 2022, arXiv:2202.01181.
+    """
+    key_noise, keys = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
+    radius = threat.radius()
+    options = {"step_size": radius, "delta": threat.resized(noise * radius).init(key_noise, x)} | options
+    return fgsm(keys, model_fn, x, y, threat=threat.resized((noise + 1.0) * radius), **options)
 
 
 def bim(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, step_size, num_steps: int, **options) -> AttackResult:

@@ -1,9 +1,10 @@
-"""What the adversary may do: norm balls with a box and a mask, as frozen pytrees (see `base.Threat`)."""
+"""What the adversary may do: norm balls with a box and a mask, and codes of a decoder, as frozen pytrees (see `base.Threat`)."""
 
 from robustjax.threats.ball import RTOL, Ball
 from robustjax.threats.l0 import L0
 from robustjax.threats.l1 import L1
 from robustjax.threats.l2 import L2
+from robustjax.threats.latent import Latent
 from robustjax.threats.linf import Linf
 
-__all__ = ["L0", "L1", "L2", "RTOL", "Ball", "Linf"]
+__all__ = ["L0", "L1", "L2", "RTOL", "Ball", "Latent", "Linf"]

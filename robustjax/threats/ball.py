@@ -47,6 +47,20 @@ class Ball:
         """x + delta, with delta masked, so that gradients vanish outside the mask."""
         return x + self._masked(delta)
 
+    def check(self, x: Array) -> None:
+        """Nothing, or an error about inputs (whose values must be known) that the box does not contain.
+
+        Raises:
+          ValueError: some lie outside.
+        """
+        values = np.asarray(x)
+        lower, upper = (np.asarray(bound) for bound in self.box)
+        if (values < lower).any() or (values > upper).any():
+            raise ValueError(
+                f"inputs from {values.min()} to {values.max()} leave the box {self.box} of {type(self).__name__}; scale them, or pass "
+                "box=(lower, upper) to the threat."
+            )
+
     def within(self, delta: Delta) -> Array:
         """Whether the norm of each example is at most eps, up to RTOL [B]."""
         return self.norm(delta) <= self.radius() * (1 + RTOL)

@@ -1,7 +1,47 @@
 """Training: losses `(params, model_state, key, x, y, *, apply_fn, ...) -> (loss, (model_state, metrics))`, a step, a run."""
 
-from robustjax.training.adversarial import adversarial, classifier
-from robustjax.training.natural import natural
-from robustjax.training.run import TrainState, fit, init, step
+from robustjax.training.adversarial import adversarial, mixed
+from robustjax.training.crafting import classifier, craft, craft_divergent
+from robustjax.training.diagnostics import Overfitting, catastrophic_overfitting
+from robustjax.training.dual_manifold import Coded, dual_manifold, dual_manifold_trades
+from robustjax.training.free import FreeParams, free, free_optimizer, replay
+from robustjax.training.grad_align import alignment, grad_align
+from robustjax.training.mart import mart
+from robustjax.training.natural import accuracy, natural
+from robustjax.training.run import TrainState, check, eps_ramp, fit, init, step
+from robustjax.training.trades import trades
+from robustjax.training.weights import average, averaged, awp, statistics, unperturbed
 
-__all__ = ["TrainState", "adversarial", "classifier", "fit", "init", "natural", "step"]
+__all__ = [
+    "Coded",
+    "FreeParams",
+    "Overfitting",
+    "TrainState",
+    "accuracy",
+    "adversarial",
+    "alignment",
+    "average",
+    "averaged",
+    "awp",
+    "catastrophic_overfitting",
+    "check",
+    "classifier",
+    "craft",
+    "craft_divergent",
+    "dual_manifold",
+    "dual_manifold_trades",
+    "eps_ramp",
+    "fit",
+    "free",
+    "free_optimizer",
+    "grad_align",
+    "init",
+    "mart",
+    "mixed",
+    "natural",
+    "replay",
+    "statistics",
+    "step",
+    "trades",
+    "unperturbed",
+]

@@ -25,4 +25,9 @@ def natural(params, model_state, key: Key, x: Array, y: Array, *, apply_fn: Call
     del key
     logits, model_state = apply_fn(params, model_state, x, "train")
     loss = loss_fn(logits, y).mean()
-    return loss, (model_state, {"loss": loss, "accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == y)})
+    return loss, (model_state, {"loss": loss, "accuracy": accuracy(logits, y)})
+
+
+def accuracy(logits: Array, y: Array) -> Array:
+    """The fraction of a batch that is classified correctly."""
+    return jnp.mean(jnp.argmax(logits, axis=-1) == y)

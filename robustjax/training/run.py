@@ -1,14 +1,18 @@
 """A training run: one step of any loss, and a pure scan of steps over shuffled batches."""
 
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from robustjax import base
+from robustjax.attacks import combinators
 from robustjax.base import Array, Key
+from robustjax.training.dual_manifold import Coded
 
 
 class TrainState(NamedTuple):
@@ -17,7 +21,7 @@ class TrainState(NamedTuple):
     params: Any
     model_state: Any  # what forward passes update, or None
     opt_state: Any
-    num_steps: Array  # taken so far
+    num_steps: Array  # taken so far, one for each batch
 
 
 def init(params, model_state, optimizer: optax.GradientTransformation) -> TrainState:
@@ -25,21 +29,44 @@ def init(params, model_state, optimizer: optax.GradientTransformation) -> TrainS
     return TrainState(params, model_state, optimizer.init(params), jnp.int32(0))
 
 
-def step(loss: Callable, optimizer: optax.GradientTransformation) -> Callable:
+def step(loss: Callable, optimizer: optax.GradientTransformation, schedule_fn: Callable | None = None) -> Callable:
     """A function `(state, key, x, y) -> (state, metrics)` that takes one optimizer step down the loss.
 
     Args:
       loss: (params, model_state, key, x, y) -> (loss, (model_state, metrics)), the rest bound with `base.bind`.
       optimizer: an optax transformation of the gradient to descend.
+      schedule_fn: (loss, num_steps) -> the loss of that step, such as `base.bind(training.eps_ramp, num_ramp_steps=...)`.
     """
-    return base.bind(_step, loss=loss, optimizer=optimizer)
+    return base.bind(_step, loss=loss, optimizer=optimizer, schedule_fn=schedule_fn)
+
+
+def eps_ramp(loss, num_steps, *, num_ramp_steps: int):
+    """The loss with eps and step size of its attack scaled by (num_steps + 1) / num_ramp_steps, at most by 1: a `schedule_fn`.
+
+    Adversarial training with a large eps may stay at a constant class without it.
+
+    Args:
+      loss: a training loss whose bound `attack` has a bound `threat`, combinations included.
+      num_steps: taken so far.
+      num_ramp_steps: until the full eps is reached.
+    """
+    factor = jnp.minimum(1.0, (num_steps + 1) / num_ramp_steps)
+
+    def scaled(attack):
+        threat = attack.hyper["threat"]
+        hyper = {"threat": threat.resized(factor * threat.radius())}
+        if "step_size" in attack.hyper:
+            hyper["step_size"] = factor * attack.hyper["step_size"]
+        return base.bind(attack, **hyper)
+
+    return base.bind(loss, attack=combinators.each(loss.hyper["attack"], scaled))
 
 
 def fit(
     state: TrainState,
     key: Key,
-    x: Array,
-    y: Array,
+    x,
+    y,
     *,
     step_fn: Callable,
     num_epochs: int,
@@ -54,7 +81,7 @@ def fit(
     Args:
       state: where to start.
       key: of the whole run.
-      x: [N, ...]. y: [N].
+      x: [N, ...], or a pytree of such arrays. y: [N], too.
       step_fn: what `step` returned.
       num_epochs: passes over the data.
       batch_size: B; the last N mod B examples of each permutation are left out of its epoch.
@@ -64,12 +91,15 @@ def fit(
       The state after the last step, and the metrics stacked over steps.
 
     Raises:
-      ValueError: x and y of different length, or fewer than B examples.
+      ValueError: arrays of different length, or fewer than B examples; outside jit, what `check` finds.
     """
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    num_examples = x.shape[0]
-    if y.shape[0] != num_examples:
-        raise ValueError(f"expected as many labels as inputs, got {num_examples} inputs and {y.shape[0]} labels.")
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((step_fn, x, y))):
+        check(_loss_of(step_fn), x)
+    data = jax.tree.map(jnp.asarray, (x, y))
+    num_examples = jax.tree.leaves(y)[0].shape[0]
+    if any(leaf.shape[0] != num_examples for leaf in jax.tree.leaves(data)):
+        lengths = jax.tree.map(len, data)
+        raise ValueError(f"expected as many labels as inputs, got lengths (x, y) = {lengths}.")
     num_batches = num_examples // batch_size
     if num_batches == 0:
         raise ValueError(f"batch_size={batch_size} is larger than the data set of {num_examples}; pass at most {num_examples}.")
@@ -81,7 +111,7 @@ def fit(
 
         def one_batch(state, rows):
             key_step = jax.random.fold_in(jax.random.fold_in(key, 2**31), state.num_steps)
-            batch = (x[rows], y[rows])
+            batch = jax.tree.map(lambda array: array[rows], data)
             return step_fn(state, key_step, *(batch if place_fn is None else place_fn(batch)))
 
         return jax.lax.scan(one_batch, state, batches)
@@ -90,7 +120,55 @@ def fit(
     return state, jax.tree.map(lambda m: m.reshape(-1, *m.shape[2:]), metrics)
 
 
-def _step(state, key, x, y, *, loss, optimizer):
+def check(loss, x) -> None:
+    """What would spoil a run and can be known before it; values must be concrete, so call it outside jit.
+
+    Args:
+      loss: a bound training loss; those without an attack pass.
+      x: the data [N, ...], or `Coded` data.
+
+    Raises:
+      ValueError: data outside a threat's box, or a random start in a ball of radius 0.
+    """
+    hyper = loss.hyper if isinstance(loss, base.Bound) else {}
+    if hasattr(hyper.get("threat"), "check"):
+        hyper["threat"].check(x)
+    attacks: dict[str, Any] = {name: hyper[name] for name in ("attack", "latent_attack") if name in hyper}
+    for name, attack in attacks.items():
+        inputs = x if not isinstance(x, Coded) else x.code if name == "latent_attack" else x.x
+        for part in filter(_is_bound, combinators.parts(attack)):
+            threat = part.hyper.get("threat")
+            if hasattr(threat, "check"):
+                threat.check(inputs)
+            if _starts_at_random(part) and _is_point(threat):
+                raise ValueError(f"{name} {part} starts at random in a ball of radius 0; pass eps > 0, or train with training.natural.")
+
+
+def _is_bound(attack) -> TypeGuard[base.Bound]:
+    return isinstance(attack, base.Bound)
+
+
+def _loss_of(step_fn):
+    # Of a step, a replayed one too; a user's own step is taken at its word.
+    hyper = step_fn.hyper if isinstance(step_fn, base.Bound) else {}
+    return _loss_of(hyper["step_fn"]) if "step_fn" in hyper else hyper.get("loss")
+
+
+def _starts_at_random(attack):
+    default = inspect.signature(attack.function).parameters.get("delta")
+    return default is not None and attack.hyper.get("delta", default.default) is None
+
+
+def _is_point(threat):
+    if not hasattr(threat, "radius"):  # a user's own need not have one
+        return False
+    with jax.ensure_compile_time_eval():
+        return bool(np.all(np.asarray(threat.radius()) == 0))
+
+
+def _step(state, key, x, y, *, loss, optimizer, schedule_fn):
+    if schedule_fn is not None:
+        loss = schedule_fn(loss, state.num_steps)
     grad, (model_state, metrics) = jax.grad(loss, has_aux=True)(state.params, state.model_state, key, x, y)
     updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), model_state, opt_state, state.num_steps + 1), metrics

@@ -87,3 +87,45 @@ def test_wrong_sizes_are_named():
         training.fit(state, KEY, x, y[:-1], step_fn=steps(), num_epochs=1, batch_size=32)
     with pytest.raises(ValueError, match="larger than the data set"):
         training.fit(state, KEY, x, y, step_fn=steps(), num_epochs=1, batch_size=N + 1)
+
+
+def test_eps_ramps_inside_one_program():
+    state, x, y = problem()
+    attack = base.bind(attacks.pgd, threat=Linf(0.2), step_size=0.1, num_steps=1, delta=0.0)
+    seen = base.bind(training.adversarial, apply_fn=apply_fn, attack=attacks.restarts(attack, 1))
+    for num_steps, factor in ((0, 0.25), (2, 0.75), (3, 1.0), (9, 1.0)):
+        plain = attacks.parts(training.eps_ramp(seen, jnp.int32(num_steps), num_ramp_steps=4).hyper["attack"])[0]
+        np.testing.assert_allclose(plain.hyper["threat"].eps, 0.2 * factor, rtol=1e-6)
+        np.testing.assert_allclose(plain.hyper["step_size"], 0.1 * factor, rtol=1e-6)
+    ramped = training.step(seen, OPTIMIZER, base.bind(training.eps_ramp, num_ramp_steps=6))
+    before = fit._cache_size()
+    first, _ = fit(state, KEY, x, y, step_fn=ramped, num_epochs=1, batch_size=32)
+    fit(first, KEY, x, y, step_fn=ramped, num_epochs=1, batch_size=32)
+    assert fit._cache_size() == before + 1
+
+
+def test_what_would_spoil_a_run_is_named_before_it():
+    state, x, y = problem()
+
+    def loss(threat, **hyper):
+        attack = base.bind(attacks.pgd, threat=threat, step_size=0.1, num_steps=1, **hyper)
+        return base.bind(training.adversarial, apply_fn=apply_fn, attack=attack)
+
+    training.check(loss(Linf(0.1)), x)
+    with pytest.raises(ValueError, match="leave the box"):
+        training.fit(state, KEY, 255 * x, y, step_fn=training.step(loss(Linf(0.1)), OPTIMIZER), num_epochs=1, batch_size=32)
+    with pytest.raises(ValueError, match="starts at random in a ball of radius 0"):
+        training.check(loss(Linf(0.0)), x)
+    training.check(loss(Linf(0.0), delta=0.0), x)
+
+
+def test_overfitting_shows_where_a_single_step_misleads():
+    x = jnp.full((8, 2), 0.5)
+    y = jnp.zeros(8, int)
+
+    def wavy(x):  # FGSM at the crest steps over it; PGD finds the valley between
+        bump = jnp.cos(40.0 * (x[:, 0] - 0.5) + 0.3)
+        return jnp.stack([bump + 0.2, jnp.zeros(len(x))], axis=1)
+
+    signs = training.catastrophic_overfitting(KEY, jax.tree_util.Partial(wavy), x, y, threat=Linf(0.15), step_size=0.02, num_steps=20)
+    assert signs.fgsm_accuracy == 1.0 and signs.pgd_accuracy == 0.0 and signs.gap == 1.0 and signs.cosine < 0.9

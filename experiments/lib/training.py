@@ -1,0 +1,127 @@
+"""Training runs of experiments: progress, checkpoints that survive a kill, best and last by held-out score, no silent NaN."""
+
+import pathlib
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from experiments.lib import checkpoint, experiment, models
+from robustjax import attacks, base, training
+from robustjax.base import ModelFn
+
+_SECONDS_BETWEEN_SAVES = 10.0
+
+
+class Plan(NamedTuple):
+    """What is trained, and how."""
+
+    model: models.Model
+    loss: base.Bound  # (params, model_state, key, x, y) -> (loss, (model_state, metrics))
+    optimizer: optax.GradientTransformation
+    num_epochs: int
+    batch_size: int
+    schedule_fn: Callable | None = None  # as for training.step
+    num_replays: int = 1
+    first_params: Callable = lambda params: params  # what the optimizer gets of the model's parameters
+    score_fn: Callable | None = None  # TrainState -> held-out score; None keeps the last state as the best
+
+
+class Trained(NamedTuple):
+    """The states of a run."""
+
+    last: training.TrainState
+    best: training.TrainState  # of the largest held-out score
+    scores: np.ndarray  # [num_epochs], NaN where not scored
+
+
+def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> Trained:
+    """A run to its end, from its last checkpoint if there is one.
+
+    Args:
+      name: of the run, and of its folder of checkpoints.
+      x: [N, ...] or a pytree of such arrays. y: [N].
+      **about: what the run belongs to; a checkpoint of something else is refused.
+
+    Raises:
+      FloatingPointError: a loss that is not finite, with its step and the last good checkpoint.
+    """
+    training.check(plan.loss, x)
+    about = about | {"dataset": settings.dataset, "seed": settings.seed, "quick": settings.quick, "num_epochs": plan.num_epochs}
+    folder = pathlib.Path(settings.out) / "models" / name
+    files = checkpoint.Checkpoints(folder)
+    state = training.init(plan.first_params(plan.model.params), plan.model.model_state, plan.optimizer)
+    like = {"last": state, "best": state, "scores": np.full(plan.num_epochs, np.nan)}
+    done, kept = files.latest(like, **about)
+    done = done or 0
+    step_fn = training.step(plan.loss, plan.optimizer, plan.schedule_fn)
+    step_fn = step_fn if plan.num_replays == 1 else training.replay(step_fn, plan.num_replays)
+    key, mesh, saved = jax.random.key(settings.seed), experiment.mesh(), time.monotonic()
+    state, best, scores = kept["last"], kept["best"], np.array(kept["scores"])
+    with experiment.progress() as bar:
+        task = bar.add_task(f"training {name}", total=plan.num_epochs, completed=done)
+        for epoch in range(done, plan.num_epochs):
+            state, metrics = _epoch(state, key, x, y, step_fn=step_fn, batch_size=plan.batch_size, mesh=mesh)
+            _require_finite(name, metrics["loss"], epoch, done, folder)
+            if plan.score_fn is not None:
+                scores[epoch] = float(plan.score_fn(state))
+            if plan.score_fn is None or scores[epoch] >= np.nanmax(scores):
+                best = state
+            if epoch + 1 == plan.num_epochs or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                files.save(epoch + 1, {"last": state, "best": best, "scores": scores}, **about)
+                done, saved = epoch + 1, time.monotonic()
+            bar.advance(task)
+    files.close()
+    return Trained(state, best, scores)
+
+
+def classifier(plan: Plan, state: training.TrainState) -> ModelFn:
+    """The model of a state, whatever wraps its parameters."""
+    params = state.params.params if isinstance(state.params, training.FreeParams) else state.params
+    return training.classifier(plan.model.apply_fn, params, state.model_state)
+
+
+def held_out_accuracy(attack, model: models.Model, x, y, seed: int) -> Callable:
+    """A `score_fn`: accuracy under an attack on data that is neither trained nor tested on."""
+    key = jax.random.key(seed)
+
+    def score(state):
+        model_fn = training.classifier(model.apply_fn, state.params, state.model_state)
+        return 1.0 - np.mean(_attacked(attack, key, model_fn, x, y).success)
+
+    return score
+
+
+def cosine_adam(learning_rate: float, num_examples: int, num_epochs: int, batch_size: int) -> optax.GradientTransformation:
+    """Adam along a cosine to zero over the whole run."""
+    return optax.adam(optax.cosine_decay_schedule(learning_rate, num_epochs * (num_examples // batch_size)))
+
+
+def inner_pgd(threat, num_steps: int, **options) -> base.Bound:
+    """The attack of adversarial training: PGD whose last iterate counts, with steps of 2.5 eps / num_steps."""
+    step_size = 2.5 * threat.radius() / num_steps
+    return base.bind(attacks.pgd, threat=threat, step_size=step_size, num_steps=num_steps, keep_fn=attacks.keep_last, **options)
+
+
+def _require_finite(name, losses, epoch, done, folder):
+    broken = np.flatnonzero(~np.isfinite(losses))
+    if len(broken):
+        step = epoch * len(losses) + broken[0]
+        kept = f"epoch {done} in {folder}" if done else "none yet"
+        raise FloatingPointError(f"{name}: the loss is {losses[broken[0]]} at step {step} (epoch {epoch}); last good checkpoint: {kept}.")
+
+
+def _fit(state, key, x, y, *, step_fn, batch_size, mesh):
+    def place(batch):
+        return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))
+
+    place_fn = place if batch_size % mesh.size == 0 else None
+    return training.fit(state, key, x, y, step_fn=step_fn, num_epochs=1, batch_size=batch_size, place_fn=place_fn)
+
+
+_epoch = jax.jit(_fit, static_argnames=("batch_size", "mesh"))
+_attacked = jax.jit(lambda attack, key, model_fn, x, y: attack(key, model_fn, x, y))

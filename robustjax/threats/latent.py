@@ -1,0 +1,75 @@
+"""The threat on a manifold: a perturbation of the code that a decoder turns into an input (Stutz et al., 2019)."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from robustjax import base
+from robustjax.base import Array, Delta, Key
+from robustjax.threats import ball, linf
+
+
+@base.node
+class Latent:
+    """{decoder(z + delta): delta in a ball of codes}. What attacks call x is the code z [B, K]; `result.x` is decoded.
+
+    Attributes:
+      decoder: codes [B, K] -> inputs [B, ...], a callable pytree (a module, or `base.bind(function, ...)`).
+      eps: radius in linf and in the unit of the codes, without a box; or a `Ball` of codes, with the box and mask of codes.
+    """
+
+    decoder: Any
+    eps: Any
+
+    @property
+    def ball(self) -> Any:
+        """The ball of codes."""
+        return self.eps if isinstance(self.eps, ball.Ball) else linf.Linf(self.eps, box=(-jnp.inf, jnp.inf))
+
+    def apply(self, x: Array, delta: Delta) -> Array:
+        """The decoded perturbed code."""
+        return self.decoder(self.ball.apply(x, delta))
+
+    def init(self, key: Key, x: Array) -> Delta:
+        """As the ball of codes."""
+        return self.ball.init(key, x)
+
+    def project(self, delta: Delta, x: Array) -> Delta:
+        """As the ball of codes."""
+        return self.ball.project(delta, x)
+
+    def steepest(self, grad: Delta, x: Array, delta: Delta) -> Delta:
+        """As the ball of codes."""
+        return self.ball.steepest(grad, x, delta)
+
+    def norm(self, delta: Delta) -> Array:
+        """Of the code's perturbation [B]."""
+        return self.ball.norm(delta)
+
+    def dual_norm(self, grad: Delta) -> Array:
+        """Of a gradient in the code [B]."""
+        return self.ball.dual_norm(grad)
+
+    def check(self, x: Array) -> None:
+        """An error about codes outside their box."""
+        self.ball.check(x)
+
+    def within(self, delta: Delta) -> Array:
+        """Whether the code's perturbation is at most eps [B]."""
+        return self.ball.within(delta)
+
+    def radius(self) -> Array:
+        """eps of the codes."""
+        return self.ball.radius()
+
+    def resized(self, radius: Array) -> "Latent":
+        """The same threat of another radius."""
+        return Latent(self.decoder, self.ball.resized(radius))
+
+    def room(self, x: Array) -> tuple[Array, Array]:
+        """The least and the greatest perturbation of every code."""
+        return self.ball.room(x)
+
+    def largest_norm(self, x: Array) -> Array:
+        """Of the largest perturbation that the box of codes allows [B]."""
+        return self.ball.largest_norm(x)

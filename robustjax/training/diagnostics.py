@@ -1,0 +1,41 @@
+"""Signs of failure in adversarial training: catastrophic overfitting to a single-step attack."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from robustjax import arrays, base, losses
+from robustjax.attacks.pgd import fgsm, pgd
+from robustjax.base import Array, Key, LossFn, ModelFn
+from robustjax.training.grad_align import alignment
+
+
+class Overfitting(NamedTuple):
+    """How much a single step understates the worst case."""
+
+    fgsm_accuracy: Array  # under one step of length eps from x
+    pgd_accuracy: Array  # under PGD
+    gap: Array  # fgsm_accuracy - pgd_accuracy; near 1 after catastrophic overfitting
+    cosine: Array  # of input gradients at x and at random points of the threat; near 0 after it
+
+
+def catastrophic_overfitting(
+    key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat, step_size, num_steps: int, loss_fn: LossFn = losses.cross_entropy
+) -> Overfitting:
+    """Accuracy under FGSM and under PGD, and the agreement of input gradients.
+
+    Args:
+      key: of PGD's start and of the random points.
+      model_fn, x, y: as for `attacks.pgd`; clean errors count as errors.
+      threat: the ball that was trained in.
+      step_size, num_steps: of PGD.
+      loss_fn: of the gradients.
+
+    Source: Wong et al., ICLR 2020, section 5.4, arXiv:2001.03994; the cosine: Andriushchenko & Flammarion, NeurIPS 2020.
+    """
+    key_pgd, key_point = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
+    one_step = base.bind(fgsm, threat=threat, loss_fn=loss_fn)
+    many_steps = base.bind(pgd, threat=threat, step_size=step_size, num_steps=num_steps, loss_fn=loss_fn)
+    fgsm_accuracy, pgd_accuracy = (1.0 - jnp.mean(attack(key_pgd, model_fn, x, y).success) for attack in (one_step, many_steps))
+    cosine = alignment(key_point, model_fn, x, y, threat=threat, loss_fn=loss_fn)
+    return Overfitting(fgsm_accuracy, pgd_accuracy, fgsm_accuracy - pgd_accuracy, cosine)

@@ -1,0 +1,121 @@
+"""Dual manifold adversarial training: perturbed pixels and perturbed codes of a decoder together (Lin et al., 2020)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from robustjax import losses
+from robustjax.base import Array, Attack, Key, LossFn
+from robustjax.training import weights
+from robustjax.training.crafting import craft, craft_divergent
+from robustjax.training.natural import accuracy, natural
+
+
+class Coded(NamedTuple):
+    """Inputs that lie on a manifold, with their codes: x = decoder(code). As the x of `fit`, both are batched together."""
+
+    x: Array  # [B, ...]
+    code: Array  # [B, K]
+
+
+def dual_manifold(
+    params,
+    model_state,
+    key: Key,
+    x: Coded,
+    y: Array,
+    *,
+    apply_fn: Callable,
+    attack: Attack,
+    latent_attack: Attack,
+    loss_fn: LossFn = losses.cross_entropy,
+    craft_mode: str = "eval",
+    weights_fn: Callable = weights.unperturbed,
+):
+    """loss(x_adv) / 2 + loss(decoder(code_adv)) / 2: the form of the authors' code.
+
+    Args:
+      params, model_state, key, y, apply_fn, loss_fn, craft_mode, weights_fn: as for `adversarial`.
+      x: inputs and codes.
+      attack: on the inputs.
+      latent_attack: on the codes, with a `threats.Latent`.
+
+    Returns:
+      The loss and (model_state, {"loss", "accuracy", "manifold_accuracy"}); both forward passes leave their statistics.
+
+    Raises:
+      ValueError: a decoder whose outputs have another shape than x.
+
+    Guarantee:
+      none: robustness is what an evaluation shows.
+    Source: Lin et al., NeurIPS 2020, arXiv:2009.02470, as released.
+    """
+    key_image, key_code = jax.random.split(key)
+    off = craft(attack, key_image, apply_fn, params, model_state, x.x, y, craft_mode)
+    on = craft(latent_attack, key_code, apply_fn, params, model_state, x.code, y, craft_mode)
+    _check(on, x)
+
+    def risk(params):
+        image, (state, metrics) = natural(params, model_state, key, off, y, apply_fn=apply_fn, loss_fn=loss_fn)
+        code, (state, on_metrics) = natural(params, state, key, on, y, apply_fn=apply_fn, loss_fn=loss_fn)
+        loss = 0.5 * image + 0.5 * code
+        return loss, (state, metrics | {"loss": loss, "manifold_accuracy": on_metrics["accuracy"]})
+
+    return risk(weights_fn(risk, params))
+
+
+def dual_manifold_trades(
+    params,
+    model_state,
+    key: Key,
+    x: Coded,
+    y: Array,
+    *,
+    apply_fn: Callable,
+    attack: Attack,
+    latent_attack: Attack,
+    beta,
+    loss_fn: LossFn = losses.cross_entropy,
+    craft_mode: str = "eval",
+    target_detached: bool = False,
+    weights_fn: Callable = weights.unperturbed,
+):
+    """loss(x) + beta * max KL(p(x) || p(x')) + beta * max KL(p(x) || p(decoder(code'))): the form of the paper.
+
+    Args:
+      params, model_state, key, x, y, apply_fn, attack, latent_attack, loss_fn, craft_mode, weights_fn: as for `dual_manifold`.
+      beta, target_detached: as for `trades`.
+
+    Returns:
+      The loss and (model_state, {"loss", "accuracy", "manifold_accuracy", "clean_accuracy"}); the three forward passes leave their
+      statistics in the order clean, off, on the manifold.
+
+    Raises:
+      ValueError: a decoder whose outputs have another shape than x.
+
+    Guarantee:
+      none: robustness is what an evaluation shows.
+    Source: Lin et al., NeurIPS 2020, section 4, arXiv:2009.02470.
+    """
+    key_image, key_code = jax.random.split(key)
+    off = craft_divergent(attack, key_image, apply_fn, params, model_state, x.x, craft_mode)
+    on = craft_divergent(latent_attack, key_code, apply_fn, params, model_state, x.code, craft_mode, clean=x.x)
+    _check(on, x)
+
+    def risk(params):
+        logits, state = apply_fn(params, model_state, x.x, "train")
+        logits_off, state = apply_fn(params, state, off, "train")
+        logits_on, state = apply_fn(params, state, on, "train")
+        log_probs = jax.nn.log_softmax(jax.lax.stop_gradient(logits) if target_detached else logits)
+        divergence = losses.kl(logits_off, log_probs) + losses.kl(logits_on, log_probs)
+        loss = loss_fn(logits, y).mean() + beta * divergence.mean()
+        metrics = {"accuracy": accuracy(logits_off, y), "manifold_accuracy": accuracy(logits_on, y), "clean_accuracy": accuracy(logits, y)}
+        return loss, (state, metrics | {"loss": loss})
+
+    return risk(weights_fn(risk, params))
+
+
+def _check(decoded, x):
+    if decoded.shape != x.x.shape:
+        raise ValueError(f"the decoder makes {decoded.shape} of the codes {x.code.shape}, but the inputs are {x.x.shape}; they must agree.")
