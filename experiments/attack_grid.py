@@ -14,7 +14,7 @@ def run(settings: experiment.Settings) -> report.Section:
     """One picture for each model: rows of attacks, columns of digits, predictions above."""
     dataset = data.load(settings.dataset)
     models = victims.load(settings, dataset)
-    items = [_picture(name, model_fn, dataset, settings) for name, model_fn in models.items()]
+    items = [picture(name, model_fn, dataset, settings) for name, model_fn in models.items()]
     text = (
         "One test image of each class. L-BFGS, C&W and the augmented Lagrangian look for the smallest l2 perturbation that changes "
         f"the prediction; PGD uses the whole linf budget of {victims.EPS[settings.dataset]:.3g} per pixel."
@@ -35,7 +35,8 @@ def rows(dataset: str, quick: bool) -> dict[str, base.Bound]:
     }
 
 
-def _picture(name, model_fn, dataset, settings):
+def picture(name: str, model_fn, dataset: data.Dataset, settings: experiment.Settings) -> report.Figure:
+    """Rows of attacks, columns of digits, on one model."""
     x, y = _one_of_each(model_fn, dataset)
     shown = {"original": (x, np.asarray(jax.jit(model_fn)(x).argmax(axis=1)))}
     for row, attack in rows(settings.dataset, settings.quick).items():

@@ -3,13 +3,28 @@
 import argparse
 import pathlib
 
-from experiments import accuracy_curves, attack_grid, attack_table, margins, noise_and_distance, why_adversarial_examples
+from experiments import (
+    accuracy_against_robustness,
+    accuracy_curves,
+    adversarial_training,
+    attack_grid,
+    attack_table,
+    boundaries,
+    decoders,
+    manifolds,
+    margins,
+    noise_and_distance,
+    why_adversarial_examples,
+)
 from experiments.lib import experiment, report
 
 TITLE = "Why are machine learning models vulnerable to attacks?"
 PARTS = {
     1: ("Part 1: how robust is a naive model?", [
         why_adversarial_examples, attack_grid, accuracy_curves, attack_table, margins, noise_and_distance,
+    ]),
+    2: ("Part 2: can a model resist test-time attack?", [
+        boundaries, adversarial_training, accuracy_against_robustness, manifolds, decoders,
     ]),
 }  # fmt: skip
 

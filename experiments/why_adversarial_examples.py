@@ -22,8 +22,8 @@ def run(settings: experiment.Settings) -> report.Section:
     y = np.arange(NUM_POINTS) % 3
     x = np.clip(CENTRES[y] + SPREAD * rng.normal(size=(NUM_POINTS, 2)), 0.0, 1.0).astype(np.float32)
     model_fn = _train(x, y, settings)
-    grid = np.stack(np.meshgrid(np.linspace(0, 1, 200), np.linspace(0, 1, 200)), axis=-1).reshape(-1, 2).astype(np.float32)
-    regions = np.asarray(jax.jit(model_fn)(grid).argmax(axis=1)).reshape(200, 200)
+    points, extent = grid()
+    regions = np.asarray(jax.jit(model_fn)(points).argmax(axis=1)).reshape(extent)
 
     attack = base.bind(attacks.fmn, threat=L2(jnp.inf), num_steps=20 if settings.quick else 300, step_size=0.3)
     result = jax.jit(attack)(jax.random.key(settings.seed), model_fn, x[:NUM_SHOWN], y[:NUM_SHOWN])
@@ -50,6 +50,12 @@ def run(settings: experiment.Settings) -> report.Section:
         "point of another region; in many dimensions it is near in every norm."
     )
     return report.Section("Why adversarial examples exist", text, [report.figure("Three classes", caption, plot)])
+
+
+def grid(side: int = 200) -> tuple[np.ndarray, tuple[int, int]]:
+    """Points that fill the unit square [side * side, 2], and the shape that lays their values out as a picture."""
+    ticks = np.linspace(0, 1, side)
+    return np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2).astype(np.float32), (side, side)
 
 
 def _train(x, y, settings):

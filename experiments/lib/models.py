@@ -78,32 +78,50 @@ class Mlp(nnx.Module):
         return self.head(x)
 
 
+class Linear(nnx.Module):
+    """One layer: multinomial logistic regression."""
+
+    def __init__(self, input_shape, num_classes, *, rngs):
+        self.head = nnx.Linear(int(jnp.prod(jnp.array(input_shape))), num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        """[B, ...] -> [B, C]."""
+        return self.head(x.reshape(x.shape[0], -1))
+
+
 class ConvNet(nnx.Module):
     """Two strided 3x3 convolutions of 32 and 64 channels, a dense layer of 128: the network of the benchmarks."""
 
     pooled = False
+    activation = staticmethod(nnx.relu)
 
-    def __init__(self, input_shape, num_classes, *, rngs):
+    def __init__(self, input_shape, num_classes, *, num_channels=32, rngs):
         height, width, channels = input_shape
         strides = (1, 1) if self.pooled else (2, 2)
-        self.first = nnx.Conv(channels, 32, (3, 3), strides, rngs=rngs)
-        self.second = nnx.Conv(32, 64, (3, 3), strides, rngs=rngs)
+        self.first = nnx.Conv(channels, num_channels, (3, 3), strides, rngs=rngs)
+        self.second = nnx.Conv(num_channels, 2 * num_channels, (3, 3), strides, rngs=rngs)
         halved = [side // 2 // 2 if self.pooled else (side + 3) // 4 for side in (height, width)]
-        self.dense = nnx.Linear(64 * halved[0] * halved[1], 128, rngs=rngs)
-        self.head = nnx.Linear(128, num_classes, rngs=rngs)
+        self.dense = nnx.Linear(2 * num_channels * halved[0] * halved[1], 4 * num_channels, rngs=rngs)
+        self.head = nnx.Linear(4 * num_channels, num_classes, rngs=rngs)
 
     def __call__(self, x):
         """[B, H, W, C] -> [B, C]."""
         for layer in (self.first, self.second):
             x = layer(x)
-            x = nnx.relu(nnx.max_pool(x, (2, 2), (2, 2))) if self.pooled else nnx.relu(x)
-        return self.head(nnx.relu(self.dense(x.reshape(x.shape[0], -1))))
+            x = self.activation(nnx.max_pool(x, (2, 2), (2, 2)) if self.pooled else x)
+        return self.head(self.activation(self.dense(x.reshape(x.shape[0], -1))))
 
 
 class PooledConvNet(ConvNet):
     """The same with stride 1 and 2x2 max-pooling."""
 
     pooled = True
+
+
+class SiluConvNet(ConvNet):
+    """`ConvNet` with SiLU, which is smooth."""
+
+    activation = staticmethod(nnx.silu)
 
 
 class LinenConvNet(linen.Module):
@@ -177,6 +195,7 @@ ARCHITECTURES = {
     "mlp": Mlp,
     "convnet": ConvNet,
     "convnet_pooled": PooledConvNet,
+    "convnet_silu": SiluConvNet,
     "convnet_linen": LinenConvNet,
     "preactresnet18": PreActResNet18,
     "wrn-28-10": WideResNet2810,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -76,7 +77,8 @@ def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> 
                 done, saved = epoch + 1, time.monotonic()
             bar.advance(task)
     files.close()
-    return Trained(state, best, scores)
+    free = lambda leaf: jnp.asarray(np.asarray(leaf))  # noqa: E731  (of the mesh: results go where they are used)
+    return Trained(jax.tree.map(free, state), jax.tree.map(free, best), scores)
 
 
 def classifier(plan: Plan, state: training.TrainState) -> ModelFn:

@@ -1,0 +1,119 @@
+"""On and off the manifold: normal, adversarial, on-manifold and dual manifold training on digits whose manifold is known."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from flax import nnx
+
+from experiments.lib import data, experiment, models, report
+from robustjax import attacks, base, manifolds, training
+from robustjax.threats import Latent, Linf
+
+NUM_COMPONENTS = 24
+EPS, LATENT_EPS = 0.15, 0.3  # pixels, and standard deviations of a code
+BARS = ("normal", "AT", "OM-AT", "DMAT")
+PANELS = ("standard accuracy", "PGD-50", "OM-PGD-50")
+
+
+class Projected(NamedTuple):
+    """Digits projected on their first principal components, so that the manifold is exact."""
+
+    decoder: manifolds.Pca
+    train: training.Coded
+    y_train: np.ndarray
+    test: training.Coded
+    y_test: np.ndarray
+    box: tuple[float, float]  # that holds every projected pixel
+
+
+def run(settings: experiment.Settings) -> report.Section:
+    """Three panels, four bars."""
+    dataset = data.load(settings.dataset)
+    num_train = 300 if settings.quick else 8000
+    projected = project(dataset.x_train[:num_train], dataset.y_train[:num_train], dataset.x_test[:1000], dataset.y_test[:1000])
+    table = accuracies(projected, settings.seed, 1 if settings.quick else 12, 5 if settings.quick else 50)
+    plot, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True)
+    for column, (axis, title) in enumerate(zip(axes, PANELS, strict=True)):
+        axis.bar(list(table), [row[column] for row in table.values()], color=["#888", "C0", "C1", "C2"])
+        axis.set_title(title)
+        for place, row in enumerate(table.values()):
+            axis.text(place, row[column] + 1, f"{row[column]:.1f}", ha="center", fontsize=8)
+    axes[0].set_ylabel("accuracy in %")
+    caption = (
+        f"{len(projected.y_test)} test digits projected on {NUM_COMPONENTS} principal components; an MLP of two hidden layers of 200. "
+        f"PGD: linf {EPS} in pixels; OM-PGD: linf {LATENT_EPS} standard deviations in the code."
+    )
+    text = (
+        "Perturbations of the code stay on the manifold, those of pixels leave it. Adversarial training resists the second better than "
+        "the first, on-manifold training the first and not at all the second; dual manifold training resists both, and is more accurate "
+        "than adversarial training."
+    )
+    return report.Section("Attacks on and off the manifold", text, [report.figure("On and off the manifold", caption, plot)])
+
+
+def project(x, y, x_test, y_test) -> Projected:
+    """The training set's principal components, and both sets projected on them."""
+    from sklearn.decomposition import PCA
+
+    pca = PCA(NUM_COMPONENTS, random_state=0).fit(x.reshape(len(x), -1))
+    decoder = manifolds.Pca(
+        jnp.asarray(pca.mean_.reshape(x.shape[1:]), jnp.float32),
+        jnp.asarray(pca.components_, jnp.float32),
+        jnp.asarray(np.sqrt(pca.explained_variance_), jnp.float32),
+    )
+    coded = [training.Coded(*map(np.asarray, (decoder(code), code))) for code in map(decoder.encode, (jnp.asarray(x), jnp.asarray(x_test)))]
+    box = min(float(part.x.min()) for part in coded), max(float(part.x.max()) for part in coded)
+    return Projected(decoder, coded[0], y, coded[1], y_test, box)
+
+
+def losses(projected: Projected, apply_fn) -> dict[str, base.Bound]:
+    """The four ways to train, and the TRADES form of the last."""
+    steps = {"num_steps": 5, "keep_fn": attacks.keep_last}
+    off = base.bind(attacks.pgd, threat=Linf(EPS, box=projected.box), step_size=EPS / 2, **steps)
+    on = base.bind(attacks.pgd, threat=Latent(projected.decoder, LATENT_EPS), step_size=LATENT_EPS / 2, **steps)
+    dual = {"apply_fn": apply_fn, "attack": off, "latent_attack": on}
+    return {
+        "normal": base.bind(training.natural, apply_fn=apply_fn),
+        "AT": base.bind(training.adversarial, apply_fn=apply_fn, attack=off),
+        "OM-AT": base.bind(training.adversarial, apply_fn=apply_fn, attack=on),
+        "DMAT": base.bind(training.dual_manifold, **dual),
+        "DMAT, TRADES form": base.bind(training.dual_manifold_trades, beta=1.0, **dual),
+    }
+
+
+def accuracies(projected: Projected, seed: int, num_epochs: int, num_steps: int, names=BARS) -> dict[str, tuple]:
+    """Accuracy in percent of each way to train: clean, under PGD, under OM-PGD."""
+    model = models.from_nnx(models.Mlp(projected.train.x.shape[1:], 10, rngs=nnx.Rngs(seed)))
+    optimizer = optax.adam(1e-3)
+    off = base.bind(attacks.pgd, threat=Linf(EPS, box=projected.box), step_size=EPS / 10, num_steps=num_steps)
+    on = base.bind(attacks.pgd, threat=Latent(projected.decoder, LATENT_EPS), step_size=LATENT_EPS / 10, num_steps=num_steps)
+    table = {}
+    for name, loss in losses(projected, model.apply_fn).items():
+        if name not in names:
+            continue
+        inputs = projected.train.code if name == "OM-AT" else projected.train if "DMAT" in name else projected.train.x
+        training.check(loss, inputs)
+        step_fn = training.step(loss, optimizer)
+        state = training.init(model.params, model.model_state, optimizer)
+        state, _ = _fit(state, jax.random.key(seed), inputs, projected.y_train, step_fn=step_fn, num_epochs=num_epochs, batch_size=100)
+        model_fn = training.classifier(model.apply_fn, state.params, state.model_state)
+        clean = np.mean(np.asarray(jax.jit(model_fn)(projected.test.x).argmax(axis=1)) == projected.y_test)
+        fooled = [
+            np.mean(_attacked(attack, jax.random.key(seed), model_fn, inputs, projected.y_test).success)
+            for attack, inputs in ((off, projected.test.x), (on, projected.test.code))
+        ]
+        table[name] = (100 * float(clean), *(100 * float(1.0 - share) for share in fooled))
+    return table
+
+
+_fit = jax.jit(training.fit, static_argnames=("num_epochs", "batch_size"))
+_attacked = jax.jit(lambda attack, key, model_fn, x, y: attack(key, model_fn, x, y))
+
+if __name__ == "__main__":
+    from experiments import manifolds as this
+
+    experiment.main(this.run, __doc__)
