@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
     num_replays: int = 1
     architecture: str = "convnet"
     averaged: bool = False
+    stopped_early: bool = False  # keeps the best epoch on held-out data
 
 
 def recipes(eps: float, num_epochs: int) -> dict[str, Recipe]:
@@ -41,20 +42,20 @@ def recipes(eps: float, num_epochs: int) -> dict[str, Recipe]:
         "undefended": Recipe(base.bind(methods.natural), num_epochs // 2),
         "FGSM": Recipe(base.bind(methods.adversarial, attack=fgsm), num_epochs),
         "FGSM mix": Recipe(base.bind(methods.mixed, attack=fgsm), num_epochs),
-        "RS-FGSM": Recipe(base.bind(methods.adversarial, attack=random), num_epochs, 4e-3),
+        "RS-FGSM": Recipe(base.bind(methods.adversarial, attack=random), num_epochs, 4e-3, stopped_early=True),
         "N-FGSM": Recipe(base.bind(methods.adversarial, attack=base.bind(attacks.n_fgsm, threat=threat)), num_epochs),
         "GradAlign": Recipe(base.bind(methods.grad_align, attack=fgsm, threat=threat, align_weight=0.2), num_epochs),
         "free-4": Recipe(base.bind(methods.free, threat=threat), num_epochs // 2, num_replays=4),
-        "PGD": Recipe(adversarial, num_epochs, num_ramp_epochs=ramp),
-        "TRADES": Recipe(trades, num_epochs, num_ramp_epochs=ramp),
-        "MART": Recipe(base.bind(methods.mart, attack=pgd, beta=5.0), num_epochs, num_ramp_epochs=ramp),
+        "PGD": Recipe(adversarial, num_epochs, num_ramp_epochs=ramp, stopped_early=True),
+        "TRADES": Recipe(trades, num_epochs, num_ramp_epochs=ramp, stopped_early=True),
+        "MART": Recipe(base.bind(methods.mart, attack=pgd, beta=5.0), num_epochs, num_ramp_epochs=ramp, stopped_early=True),
         "PGD, AWP": Recipe(base.bind(adversarial, weights_fn=base.bind(methods.awp, gamma=0.005)), num_epochs, num_ramp_epochs=ramp),
         "TRADES, SiLU, average": Recipe(trades, num_epochs, num_ramp_epochs=ramp, architecture="convnet_silu", averaged=True),
     }
 
 
 def train(name: str, recipe: Recipe, settings: experiment.Settings, x, y, held_out=None, batch_size: int = 100):
-    """The model of a method as a callable pytree: its average if it keeps one, else the best on held-out data or the last."""
+    """The model of a method as a callable pytree: its average, the best epoch on held-out data, or the last, as the recipe says."""
     model = models.build(recipe.architecture, settings.seed, int(y.max()) + 1, x.shape[1:])
     num_batches = len(x) // batch_size
     loss = base.bind(recipe.loss, apply_fn=model.apply_fn)
@@ -69,7 +70,7 @@ def train(name: str, recipe: Recipe, settings: experiment.Settings, x, y, held_o
         first_params = lambda params: methods.FreeParams(params, jnp.zeros((batch_size, *x.shape[1:])))  # noqa: E731
     ramp = base.bind(methods.eps_ramp, num_ramp_steps=recipe.num_ramp_epochs * num_batches) if recipe.num_ramp_epochs else None
     score_fn = None
-    if held_out is not None:
+    if held_out is not None and recipe.stopped_early:
         eps = victims.EPS[settings.dataset]
         attack = base.bind(attacks.pgd, threat=Linf(eps), step_size=eps / 4, num_steps=10)
         score_fn = training.held_out_accuracy(attack, model, *held_out, settings.seed)
@@ -120,8 +121,7 @@ def run(settings: experiment.Settings) -> report.Section:
     rows = []
     for name in chosen:
         recipe = all_recipes[name]
-        single_step = "FGSM" in name or recipe.num_replays > 1 or name in ("undefended", "GradAlign")
-        model_fn = train(name, recipe, settings, x, y, None if single_step or recipe.averaged else held_out)
+        model_fn = train(name, recipe, settings, x, y, held_out)
         row = accuracies(model_fn, x_test, y_test, eps, settings.seed, less)
         state = evaluation.run(
             pathlib.Path(settings.out) / "adversarial_training" / f"autoattack-{name}", jax.random.key(settings.seed), ensemble, model_fn,
@@ -135,8 +135,8 @@ def run(settings: experiment.Settings) -> report.Section:
     header = ["trained with", *row, "natural + boundary error", "FGSM - PGD-20", "cosine"]
     caption = (
         f"Accuracy in % on {num_images} test images at linf eps {eps:.3g}; AutoAttack ({', '.join(ensemble)}) and the decomposition of "
-        f"robust error on {num_strong}. Cosine: of input gradients at x and at random points of the ball. PGD, TRADES and MART keep the "
-        "best epoch on held-out data, the others the last."
+        f"robust error on {num_strong}. Cosine: of input gradients at x and at random points of the ball. RS-FGSM, PGD, TRADES and "
+        "MART keep the best epoch on held-out data, the others the last."
     )
     text = (
         "A model trained on FGSM examples learns to resist FGSM alone: its accuracy under one step is high, under many steps near zero "
