@@ -33,7 +33,6 @@ def recipes(eps: float, num_epochs: int) -> dict[str, Recipe]:
     """All methods by name, for linf and images in [0, 1]."""
     threat = Linf(eps)
     fgsm = base.bind(attacks.fgsm, threat=threat)
-    random = base.bind(fgsm, delta=None, step_size=1.25 * eps)
     pgd, ramp = training.inner_pgd(threat, 7), num_epochs // 3
     divergent = base.bind(pgd, delta=attacks.small_noise)
     adversarial = base.bind(methods.adversarial, attack=pgd)
@@ -42,7 +41,9 @@ def recipes(eps: float, num_epochs: int) -> dict[str, Recipe]:
         "undefended": Recipe(base.bind(methods.natural), num_epochs // 2),
         "FGSM": Recipe(base.bind(methods.adversarial, attack=fgsm), num_epochs),
         "FGSM mix": Recipe(base.bind(methods.mixed, attack=fgsm), num_epochs),
-        "RS-FGSM": Recipe(base.bind(methods.adversarial, attack=random), num_epochs, 4e-3, stopped_early=True),
+        "RS-FGSM": Recipe(
+            base.bind(methods.adversarial, attack=base.bind(attacks.rs_fgsm, threat=threat)), num_epochs, 5e-3, ramp, stopped_early=True
+        ),
         "N-FGSM": Recipe(base.bind(methods.adversarial, attack=base.bind(attacks.n_fgsm, threat=threat)), num_epochs),
         "GradAlign": Recipe(base.bind(methods.grad_align, attack=fgsm, threat=threat, align_weight=0.2), num_epochs),
         "free-4": Recipe(base.bind(methods.free, threat=threat), num_epochs // 2, num_replays=4),

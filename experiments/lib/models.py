@@ -112,6 +112,22 @@ class ConvNet(nnx.Module):
         return self.head(self.activation(self.dense(x.reshape(x.shape[0], -1))))
 
 
+class FastConvNet(nnx.Module):
+    """Two strided 4x4 convolutions of 16 and 32 channels, a dense layer of 100: the MNIST network of Wong et al. (2020)."""
+
+    def __init__(self, input_shape, num_classes, *, rngs):
+        height, width, channels = input_shape
+        self.first = nnx.Conv(channels, 16, (4, 4), (2, 2), rngs=rngs)
+        self.second = nnx.Conv(16, 32, (4, 4), (2, 2), rngs=rngs)
+        self.dense = nnx.Linear(32 * ((height + 3) // 4) * ((width + 3) // 4), 100, rngs=rngs)
+        self.head = nnx.Linear(100, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        """[B, H, W, C] -> [B, C]."""
+        x = nnx.relu(self.second(nnx.relu(self.first(x))))
+        return self.head(nnx.relu(self.dense(x.reshape(x.shape[0], -1))))
+
+
 class PooledConvNet(ConvNet):
     """The same with stride 1 and 2x2 max-pooling."""
 
@@ -196,6 +212,7 @@ ARCHITECTURES = {
     "convnet": ConvNet,
     "convnet_pooled": PooledConvNet,
     "convnet_silu": SiluConvNet,
+    "convnet_fast": FastConvNet,
     "convnet_linen": LinenConvNet,
     "preactresnet18": PreActResNet18,
     "wrn-28-10": WideResNet2810,

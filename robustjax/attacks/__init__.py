@@ -16,7 +16,7 @@ from robustjax.attacks.fab import fab
 from robustjax.attacks.fmn import fmn
 from robustjax.attacks.lbfgs import lbfgs
 from robustjax.attacks.objective import keep_best, keep_last, small_noise
-from robustjax.attacks.pgd import bim, fgsm, mi_fgsm, n_fgsm, normalize, pgd, r_fgsm, steepest
+from robustjax.attacks.pgd import bim, fgsm, mi_fgsm, n_fgsm, normalize, pgd, r_fgsm, rs_fgsm, steepest
 from robustjax.attacks.sigma_zero import sigma_zero
 from robustjax.attacks.square import square
 
@@ -50,6 +50,7 @@ __all__ = [
     "pgd",
     "r_fgsm",
     "restarts",
+    "rs_fgsm",
     "sigma_zero",
     "small_noise",
     "square",

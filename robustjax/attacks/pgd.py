@@ -100,7 +100,7 @@ def fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, delta:
 
     Args:
       key, model_fn, x, y, threat, **options: as for `pgd`.
-      delta: start; None (uniform) with `step_size=1.25 * eps` is the RS-FGSM of fast adversarial training.
+      delta: start; None for a uniform one, see also `rs_fgsm`.
 
     Returns:
       The point after the step.
@@ -131,6 +131,41 @@ def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, alph
     noise = arrays.sample(jax.random.normal, arrays.fold_in(keys, 2), x)
     delta = arrays.per_example(alpha, x) * threat.steepest(noise, x, jax.numpy.zeros_like(x))
     return fgsm(key, model_fn, x, y, threat=threat, delta=delta, step_size=threat.radius() - alpha, **options)
+
+
+def rs_fgsm(
+    key: Key,
+    model_fn: ModelFn,
+    x: Array,
+    y: Array,
+    *,
+    threat: Any,
+    step_size=None,
+    loss_fn: LossFn = losses.cross_entropy,
+    success_fn: SuccessFn = losses.misclassified,
+) -> AttackResult:
+    """FGSM from a random start: the attack of fast adversarial training.
+
+    The start, and the point of the gradient, may leave the box; the result does not. On images of black and white the start would
+    otherwise be x itself in half of the pixels, and training collapses sooner.
+
+    Args:
+      key, model_fn, x, y, threat, loss_fn, success_fn: as for `pgd`.
+      step_size: 1.25 eps for None.
+
+    Returns:
+      The point after the step, projected.
+
+    Guarantee:
+      feasibility only.
+    Source: Wong et al., ICLR 2020, Algorithm 3, arXiv:2001.03994.
+    """
+    unboxed = threat.replace(box=(-jax.numpy.inf, jax.numpy.inf))
+    step_size = 1.25 * threat.radius() if step_size is None else step_size
+    moved = fgsm(key, model_fn, x, y, threat=unboxed, delta=None, step_size=step_size, loss_fn=loss_fn).delta
+    last = objective.step_model(model_fn, arrays.example_keys(key, x.shape[0]), 2)
+    found = objective.evaluate(last, x, y, threat.project(moved, x), objective.Goal(threat, loss_fn, success_fn))
+    return objective.result(x, found, threat)
 
 
 def n_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, noise=2.0, **options) -> AttackResult:

@@ -24,9 +24,8 @@ def adversarial(
 ):
     """min over params of E max over the threat of loss: the maximum by `attack`, the gradient at its point (Danskin).
 
-    The attack makes the method: `pgd` is Madry's, `fgsm` from 0 is Goodfellow's without its clean half, `fgsm` with `delta=None` and
-    `step_size=1.25 * eps` is fast adversarial training (RS-FGSM), `n_fgsm` is N-FGSM, and on codes x with a `threats.Latent` it is
-    on-manifold adversarial training.
+    The attack makes the method: `pgd` is Madry's, `fgsm` from 0 is Goodfellow's without its clean half, `rs_fgsm` makes it fast
+    adversarial training, `n_fgsm` N-FGSM, and codes x with a `threats.Latent` on-manifold adversarial training.
 
     Args:
       params, model_state, x, y, apply_fn, loss_fn: as for `natural`.

@@ -14,6 +14,7 @@ EPS = {Linf: 0.1, L2: 0.4, L1: 0.8, L0: 3.0}
 ATTACKS = {
     "fgsm": (base.bind(attacks.fgsm), (Linf, L2, L1)),
     "r_fgsm": (base.bind(attacks.r_fgsm, alpha=0.03), (Linf,)),
+    "rs_fgsm": (base.bind(attacks.rs_fgsm), (Linf, L2)),
     "bim": (base.bind(attacks.bim, step_size=0.03, num_steps=3), (Linf, L2)),
     "mi_fgsm": (base.bind(attacks.mi_fgsm, step_size=0.03, num_steps=3), (Linf, L2)),
     "pgd": (base.bind(attacks.pgd, step_size=0.1, num_steps=3), (Linf, L2, L1, L0)),

@@ -43,7 +43,7 @@ LATENT = base.bind(attacks.pgd, threat=Latent(DECODER, 0.1), step_size=0.04, num
 LOSSES = {
     "natural": base.bind(training.natural, apply_fn=apply_fn),
     "madry": base.bind(training.adversarial, apply_fn=apply_fn, attack=PGD),
-    "rs_fgsm": base.bind(training.adversarial, apply_fn=apply_fn, attack=base.bind(FGSM, delta=None, step_size=1.25 * EPS)),
+    "rs_fgsm": base.bind(training.adversarial, apply_fn=apply_fn, attack=base.bind(attacks.rs_fgsm, threat=Linf(EPS))),
     "n_fgsm": base.bind(training.adversarial, apply_fn=apply_fn, attack=base.bind(attacks.n_fgsm, threat=Linf(EPS))),
     "madry_l2": base.bind(training.adversarial, apply_fn=apply_fn, attack=base.bind(PGD, threat=L2(EPS))),
     "mixed": base.bind(training.mixed, apply_fn=apply_fn, attack=FGSM),
