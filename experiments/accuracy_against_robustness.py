@@ -11,8 +11,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.lib import data, experiment, models, report
-from robustjax import attacks, base, evaluate, training
+from experiments.lib import data, experiment, models, report, training
+from robustjax import attacks, base, evaluate
+from robustjax import training as methods
 from robustjax.threats import L2, Linf
 
 BETAS = (0.5, 1.0, 3.0, 6.0)
@@ -42,16 +43,16 @@ def sweep(num_seeds: int, num_epochs: int) -> dict[str, Sweep]:
     x_train, y_train, x_test, y_test = _small_digits()
     model = models.from_nnx(models.Mlp((64,), 10, width=128, rngs=nnx.Rngs(0)))
     pgd = base.bind(attacks.pgd, threat=Linf(EPS), step_size=EPS / 4, num_steps=10)
-    trades = base.bind(training.trades, apply_fn=model.apply_fn, attack=base.bind(pgd, delta=attacks.small_noise))
+    trades = base.bind(methods.trades, apply_fn=model.apply_fn, attack=base.bind(pgd, delta=attacks.small_noise))
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, num_epochs * (len(x_train) // 100)))
     judge = base.bind(pgd, num_steps=50, step_size=EPS / 10)
 
     def one(loss, seed):
         key_init, key_fit, key_attack = jax.random.split(jax.random.key(seed), 3)
-        state = training.init(_fresh(key_init, model.params), model.model_state, optimizer)
-        step_fn = training.step(loss, optimizer)
-        state, _ = training.fit(state, key_fit, x_train, y_train, step_fn=step_fn, num_epochs=num_epochs, batch_size=100)
-        model_fn = training.classifier(model.apply_fn, state.params, state.model_state)
+        state = methods.init(_fresh(key_init, model.params), model.model_state, optimizer)
+        step_fn = methods.step(loss, optimizer)
+        state, _ = methods.fit(state, key_fit, x_train, y_train, step_fn=step_fn, num_epochs=num_epochs, batch_size=100)
+        model_fn = methods.classifier(model.apply_fn, state.params, state.model_state)
         clean = jnp.mean(model_fn(x_test).argmax(axis=1) == y_test)
         return clean, 1.0 - judge(key_attack, model_fn, x_test, y_test).success.mean()
 
@@ -63,8 +64,8 @@ def sweep(num_seeds: int, num_epochs: int) -> dict[str, Sweep]:
 
     swept = map(np.asarray, jax.jit(over_betas)(jnp.asarray(BETAS), jnp.arange(num_seeds)))
     rows = {f"TRADES {beta:g}": Sweep(*pair) for beta, pair in zip(BETAS, zip(*swept, strict=True), strict=True)}
-    natural = base.bind(training.natural, apply_fn=model.apply_fn)
-    adversarial = base.bind(training.adversarial, apply_fn=model.apply_fn, attack=pgd)
+    natural = base.bind(methods.natural, apply_fn=model.apply_fn)
+    adversarial = base.bind(methods.adversarial, apply_fn=model.apply_fn, attack=pgd)
     return {"natural": over_seeds(natural), "PGD": over_seeds(adversarial)} | rows
 
 
@@ -133,14 +134,11 @@ def _net(kind, shape, width, rngs):
 
 
 def _train(module, dataset, settings):
-    model = models.from_nnx(module)
-    num_epochs = 1 if settings.quick else 6
-    x, y = (dataset.x_train[:4000], dataset.y_train[:4000]) if not settings.quick else (dataset.x_train[:200], dataset.y_train[:200])
-    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, num_epochs * (len(x) // 100)))
-    step_fn = training.step(base.bind(training.natural, apply_fn=model.apply_fn), optimizer)
-    state = training.init(model.params, model.model_state, optimizer)
-    state, _ = _fit(state, jax.random.key(settings.seed), x, y, step_fn=step_fn, num_epochs=num_epochs, batch_size=100)
-    return training.classifier(model.apply_fn, state.params, state.model_state)
+    num_epochs, num_images = (1, 200) if settings.quick else (6, 4000)
+    x, y = dataset.x_train[:num_images], dataset.y_train[:num_images]
+    optimizer = training.cosine_adam(2e-3, len(x), num_epochs, 100)
+    options = {"seed": settings.seed, "num_epochs": num_epochs, "batch_size": 100}
+    return training.fit(models.from_nnx(module), methods.natural, optimizer, x, y, **options)
 
 
 def _small_digits():
@@ -159,8 +157,6 @@ def _fresh(key, params):
     scale = lambda leaf: (1.0 / leaf.shape[0]) ** 0.5 if leaf.ndim > 1 else 0.0  # noqa: E731
     return structure.unflatten([scale(leaf) * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
 
-
-_fit = jax.jit(training.fit, static_argnames=("num_epochs", "batch_size"))
 
 if __name__ == "__main__":
     from experiments import accuracy_against_robustness

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.lib import data, experiment, report, victims
+from experiments.lib import experiment, report, victims
 from robustjax import attacks, base, evaluate
 from robustjax.threats import L0, L1, L2, Linf
 
@@ -15,10 +15,7 @@ NUM_EPS = 9
 
 def run(settings: experiment.Settings) -> report.Section:
     """Curves of PGD with a fixed eps (dots) and of the minimum-norm attack FMN (lines) for both models."""
-    dataset = data.load(settings.dataset)
-    models = victims.load(settings, dataset)
-    num_images = 16 if settings.quick else 100
-    x, y = dataset.x_test[:num_images], dataset.y_test[:num_images]
+    models, x, y = victims.with_images(settings, 100)
     key = jax.random.key(settings.seed)
     plot, axes = plt.subplots(1, len(LARGEST), figsize=(13, 3.2), sharey=True)
     for axis, (threat, largest) in zip(axes, LARGEST.items(), strict=True):
@@ -34,7 +31,7 @@ def run(settings: experiment.Settings) -> report.Section:
     axes[0].set_ylabel("accuracy")
     axes[0].legend(fontsize=8)
     caption = (
-        f"{num_images} test images. Lines: fraction whose smallest perturbation found by FMN exceeds eps. Dots: accuracy under PGD at "
+        f"{len(x)} test images. Lines: fraction whose smallest perturbation found by FMN exceeds eps. Dots: accuracy under PGD at "
         "that eps, all eps in one vmapped program. Both are upper bounds; the lower one counts."
     )
     text = "The robust model was trained in linf alone: what it gains in the other norms is smaller."

@@ -99,9 +99,9 @@ def judges(eps: float, less: int = 1) -> dict[str, base.Bound]:
 def accuracies(model_fn, x, y, eps: float, seed: int, less: int = 1) -> dict[str, float]:
     """Accuracy in percent, clean and under every judge."""
     key = jax.random.key(seed)
-    table = {"clean": 100 * float(np.mean(_predicted(model_fn, x) == y))}
+    table = {"clean": 100 * float(np.mean(evaluation.predicted(model_fn, x) == y))}
     for name, attack in judges(eps, less).items():
-        table[name] = 100 * float(1.0 - np.mean(_attacked(attack, key, model_fn, x, y).success))
+        table[name] = 100 * float(1.0 - np.mean(evaluation.attacked(attack, key, model_fn, x, y).success))
     return table
 
 
@@ -147,8 +147,6 @@ def run(settings: experiment.Settings) -> report.Section:
     return report.Section("Optimization matters", text, [report.Table("Methods of adversarial training", caption, header, rows)])
 
 
-_attacked = jax.jit(lambda attack, key, model_fn, x, y: attack(key, model_fn, x, y))
-_predicted = jax.jit(lambda model_fn, x: model_fn(x).argmax(axis=1))
 _monitor = jax.jit(methods.catastrophic_overfitting, static_argnames="num_steps")
 
 if __name__ == "__main__":

@@ -6,48 +6,46 @@ import numpy as np
 import optax
 
 from experiments import attack_grid, why_adversarial_examples
-from experiments.lib import data, experiment, models, report, victims
-from robustjax import attacks, base, training
+from experiments.lib import data, evaluation, experiment, models, report, training, victims
+from robustjax import attacks, base
+from robustjax import training as methods
 from robustjax.threats import L2
 
 EPS = 0.08
 NUM_POINTS = 200
+_PALE = ["#cfe3f7", "#fde0c8"]  # of the two regions
 
 
 def run(settings: experiment.Settings) -> report.Section:
     """Two decision regions of the same network, trained on points and on l2 balls around them; the grid on the robust model."""
     x, y = _moons(settings.seed)
     pgd = base.bind(attacks.pgd, threat=L2(EPS), step_size=EPS / 4, num_steps=10)
-    losses = {"natural training": base.bind(training.natural), "adversarial training": base.bind(training.adversarial, attack=pgd)}
+    losses = {"natural training": base.bind(methods.natural), "adversarial training": base.bind(methods.adversarial, attack=pgd)}
+    model = models.from_nnx(models.Mlp((2,), 2, width=64, rngs=models.nnx.Rngs(settings.seed)))
+    num_epochs = 2 if settings.quick else 150
     plot, axes = plt.subplots(1, 2, figsize=(10, 4.6))
     notes = []
     for axis, (name, loss) in zip(axes, losses.items(), strict=True):
-        model_fn = _train(loss, x, y, settings)
+        model_fn = training.fit(model, loss, optax.adam(1e-2), x, y, seed=settings.seed, num_epochs=num_epochs, batch_size=50)
         grid, extent = why_adversarial_examples.grid()
-        axis.contourf(np.asarray(_predicted(model_fn, grid)).reshape(extent), levels=[-0.5, 0.5, 1.5], extent=(0, 1, 0, 1), colors=_PALE)
+        regions = np.asarray(evaluation.predicted(model_fn, grid)).reshape(extent)
+        axis.contourf(regions, levels=[-0.5, 0.5, 1.5], extent=(0, 1, 0, 1), colors=_PALE)
         axis.scatter(*x.T, c=[f"C{label}" for label in y], s=12)
         for point in x[::8]:
             axis.add_patch(plt.Circle(point, EPS, fill=False, color="#666", lw=0.5))
         axis.set(title=name, xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        clean = np.mean(np.asarray(_predicted(model_fn, x)) == y)
-        robust = 1.0 - np.mean(_attacked(pgd, jax.random.key(settings.seed), model_fn, x, y).success)
+        clean = np.mean(np.asarray(evaluation.predicted(model_fn, x)) == y)
+        robust = 1.0 - np.mean(evaluation.attacked(pgd, jax.random.key(settings.seed), model_fn, x, y).success)
         notes.append(f"{name}: {clean:.0%} clean, {robust:.0%} under PGD")
     caption = f"{NUM_POINTS} points, a network of two hidden layers, l2 balls of radius {EPS} around some points. {'; '.join(notes)}."
     toy = report.figure("The boundary before and after", caption, plot)
     dataset = data.load(settings.dataset)
-    robust = victims.load(settings, dataset)["robust"]
-    grid_figure = attack_grid.picture("robust", robust, dataset, settings)
+    grid_figure = attack_grid.picture("robust", victims.load(settings, dataset)["robust"], dataset, settings)
     text = (
         "Natural training puts the boundary anywhere between the classes; adversarial training keeps it a ball's radius away from the "
         "points where they leave room. On the robust model the smallest perturbations are larger, and look like the other digit."
     )
     return report.Section("What adversarial training does to the boundary", text, [toy, grid_figure])
-
-
-_PALE = ["#cfe3f7", "#fde0c8"]
-_predicted = jax.jit(lambda model_fn, x: model_fn(x).argmax(axis=1))
-_attacked = jax.jit(lambda attack, key, model_fn, x, y: attack(key, model_fn, x, y))
-_fit = jax.jit(training.fit, static_argnames=("num_epochs", "batch_size"))
 
 
 def _moons(seed):
@@ -56,16 +54,6 @@ def _moons(seed):
     x, y = make_moons(NUM_POINTS, noise=0.06, random_state=seed)
     low, high = x.min(axis=0), x.max(axis=0)
     return (0.1 + 0.8 * (x - low) / (high - low)).astype(np.float32), y.astype(np.int32)
-
-
-def _train(loss, x, y, settings):
-    model = models.from_nnx(models.Mlp((2,), 2, width=64, rngs=models.nnx.Rngs(settings.seed)))
-    optimizer = optax.adam(1e-2)
-    step_fn = training.step(base.bind(loss, apply_fn=model.apply_fn), optimizer)
-    state = training.init(model.params, model.model_state, optimizer)
-    num_epochs = 2 if settings.quick else 150
-    state, _ = _fit(state, jax.random.key(settings.seed), x, y, step_fn=step_fn, num_epochs=num_epochs, batch_size=50)
-    return training.classifier(model.apply_fn, state.params, state.model_state)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.lib import data, experiment, report, vae, victims
+from experiments.lib import data, evaluation, experiment, report, vae, victims
 from robustjax import attacks, base, manifolds
 from robustjax.threats import Latent
 
@@ -44,7 +44,7 @@ def _picture(kind, autoencoder, model_fn, dataset, settings):
     options = {"num_codes": code.shape[1], "num_steps": num_steps, "learning_rate": 0.1, "num_restarts": 2}
     inverted = jax.jit(functools.partial(manifolds.invert, **options))(key_invert, decoder, x)
     attack = base.bind(attacks.pgd, threat=Latent(decoder, LATENT_EPS), step_size=LATENT_EPS / 8, num_steps=num_steps // 5)
-    result = _attacked(attack, key_attack, model_fn, code, y)
+    result = evaluation.attacked(attack, key_attack, model_fn, code, y)
     shown = {
         "image": x,
         "encoded": decoder(code),
@@ -55,7 +55,7 @@ def _picture(kind, autoencoder, model_fn, dataset, settings):
     plot, axes = plt.subplots(len(shown), NUM_SHOWN, figsize=(NUM_SHOWN, 1.25 * len(shown)))
     for line, (row, images) in zip(axes, shown.items(), strict=True):
         line[0].set_ylabel(row)
-        predictions = np.asarray(jax.jit(model_fn)(images).argmax(axis=1))
+        predictions = np.asarray(evaluation.predicted(model_fn, images))
         for axis, image, prediction, label in zip(line, np.asarray(images), predictions, y, strict=True):
             axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
             axis.set_title(str(prediction), fontsize=9, color="black" if row == "sample" or prediction == label else "red", pad=2)
@@ -80,13 +80,11 @@ def _rows(kind, autoencoder, models, dataset, settings):
     code, key = autoencoder.encode(x), jax.random.key(settings.seed)
     rows = []
     for name, model_fn in models.items():
-        wrong = np.asarray(jax.jit(model_fn)(autoencoder.decoder(code)).argmax(axis=1)) != y
-        fooled = [wrong, *(_attacked(judge, key, model_fn, code, y).success for judge in judges)]
+        wrong = np.asarray(evaluation.predicted(model_fn, autoencoder.decoder(code))) != y
+        fooled = [wrong, *(evaluation.attacked(judge, key, model_fn, code, y).success for judge in judges)]
         rows.append([kind, name, *(f"{100 * (1.0 - np.mean(share)):.1f}" for share in fooled)])
     return rows
 
-
-_attacked = jax.jit(lambda attack, key, model_fn, x, y: attack(key, model_fn, x, y))
 
 if __name__ == "__main__":
     from experiments import decoders

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.lib import data, experiment, models, report
-from robustjax import attacks, base, manifolds, training
+from experiments.lib import data, evaluation, experiment, models, report, training
+from robustjax import attacks, base, manifolds
+from robustjax import training as methods
 from robustjax.threats import Latent, Linf
 
 NUM_COMPONENTS = 24
@@ -23,9 +24,9 @@ class Projected(NamedTuple):
     """Digits projected on their first principal components, so that the manifold is exact."""
 
     decoder: manifolds.Pca
-    train: training.Coded
+    train: methods.Coded
     y_train: np.ndarray
-    test: training.Coded
+    test: methods.Coded
     y_test: np.ndarray
     box: tuple[float, float]  # that holds every projected pixel
 
@@ -65,53 +66,47 @@ def project(x, y, x_test, y_test) -> Projected:
         jnp.asarray(pca.components_, jnp.float32),
         jnp.asarray(np.sqrt(pca.explained_variance_), jnp.float32),
     )
-    coded = [training.Coded(*map(np.asarray, (decoder(code), code))) for code in map(decoder.encode, (jnp.asarray(x), jnp.asarray(x_test)))]
+    coded = [methods.Coded(*map(np.asarray, (decoder(code), code))) for code in map(decoder.encode, (jnp.asarray(x), jnp.asarray(x_test)))]
     box = min(float(part.x.min()) for part in coded), max(float(part.x.max()) for part in coded)
     return Projected(decoder, coded[0], y, coded[1], y_test, box)
 
 
-def losses(projected: Projected, apply_fn) -> dict[str, base.Bound]:
+def losses(projected: Projected) -> dict[str, base.Bound]:
     """The four ways to train, and the TRADES form of the last."""
     steps = {"num_steps": 5, "keep_fn": attacks.keep_last}
     off = base.bind(attacks.pgd, threat=Linf(EPS, box=projected.box), step_size=EPS / 2, **steps)
     on = base.bind(attacks.pgd, threat=Latent(projected.decoder, LATENT_EPS), step_size=LATENT_EPS / 2, **steps)
-    dual = {"apply_fn": apply_fn, "attack": off, "latent_attack": on}
+    dual = {"attack": off, "latent_attack": on}
     return {
-        "normal": base.bind(training.natural, apply_fn=apply_fn),
-        "AT": base.bind(training.adversarial, apply_fn=apply_fn, attack=off),
-        "OM-AT": base.bind(training.adversarial, apply_fn=apply_fn, attack=on),
-        "DMAT": base.bind(training.dual_manifold, **dual),
-        "DMAT, TRADES form": base.bind(training.dual_manifold_trades, beta=1.0, **dual),
+        "normal": base.bind(methods.natural),
+        "AT": base.bind(methods.adversarial, attack=off),
+        "OM-AT": base.bind(methods.adversarial, attack=on),
+        "DMAT": base.bind(methods.dual_manifold, **dual),
+        "DMAT, TRADES form": base.bind(methods.dual_manifold_trades, beta=1.0, **dual),
     }
 
 
 def accuracies(projected: Projected, seed: int, num_epochs: int, num_steps: int, names=BARS) -> dict[str, tuple]:
     """Accuracy in percent of each way to train: clean, under PGD, under OM-PGD."""
     model = models.from_nnx(models.Mlp(projected.train.x.shape[1:], 10, rngs=nnx.Rngs(seed)))
-    optimizer = optax.adam(1e-3)
     off = base.bind(attacks.pgd, threat=Linf(EPS, box=projected.box), step_size=EPS / 10, num_steps=num_steps)
     on = base.bind(attacks.pgd, threat=Latent(projected.decoder, LATENT_EPS), step_size=LATENT_EPS / 10, num_steps=num_steps)
     table = {}
-    for name, loss in losses(projected, model.apply_fn).items():
+    for name, loss in losses(projected).items():
         if name not in names:
             continue
         inputs = projected.train.code if name == "OM-AT" else projected.train if "DMAT" in name else projected.train.x
-        training.check(loss, inputs)
-        step_fn = training.step(loss, optimizer)
-        state = training.init(model.params, model.model_state, optimizer)
-        state, _ = _fit(state, jax.random.key(seed), inputs, projected.y_train, step_fn=step_fn, num_epochs=num_epochs, batch_size=100)
-        model_fn = training.classifier(model.apply_fn, state.params, state.model_state)
-        clean = np.mean(np.asarray(jax.jit(model_fn)(projected.test.x).argmax(axis=1)) == projected.y_test)
+        methods.check(loss, inputs)
+        options = {"seed": seed, "num_epochs": num_epochs, "batch_size": 100}
+        model_fn = training.fit(model, loss, optax.adam(1e-3), inputs, projected.y_train, **options)
+        clean = np.mean(np.asarray(evaluation.predicted(model_fn, projected.test.x)) == projected.y_test)
         fooled = [
-            np.mean(_attacked(attack, jax.random.key(seed), model_fn, inputs, projected.y_test).success)
+            np.mean(evaluation.attacked(attack, jax.random.key(seed), model_fn, inputs, projected.y_test).success)
             for attack, inputs in ((off, projected.test.x), (on, projected.test.code))
         ]
         table[name] = (100 * float(clean), *(100 * float(1.0 - share) for share in fooled))
     return table
 
-
-_fit = jax.jit(training.fit, static_argnames=("num_epochs", "batch_size"))
-_attacked = jax.jit(lambda attack, key, model_fn, x, y: attack(key, model_fn, x, y))
 
 if __name__ == "__main__":
     from experiments import manifolds as this

@@ -5,17 +5,14 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.lib import data, experiment, report, victims
+from experiments.lib import experiment, report, victims
 from robustjax import attacks, base
 from robustjax.threats import L2, Linf
 
 
 def run(settings: experiment.Settings) -> report.Section:
     """Distances in l2 and linf for both models."""
-    dataset = data.load(settings.dataset)
-    models = victims.load(settings, dataset)
-    num_images = 16 if settings.quick else 100
-    x, y = dataset.x_test[:num_images], dataset.y_test[:num_images]
+    models, x, y = victims.with_images(settings, 100)
     key = jax.random.key(settings.seed)
     plot, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     rows = []
@@ -30,7 +27,7 @@ def run(settings: experiment.Settings) -> report.Section:
         axis.set_xlabel(f"r_num ({norm})")
         axis.legend()
     axes[0].set_ylabel("images")
-    caption = f"Smallest perturbation found for each of {num_images} test images that is classified correctly."
+    caption = f"Smallest perturbation found for each of {len(x)} test images that is classified correctly."
     items = [
         report.figure("Margins", caption, plot),
         report.Table("Margins", "Over the same images.", ["norm and model", "median", "smallest", "median by attack"], rows),

@@ -6,9 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from experiments.lib import experiment, models, report
-from robustjax import attacks, base, training
+from experiments.lib import experiment, models, report, training
+from robustjax import attacks, base
 from robustjax.threats import L2
+from robustjax.training import natural
 
 CENTRES = np.array([[0.25, 0.3], [0.75, 0.35], [0.5, 0.75]])
 SPREAD = 0.09
@@ -21,7 +22,9 @@ def run(settings: experiment.Settings) -> report.Section:
     rng = np.random.default_rng(settings.seed)
     y = np.arange(NUM_POINTS) % 3
     x = np.clip(CENTRES[y] + SPREAD * rng.normal(size=(NUM_POINTS, 2)), 0.0, 1.0).astype(np.float32)
-    model_fn = _train(x, y, settings)
+    model = models.from_nnx(models.Mlp((2,), 3, width=64, rngs=models.nnx.Rngs(settings.seed)))
+    num_epochs = 2 if settings.quick else 60
+    model_fn = training.fit(model, natural, optax.adam(1e-2), x, y, seed=settings.seed, num_epochs=num_epochs, batch_size=60)
     points, extent = grid()
     regions = np.asarray(jax.jit(model_fn)(points).argmax(axis=1)).reshape(extent)
 
@@ -56,17 +59,6 @@ def grid(side: int = 200) -> tuple[np.ndarray, tuple[int, int]]:
     """Points that fill the unit square [side * side, 2], and the shape that lays their values out as a picture."""
     ticks = np.linspace(0, 1, side)
     return np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2).astype(np.float32), (side, side)
-
-
-def _train(x, y, settings):
-    model = models.from_nnx(models.Mlp((2,), 3, width=64, rngs=models.nnx.Rngs(settings.seed)))
-    optimizer = optax.adam(1e-2)
-    step_fn = training.step(base.bind(training.natural, apply_fn=model.apply_fn), optimizer)
-    state = training.init(model.params, model.model_state, optimizer)
-    fit = jax.jit(training.fit, static_argnames=("num_epochs", "batch_size"))
-    num_epochs = 2 if settings.quick else 60
-    state, _ = fit(state, jax.random.key(settings.seed), x, y, step_fn=step_fn, num_epochs=num_epochs, batch_size=60)
-    return training.classifier(model.apply_fn, state.params, state.model_state)
 
 
 if __name__ == "__main__":

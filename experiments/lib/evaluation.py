@@ -1,4 +1,4 @@
-"""Running an evaluation with progress: saved after every attack, and resumed where a killed one stopped."""
+"""Attacks and predictions as compiled programs, and evaluations that are saved after every attack and resume after a kill."""
 
 import pathlib
 
@@ -7,6 +7,9 @@ import numpy as np
 
 from experiments.lib import checkpoint, experiment
 from robustjax import evaluate
+
+attacked = jax.jit(lambda attack, key, model_fn, x, y: attack(key, model_fn, x, y))
+predicted = jax.jit(lambda model_fn, x: model_fn(x).argmax(axis=1))
 
 
 def run(folder: str | pathlib.Path, key, attacks, model_fn, x, y, *, batch_size: int, mesh=None, **about) -> evaluate.EvaluationState:

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.lib import checkpoint, experiment, models
-from robustjax import attacks, base, training
+from experiments.lib import checkpoint, evaluation, experiment, models
+from robustjax import attacks, base, parallel, training
 from robustjax.base import ModelFn
 
 _SECONDS_BETWEEN_SAVES = 10.0
@@ -62,7 +62,8 @@ def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> 
     step_fn = training.step(plan.loss, plan.optimizer, plan.schedule_fn)
     step_fn = step_fn if plan.num_replays == 1 else training.replay(step_fn, plan.num_replays)
     key, mesh, saved = jax.random.key(settings.seed), experiment.mesh(), time.monotonic()
-    state, best, scores = kept["last"], kept["best"], np.array(kept["scores"])
+    state, best = parallel.replicate((kept["last"], kept["best"]), mesh)
+    scores = np.array(kept["scores"])
     with experiment.progress() as bar:
         task = bar.add_task(f"training {name}", total=plan.num_epochs, completed=done)
         for epoch in range(done, plan.num_epochs):
@@ -81,6 +82,14 @@ def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> 
     return Trained(jax.tree.map(free, state), jax.tree.map(free, best), scores)
 
 
+def fit(model: models.Model, loss, optimizer, x, y, *, seed: int, num_epochs: int, batch_size: int) -> ModelFn:
+    """The model after a run that is too short to keep; `loss` needs no apply_fn."""
+    step_fn = training.step(base.bind(loss, apply_fn=model.apply_fn), optimizer)
+    state = training.init(model.params, model.model_state, optimizer)
+    state, _ = _whole(state, jax.random.key(seed), x, y, step_fn=step_fn, num_epochs=num_epochs, batch_size=batch_size)
+    return training.classifier(model.apply_fn, state.params, state.model_state)
+
+
 def classifier(plan: Plan, state: training.TrainState) -> ModelFn:
     """The model of a state, whatever wraps its parameters."""
     params = state.params.params if isinstance(state.params, training.FreeParams) else state.params
@@ -93,7 +102,7 @@ def held_out_accuracy(attack, model: models.Model, x, y, seed: int) -> Callable:
 
     def score(state):
         model_fn = training.classifier(model.apply_fn, state.params, state.model_state)
-        return 1.0 - np.mean(_attacked(attack, key, model_fn, x, y).success)
+        return 1.0 - np.mean(evaluation.attacked(attack, key, model_fn, x, y).success)
 
     return score
 
@@ -126,4 +135,4 @@ def _fit(state, key, x, y, *, step_fn, batch_size, mesh):
 
 
 _epoch = jax.jit(_fit, static_argnames=("batch_size", "mesh"))
-_attacked = jax.jit(lambda attack, key, model_fn, x, y: attack(key, model_fn, x, y))
+_whole = jax.jit(training.fit, static_argnames=("num_epochs", "batch_size"))

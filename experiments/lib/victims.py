@@ -37,6 +37,13 @@ def load(settings: experiment.Settings, dataset: data.Dataset) -> dict[str, Mode
     return {name: train(name, recipe, settings, dataset) for name, recipe in recipes(settings.dataset, settings.quick).items()}
 
 
+def with_images(settings: experiment.Settings, num_images: int):
+    """The victims by name, and the first test images and labels (16 if quick)."""
+    dataset = data.load(settings.dataset)
+    rows = slice(16 if settings.quick else num_images)
+    return load(settings, dataset), dataset.x_test[rows], dataset.y_test[rows]
+
+
 def train(name: str, recipe: Recipe, settings: experiment.Settings, dataset: data.Dataset) -> ModelFn:
     """A victim, from its last checkpoint if there is one."""
     model = models.build(recipe.architecture, settings.seed, int(dataset.y_train.max()) + 1, dataset.x_train.shape[1:])

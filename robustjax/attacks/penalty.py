@@ -67,7 +67,7 @@ def to_delta(free: Array, x: Array, threat) -> Array:
     lower, upper = threat.box
     inside = lower + 0.5 * (upper - lower) * (jnp.tanh(free) + 1.0)
     low, high = threat.room(x)
-    return jnp.clip(inside - x, min=low, max=high) if threat.mask is not None else inside - x
+    return jnp.clip(inside - x, min=low, max=high)
 
 
 def adam_init(variable: Array):

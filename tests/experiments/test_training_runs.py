@@ -1,0 +1,91 @@
+"""Runs of experiments: a killed one goes on to the same end, the best epoch is kept, a broken loss is named and nothing is lost."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.lib import experiment, models, training
+from robustjax import attacks, base
+from robustjax import training as methods
+from robustjax.threats import Linf
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+N, D, C = 64, 4, 3
+
+
+def apply_fn(params, model_state, x, mode):
+    del mode
+    return x @ params, model_state
+
+
+def data():
+    x = jax.random.uniform(jax.random.key(0), (N, D))
+    return np.asarray(x), np.asarray(jnp.argmax(x[:, :C], axis=1))
+
+
+def plan(num_epochs=4, **changes):
+    model = models.Model(apply_fn, jnp.zeros((D, C)), None)
+    return training.Plan(model, base.bind(methods.natural, apply_fn=apply_fn), optax.sgd(0.5), num_epochs, 16)._replace(**changes)
+
+
+@pytest.fixture(autouse=True)
+def saved_every_epoch(monkeypatch):
+    monkeypatch.setattr(training, "_SECONDS_BETWEEN_SAVES", 0.0)
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_after(num_epochs):
+    epochs = []
+
+    def score(state):
+        epochs.append(state)
+        if len(epochs) > num_epochs:
+            raise KilledError
+        return 0.0
+
+    return score
+
+
+def test_a_killed_run_resumes_to_the_same_end(tmp_path):
+    whole = training.run("run", plan(), *data(), experiment.Settings(out=str(tmp_path / "whole")))
+    settings = experiment.Settings(out=str(tmp_path / "cut"))
+    with pytest.raises(KilledError):
+        training.run("run", plan(score_fn=killed_after(2)), *data(), settings)
+    resumed = training.run("run", plan(), *data(), settings)
+    jax.tree.map(np.testing.assert_array_equal, resumed.last, whole.last)
+    assert int(resumed.last.num_steps) == 16
+    with pytest.raises(ValueError, match="other settings"):
+        training.run("run", plan(num_epochs=5), *data(), settings)
+
+
+def test_the_best_epoch_is_kept_beside_the_last(tmp_path):
+    scores = iter([0.1, 0.9, 0.3, 0.2])
+    trained = training.run("run", plan(score_fn=lambda state: next(scores)), *data(), experiment.Settings(out=str(tmp_path)))
+    assert (int(trained.best.num_steps), int(trained.last.num_steps)) == (8, 16)
+    np.testing.assert_allclose(trained.scores, [0.1, 0.9, 0.3, 0.2])
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step_and_the_last_good_checkpoint(tmp_path):
+    def broken(params, model_state, key, x, y, *, start, count):
+        loss, aux = methods.natural(params, model_state, key, x, y, apply_fn=apply_fn)
+        return jnp.where(count >= start, jnp.nan, loss), (aux[0], aux[1] | {"loss": jnp.where(count >= start, jnp.nan, loss)})
+
+    settings = experiment.Settings(out=str(tmp_path))
+    counted = plan(loss=base.bind(broken, start=10), schedule_fn=lambda loss, num_steps: base.bind(loss, count=num_steps))
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 10 \(epoch 2\); last good checkpoint: epoch 2 in .*run"):
+        training.run("run", counted, *data(), settings)
+    mended = training.run("run", counted._replace(loss=base.bind(broken, start=100)), *data(), settings)
+    assert int(mended.last.num_steps) == 16 and np.isfinite(mended.last.params).all(), "it went on from epoch 2"
+
+
+def test_data_outside_the_box_is_refused_before_anything_is_trained(tmp_path):
+    attack = base.bind(attacks.fgsm, threat=Linf(0.1))
+    loss = base.bind(methods.adversarial, apply_fn=apply_fn, attack=attack)
+    x, y = data()
+    with pytest.raises(ValueError, match="leave the box"):
+        training.run("run", plan(loss=loss), 255 * x, y, experiment.Settings(out=str(tmp_path)))
