@@ -25,7 +25,7 @@ class Recipe(NamedTuple):
     num_ramp_epochs: int = 0
     num_replays: int = 1
     architecture: str = "convnet"
-    averaged: bool = False
+    averaged: bool = False  # over steps, along a cosine in the place of the triangle
     stopped_early: bool = False  # keeps the best epoch on held-out data
 
 
@@ -37,6 +37,7 @@ def recipes(eps: float, num_epochs: int) -> dict[str, Recipe]:
     divergent = base.bind(pgd, delta=attacks.small_noise)
     adversarial = base.bind(methods.adversarial, attack=pgd)
     trades = base.bind(methods.trades, attack=divergent, beta=4.0)
+    today = base.bind(trades, loss_fn=base.bind(losses.smoothed_cross_entropy, smoothing=0.1))
     return {
         "undefended": Recipe(base.bind(methods.natural), num_epochs // 2),
         "FGSM": Recipe(base.bind(methods.adversarial, attack=fgsm), num_epochs),
@@ -51,7 +52,7 @@ def recipes(eps: float, num_epochs: int) -> dict[str, Recipe]:
         "TRADES": Recipe(trades, num_epochs, num_ramp_epochs=ramp, stopped_early=True),
         "MART": Recipe(base.bind(methods.mart, attack=pgd, beta=5.0), num_epochs, num_ramp_epochs=ramp, stopped_early=True),
         "PGD, AWP": Recipe(base.bind(adversarial, weights_fn=base.bind(methods.awp, gamma=0.005)), num_epochs, num_ramp_epochs=ramp),
-        "TRADES, SiLU, average": Recipe(trades, num_epochs, num_ramp_epochs=ramp, architecture="convnet_silu", averaged=True),
+        "TRADES, today's recipe": Recipe(today, num_epochs, num_ramp_epochs=ramp, architecture="convnet_silu", averaged=True),
     }
 
 
@@ -63,7 +64,7 @@ def train(name: str, recipe: Recipe, settings: experiment.Settings, x, y, held_o
     num_steps = recipe.num_epochs * num_batches * recipe.num_replays
     optimizer = optax.adam(optax.linear_onecycle_schedule(num_steps, recipe.learning_rate, 0.4, 0.999, 20.0, 100.0))
     if recipe.averaged:
-        optimizer = methods.averaged(optimizer, decay=0.995)
+        optimizer = methods.averaged(training.cosine_adam(recipe.learning_rate, len(x), recipe.num_epochs, batch_size), decay=0.995)
     first_params = lambda params: params  # noqa: E731
     if recipe.num_replays > 1:
         threat = recipe.loss.hyper["threat"]

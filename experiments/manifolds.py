@@ -74,8 +74,8 @@ def project(x, y, x_test, y_test) -> Projected:
 def losses(projected: Projected) -> dict[str, base.Bound]:
     """The four ways to train, and the TRADES form of the last."""
     steps = {"num_steps": 5, "keep_fn": attacks.keep_last}
-    off = base.bind(attacks.pgd, threat=Linf(EPS, box=projected.box), step_size=EPS / 2, **steps)
-    on = base.bind(attacks.pgd, threat=Latent(projected.decoder, LATENT_EPS), step_size=LATENT_EPS / 2, **steps)
+    off = base.bind(attacks.pgd, threat=Linf(EPS, box=projected.box), step_size=EPS / 4, **steps)
+    on = base.bind(attacks.pgd, threat=Latent(projected.decoder, LATENT_EPS), step_size=LATENT_EPS / 4, **steps)
     dual = {"attack": off, "latent_attack": on}
     return {
         "normal": base.bind(methods.natural),
@@ -97,7 +97,7 @@ def accuracies(projected: Projected, seed: int, num_epochs: int, num_steps: int,
             continue
         inputs = projected.train.code if name == "OM-AT" else projected.train if "DMAT" in name else projected.train.x
         methods.check(loss, inputs)
-        options = {"seed": seed, "num_epochs": num_epochs, "batch_size": 100}
+        options = {"seed": seed, "num_epochs": num_epochs, "batch_size": 128}
         model_fn = training.fit(model, loss, optax.adam(1e-3), inputs, projected.y_train, **options)
         clean = np.mean(np.asarray(evaluation.predicted(model_fn, projected.test.x)) == projected.y_test)
         fooled = [

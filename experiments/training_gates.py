@@ -44,14 +44,13 @@ def main(arguments=None) -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results/adversarial_training.md"))
     options = parser.parse_args(arguments)
     experiment.prepare()
-    text = _HEAD.format(command=" ".join(["python -m experiments.training_gates", *(sys.argv[1:] if arguments is None else arguments)]))
+    command = " ".join(["python -m experiments.training_gates", *(sys.argv[1:] if arguments is None else arguments)])
     for name in options.gates:
         start = time.perf_counter()
         rows = [_line(gate) for gate in makers[name](options)]
-        text += f"\n## {_TITLES[name]}\n\n" + "\n".join([_HEADER, *rows]) + f"\n\n{time.perf_counter() - start:.0f} s.\n"
         print("\n".join(rows), flush=True)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
+        made = f"    ROBUSTJAX_DATA=DIR {command}\n\n{time.perf_counter() - start:.0f} s for this section."
+        _replace_section(options.out, _TITLES[name], "\n".join([_HEADER, *rows]) + f"\n\n{made}\n")
 
 
 def digits(options) -> Iterator[Gate]:
@@ -124,6 +123,14 @@ def _trained_and_judged(name, recipe, seed, x, y, held_out, x_test, y_test) -> d
     return row
 
 
+def _replace_section(path: pathlib.Path, title: str, body: str) -> None:
+    # The page keeps what other runs wrote, each section with its own command.
+    kept = path.read_text().split("\n## ")[1:] if path.exists() else []
+    sections = dict(section.split("\n\n", 1) for section in kept) | {title: body}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_HEAD + "".join(f"\n## {name}\n\n{sections[name].rstrip()}\n" for name in _TITLES.values() if name in sections))
+
+
 def _line(gate):
     values = ", ".join(f"{value:.1f}" for value in gate.values)
     bar = " | "
@@ -148,8 +155,6 @@ _TITLES: dict[str, str] = {
 _HEADER = "| accuracy in % | mean | seeds | bar | |\n|---|---|---|---|---|"
 _HEAD = """\
 # Adversarial training against its bars
-
-    ROBUSTJAX_DATA=DIR {command}
 
 Accuracies in % over seeds of weights, batches and attacks. RS-FGSM and PGD keep the best epoch on held-out images (PGD-10), which are
 neither trained nor tested on. PGD-40 and C&W-60 (PGD on the margin) take steps of eps / 12 from a random start; PGD-50 steps of eps / 10.

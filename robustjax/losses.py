@@ -23,6 +23,11 @@ def soft_cross_entropy(logits: Array, probs: Array) -> Array:
     return -jnp.sum(jnp.where(probs > 0, probs * jax.nn.log_softmax(logits), 0.0), axis=-1)
 
 
+def smoothed_cross_entropy(logits: Array, y: Array, *, smoothing) -> Array:
+    """Cross-entropy to labels y [B] smoothed: (1 - smoothing) on y and smoothing spread over all classes (Szegedy et al., 2016)."""
+    return (1.0 - smoothing) * cross_entropy(logits, y) - smoothing * jax.nn.log_softmax(logits).mean(axis=-1)
+
+
 def kl(logits: Array, log_probs: Array) -> Array:
     """KL(p || softmax(logits)) from log p [B, C]; from log-probabilities on both sides, so it never divides or takes log 0."""
     chex.assert_equal_shape([logits, log_probs])

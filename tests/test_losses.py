@@ -171,3 +171,10 @@ def test_targeted_is_minus_the_loss_and_a_pytree_that_keeps_its_arrays_traced():
     loss_fn = losses.targeted(base.bind(losses.targeted_margin, target=jnp.asarray(_TARGET)))
     assert len(jax.tree.leaves(loss_fn)) == 1
     np.testing.assert_allclose(jax.jit(lambda f: f(logits, y))(loss_fn), -losses.targeted_margin(logits, y, target=_TARGET))
+
+
+def test_label_smoothing_is_cross_entropy_to_smoothed_labels():
+    logits = jax.random.normal(jax.random.key(0), (5, 4))
+    y = jnp.arange(5) % 4
+    soft = 0.9 * jax.nn.one_hot(y, 4) + 0.1 / 4
+    np.testing.assert_allclose(losses.smoothed_cross_entropy(logits, y, smoothing=0.1), losses.soft_cross_entropy(logits, soft), rtol=1e-5)
