@@ -80,6 +80,14 @@ class AttackResult(NamedTuple):
 Attack = Callable[[Key, ModelFn, Array, Array], AttackResult]  # hyper-parameters bound by `bind`
 
 
+class Certificate(NamedTuple):
+    """What every certifier returns: nothing within `radius` of an input changes its prediction."""
+
+    prediction: np.ndarray  # [B] int, -1 where it abstains
+    radius: np.ndarray  # [B] in the norm and the unit of the threat, 0 where it abstains
+    certified: np.ndarray  # [B] bool: it did not abstain and radius > 0; whether the prediction is right is the caller's question
+
+
 def draw(model_fn: ModelFn, keys: Array) -> ModelFn:
     """One realisation of a randomised model; any other model is returned as it is.
 

@@ -41,6 +41,12 @@ def replicate(tree, mesh: Mesh):
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def gather(tree, mesh: Mesh):
+    """Arrays split over the mesh as numpy arrays, whole on every process."""
+    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return jax.tree.map(np.asarray, whole)
+
+
 def pad_to(x: Array, num_rows: int):
     """x [B, ...] with its last row repeated up to `num_rows`; numpy in, numpy out.
 

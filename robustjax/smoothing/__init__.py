@@ -1,0 +1,52 @@
+"""Randomized smoothing: votes under noise on the device, statistics on the host in float64, and the smoothed classifier as a model."""
+
+from robustjax.smoothing import noise, radii
+from robustjax.smoothing.counting import SOFT_UNIT, SoftVotes, count_predictions, count_soft
+from robustjax.smoothing.denoised import denoised, diffusion_denoiser
+from robustjax.smoothing.sampling import VoteState, sample
+from robustjax.smoothing.sequential import anytime_lower, certify_sequential, lower_bound, undecided
+from robustjax.smoothing.soft import Smoothed, log_mean_softmax, soft
+from robustjax.smoothing.statistics import (
+    average_radius,
+    bernstein_lower,
+    binomial_lower,
+    binomial_upper,
+    certified_accuracy,
+    certify,
+    certify_soft,
+    certify_two_sided,
+    failures,
+    hoeffding_lower,
+    predict,
+)
+
+__all__ = [
+    "SOFT_UNIT",
+    "Smoothed",
+    "SoftVotes",
+    "VoteState",
+    "anytime_lower",
+    "average_radius",
+    "bernstein_lower",
+    "binomial_lower",
+    "binomial_upper",
+    "certified_accuracy",
+    "certify",
+    "certify_sequential",
+    "certify_soft",
+    "certify_two_sided",
+    "count_predictions",
+    "count_soft",
+    "denoised",
+    "diffusion_denoiser",
+    "failures",
+    "hoeffding_lower",
+    "log_mean_softmax",
+    "lower_bound",
+    "noise",
+    "predict",
+    "radii",
+    "sample",
+    "soft",
+    "undecided",
+]

@@ -1,0 +1,63 @@
+"""SmoothMix: less confidence on the way to adversarial examples of the smoothed classifier (Jeong et al., 2021)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from robustjax import arrays, losses
+from robustjax.base import Array, Attack, Key, LossFn
+from robustjax.smoothing.soft import soft
+from robustjax.training.consistency import mean_divergence
+from robustjax.training.crafting import classifier
+from robustjax.training.gaussian import mean_loss, noisy_logits
+from robustjax.training.natural import accuracy
+from robustjax.training.smooth_adv import craft_smoothed
+
+
+def smooth_mix(
+    params,
+    model_state,
+    key: Key,
+    x: Array,
+    y: Array,
+    *,
+    apply_fn: Callable,
+    attack: Attack,
+    sigma,
+    num_noise: int,
+    weight,
+    max_mix=0.5,
+    loss_fn: LossFn = losses.cross_entropy,
+    craft_mode: str = "eval",
+):
+    """Mean loss at x + noise + weight * KL of the prediction at (1 - t) x + t x' + noise from (1 - t) p(x) + t / C, t ~ U(0, max_mix).
+
+    Only examples that the smoothed model classifies as y are mixed.
+
+    Args:
+      params, model_state, key, x, y, apply_fn, loss_fn, craft_mode: as for `smooth_adv`.
+      attack: on the smoothed model, without a ball: `pgd` with `threat=L2(inf)`, `delta=0.` and `keep_fn=keep_last`.
+      sigma: standard deviation of the noise, in the unit of x.
+      num_noise: copies of each example.
+      weight: of the divergence (eta).
+      max_mix: the farthest mixture.
+
+    Returns:
+      The loss and (model_state, {"loss", "accuracy"} under noise); both forward passes leave their statistics, the clean one first.
+
+    Source: Jeong et al., NeurIPS 2021, eq. 9, arXiv:2111.09277.
+    """
+    key_attack, key_noise, key_mix = jax.random.split(key, 3)
+    keys = arrays.example_keys(key_noise, x.shape[0])
+    frozen = classifier(apply_fn, jax.lax.stop_gradient(params), model_state, craft_mode)
+    clean = jnp.exp(soft(frozen, sigma=sigma, num_samples=num_noise).draw(keys)(x))
+    x_adv = craft_smoothed(attack, key_attack, keys, apply_fn, params, model_state, x, y, craft_mode, sigma, num_noise)
+    share = jax.vmap(lambda k: jax.random.uniform(k, (), x.dtype, 0.0, max_mix))(arrays.example_keys(key_mix, x.shape[0]))
+    mixed = x + arrays.per_example(share, x) * (x_adv - x)
+    target = jnp.log((1.0 - share[:, None]) * clean + share[:, None] / clean.shape[1])
+    logits, state = noisy_logits(apply_fn, params, model_state, keys, x, sigma, num_noise)
+    logits_mixed, state = noisy_logits(apply_fn, params, state, keys, mixed, sigma, num_noise)
+    right = clean.argmax(axis=1) == y
+    loss = mean_loss(loss_fn, logits, y) + weight * jnp.where(right, mean_divergence(logits_mixed, target), 0.0).mean()
+    return loss, (state, {"loss": loss, "accuracy": accuracy(logits.mean(axis=1), y)})

@@ -1,0 +1,209 @@
+"""Votes: their distribution on a linear classifier is known; no chunk, batch, mesh, resumption or stop changes a count."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from robustjax import attacks, parallel, smoothing
+from robustjax.smoothing import noise
+from robustjax.threats import L2
+
+KEY = jax.random.key(0)
+D, SIGMA = 6, 0.4
+WEIGHT = jnp.array([1.0, -2.0, 0.5, 0.0, 1.0, 3.0])
+count = jax.jit(smoothing.count_predictions, static_argnames=("num_samples", "chunk_size", "noise_fn"))
+
+
+def linear(weight, x):
+    return jnp.stack([jnp.zeros(len(x)), x @ weight], axis=1)
+
+
+MODEL = jax.tree_util.Partial(linear, WEIGHT)
+X = 0.5 + 0.2 * jax.random.normal(jax.random.key(1), (5, D))
+
+
+def test_votes_of_a_linear_classifier_are_binomial_with_the_probability_of_the_closed_form():
+    counts = np.asarray(count(KEY, MODEL, X, sigma=SIGMA, num_samples=20_000, chunk_size=1000))
+    assert counts.dtype == np.int32 and (counts.sum(axis=1) == 20_000).all()
+    p = scipy.stats.norm.cdf(np.asarray(X @ WEIGHT) / (SIGMA * np.linalg.norm(WEIGHT)))
+    for votes, probability in zip(counts[:, 1], p, strict=True):  # false alarm of one test below 1e-6
+        assert scipy.stats.binomtest(int(votes), 20_000, float(probability)).pvalue > 1e-6
+
+
+def test_neither_chunk_nor_batch_nor_interruption_changes_a_count():
+    whole = count(KEY, MODEL, X, sigma=SIGMA, num_samples=60, chunk_size=60)
+    np.testing.assert_array_equal(whole, count(KEY, MODEL, X, sigma=SIGMA, num_samples=60, chunk_size=6))
+    first = count(KEY, MODEL, X, sigma=SIGMA, num_samples=20, chunk_size=20)
+    rest = count(KEY, MODEL, X, sigma=SIGMA, num_samples=40, chunk_size=20, first_sample=20)
+    np.testing.assert_array_equal(whole, first + rest)
+    keys = jax.random.split(jax.random.key(3), 5)
+    together = count(keys, MODEL, X, sigma=SIGMA, num_samples=60, chunk_size=20)
+    np.testing.assert_array_equal(together[1:3], count(keys[1:3], MODEL, X[1:3], sigma=SIGMA, num_samples=60, chunk_size=20))
+    mesh = parallel.data_mesh(4)
+    sharded = parallel.shard_batch((keys[:4], X[:4]), mesh)
+    np.testing.assert_array_equal(together[:4], count(sharded[0], MODEL, sharded[1], sigma=SIGMA, num_samples=60, chunk_size=20))
+
+
+def test_a_new_sigma_or_start_does_not_trace_again():
+    before = count._cache_size()
+    count(KEY, MODEL, X, sigma=0.1, num_samples=12, chunk_size=4)
+    count(KEY, MODEL, X, sigma=0.2, num_samples=12, chunk_size=4, first_sample=12)
+    assert count._cache_size() <= before + 2  # int and absent default
+    curve = jax.vmap(lambda s: smoothing.count_predictions(KEY, MODEL, X, sigma=s, num_samples=12, chunk_size=4))(jnp.array([0.1, 0.2]))
+    np.testing.assert_array_equal(curve[0], count(KEY, MODEL, X, sigma=0.1, num_samples=12, chunk_size=4))
+
+
+@pytest.mark.parametrize(
+    ("noise_fn", "distribution"),
+    [
+        (noise.gaussian, scipy.stats.norm(scale=0.5)),
+        (noise.laplace, scipy.stats.laplace(scale=0.5 / 2**0.5)),
+        (noise.uniform, scipy.stats.uniform(-0.5 * 3**0.5, 3**0.5)),
+    ],
+)
+def test_noise_has_its_distribution(noise_fn, distribution):
+    x = jnp.full((20_000,), 0.25)
+    drawn = np.asarray(noise_fn(KEY, x, 0.5)) - 0.25
+    assert scipy.stats.kstest(drawn, distribution.cdf).pvalue > 1e-6
+    assert np.std(drawn) == pytest.approx(0.5, rel=0.03)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5])
+def test_splitting_noise_gives_the_middle_of_a_random_cell_that_holds_x(sigma):
+    length = 2 * 3**0.5 * sigma
+    x = jnp.linspace(0.0, 1.0, 101)
+    keys = jax.random.split(KEY, 500)
+    drawn = np.asarray(jax.vmap(lambda key: noise.splitting(key, x, sigma))(keys))
+    assert drawn.min() >= 0 and drawn.max() <= 1
+    # P(x and x' fall into different cells) = min(|x - x'| / length, 1) when they share the split: what the certificate rests on.
+    together = jax.vmap(lambda key: jnp.stack([noise.splitting(key, jnp.full(1, value), sigma) for value in (0.3, 0.45)]))
+    apart = np.asarray(together(jax.random.split(jax.random.key(5), 20_000)))
+    differ = int((apart[:, 0, 0] != apart[:, 1, 0]).sum())
+    assert scipy.stats.binomtest(differ, 20_000, 0.15 / length).pvalue > 1e-6
+    if length >= 1:  # Levine & Feizi's closed form for large lambda
+        split = length * np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (1,)))(keys))[:, 0]
+        value = np.asarray(jax.vmap(lambda key: noise.splitting(key, jnp.full(1, 0.4), sigma))(keys))[:, 0]
+        np.testing.assert_allclose(value, ((split < 0.4) + np.minimum(split, 1)) / 2, atol=1e-6)
+
+
+def test_soft_votes_bracket_the_sums_and_add_up():
+    run = functools.partial(smoothing.count_soft, KEY, MODEL, X, sigma=SIGMA, temperature=0.5)
+    votes = run(num_samples=40, chunk_size=10)
+    samples, _ = smoothing.counting.noisy(jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(5)), X, SIGMA, 40)
+    probs = np.asarray(jax.nn.softmax(MODEL(samples.reshape(-1, D)) / 0.5)).reshape(5, 40, 2)
+    low, high, squares = (np.asarray(part) * smoothing.SOFT_UNIT for part in votes)
+    slack = 40 * smoothing.SOFT_UNIT + 1e-4
+    for bound, total, sign in ((low, probs.sum(1), 1), (high, probs.sum(1), -1), (squares, (probs**2).sum(1), -1)):
+        assert (sign * (total - bound) >= -1e-4).all() and (sign * (total - bound) <= slack).all()
+    parts = [run(num_samples=20, chunk_size=20), run(num_samples=20, chunk_size=5, first_sample=20)]
+    jax.tree.map(np.testing.assert_array_equal, votes, jax.tree.map(jnp.add, *parts))
+
+
+def test_the_smoothed_model_is_the_mean_softmax_and_its_gradients_are_those_of_the_mean():
+    smoothed = smoothing.soft(MODEL, sigma=SIGMA, num_samples=30)
+    keys = jax.random.split(KEY, 5)
+    samples, _ = smoothing.counting.noisy(keys, X, SIGMA, 30)
+    noise_of = samples - X[:, None]
+
+    def mean(weight, x):
+        return jax.nn.softmax(linear(weight, (x[:, None] + noise_of).reshape(-1, D))).reshape(5, 30, 2).mean(axis=1)
+
+    np.testing.assert_allclose(jnp.exp(smoothed.draw(keys)(X)), mean(WEIGHT, X), rtol=1e-5)
+    by_x = jax.grad(lambda x: jnp.exp(smoothed.draw(keys)(x))[:, 1].sum())(X)
+    np.testing.assert_allclose(by_x, jax.grad(lambda x: mean(WEIGHT, x)[:, 1].sum())(X), atol=1e-5)
+
+    def of_weight(weight):
+        model_fn = jax.tree_util.Partial(linear, weight)
+        return jnp.exp(smoothing.soft(model_fn, sigma=SIGMA, num_samples=30).draw(keys)(X))[:, 1].sum()
+
+    np.testing.assert_allclose(jax.grad(of_weight)(WEIGHT), jax.grad(lambda w: mean(w, X)[:, 1].sum())(WEIGHT), atol=1e-5)
+    with pytest.raises(ValueError, match="is random"):
+        smoothed(X)
+
+
+def test_the_gradient_free_form_is_steins_and_agrees_with_the_models_in_the_mean():
+    keys = jax.random.split(KEY, 5)
+    forms = [
+        jax.jit(jax.grad(lambda x, free=free: jnp.exp(smoothing.soft(MODEL, sigma=SIGMA, num_samples=40_000, gradient_free=free).draw(keys)(x))[:, 1].sum()))(X)
+        for free in (False, True)
+    ]  # fmt: skip
+    # A standard error is at most 1 / (SIGMA sqrt(40,000)) = .0125; five of them for 30 values.
+    np.testing.assert_allclose(forms[0], forms[1], atol=0.0625)
+    hard = jax.tree_util.Partial(lambda w, x: 1e6 * jnp.sign(linear(w, x)), WEIGHT)  # no gradient of its own
+    grad = jax.grad(lambda x: jnp.exp(smoothing.soft(hard, sigma=SIGMA, num_samples=20_000, gradient_free=True).draw(keys)(x))[:, 1].sum())(
+        X
+    )
+    size = float(jnp.linalg.norm(WEIGHT))
+    density = scipy.stats.norm.pdf(np.asarray(X @ WEIGHT) / (SIGMA * size)) / (SIGMA * size)
+    np.testing.assert_allclose(grad, density[:, None] * np.asarray(WEIGHT), atol=0.05)
+
+
+def test_attacks_reach_the_smoothed_model_with_fresh_and_with_kept_noise():
+    smoothed = smoothing.soft(MODEL, sigma=SIGMA, num_samples=20)
+    y = MODEL(X).argmax(axis=1)
+    for model_fn in (smoothed, smoothed.draw(jax.random.split(KEY, 5))):
+        result = jax.jit(
+            functools.partial(
+                attacks.pgd, threat=L2(0.3, box=(-9.0, 9.0)), step_size=0.1, num_steps=4, delta=0.0, keep_fn=attacks.keep_last
+            )
+        )(KEY, model_fn, X, y)
+        expected = -0.3 * np.where(y == 1, 1, -1)[:, None] * np.asarray(WEIGHT / jnp.linalg.norm(WEIGHT))
+        np.testing.assert_allclose(result.delta, expected, atol=1e-5)
+
+
+def sampled(state=None, **changes):
+    options = {"sigma": SIGMA, "num_selection": 10, "num_samples": 200, "num_step_samples": 20, "batch_size": 3, "chunk_size": 10}
+    return smoothing.sample(KEY, MODEL, np.asarray(X), **(options | changes), state=state)
+
+
+def test_sampling_does_not_depend_on_batch_mesh_or_where_it_was_cut():
+    rule = functools.partial(smoothing.undecided, num_samples=200, sigma=SIGMA, alpha=0.05, grid=(0.0, 0.2, 0.4))
+    for undecided_fn in (None, rule):
+        *_, whole = sampled(undecided_fn=undecided_fn)
+        for changes in ({"batch_size": 5}, {"batch_size": 4, "mesh": parallel.data_mesh(2)}, {"chunk_size": 5}, {"batch_size": 20}):
+            *_, other = sampled(undecided_fn=undecided_fn, **changes)
+            jax.tree.map(np.testing.assert_array_equal, whole, other)
+        for cut in (1, 3, 6):
+            kept = None
+            for number, state in enumerate(sampled(undecided_fn=undecided_fn)):
+                kept = jax.tree.map(np.copy, state)
+                if number == cut:
+                    break
+            *_, resumed = sampled(kept, undecided_fn=undecided_fn)
+            jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+        drawn = whole.estimation.sum(axis=1)
+        assert (drawn == 200).all() if undecided_fn is None else drawn.min() < 200
+
+
+def test_a_stopped_image_has_the_first_votes_of_the_whole():
+    rule = functools.partial(smoothing.undecided, num_samples=200, sigma=SIGMA, alpha=0.05, grid=(0.0, 0.2, 0.4))
+    *_, stopped = sampled(undecided_fn=rule)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(5)), 1)
+    for row, drawn in enumerate(stopped.estimation.sum(axis=1)):
+        alone = count(keys[row : row + 1], MODEL, X[row : row + 1], sigma=SIGMA, num_samples=int(drawn), chunk_size=20)
+        np.testing.assert_array_equal(alone[0], stopped.estimation[row])
+
+
+def test_what_a_user_can_get_wrong_is_named():
+    run = functools.partial(smoothing.count_predictions, KEY, MODEL, X)
+    with pytest.raises(ValueError, match="sigma must be positive, got 0"):
+        run(sigma=0, num_samples=10, chunk_size=10)
+    with pytest.raises(ValueError, match="positive number of samples, got 0"):
+        run(sigma=0.1, num_samples=0, chunk_size=10)
+    with pytest.raises(ValueError, match=r"not a multiple of chunk_size=10; pass e.g. num_samples=20"):
+        run(sigma=0.1, num_samples=25, chunk_size=10)
+    with pytest.raises(ValueError, match="overflow 31 bits"):
+        smoothing.count_soft(KEY, MODEL, X, sigma=0.1, num_samples=200_000, chunk_size=10)
+    with pytest.raises(ValueError, match="Gaussian noise"):
+        smoothing.soft(MODEL, sigma=0.1, num_samples=2, gradient_free=True, noise_fn=noise.laplace)
+    with pytest.raises(ValueError, match="logits are not finite"):
+        next(smoothing.sample(KEY, jax.tree_util.Partial(linear, WEIGHT * jnp.nan), np.asarray(X), sigma=0.1, num_samples=10, num_step_samples=10, batch_size=2, chunk_size=10))  # fmt: skip
+    with pytest.raises(ValueError, match="num_step_samples=30"):
+        next(sampled(num_step_samples=30))
+    *_, state = sampled()
+    with pytest.raises(ValueError, match="cannot resume"):
+        next(sampled(smoothing.VoteState(state.selection[:2], state.estimation[:2])))
