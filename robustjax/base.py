@@ -88,6 +88,22 @@ class Certificate(NamedTuple):
     certified: np.ndarray  # [B] bool: it did not abstain and radius > 0; whether the prediction is right is the caller's question
 
 
+class Bilevel(NamedTuple):
+    """min over phi of outer_loss(theta(phi), phi), where theta(phi) = argmin over theta of inner_loss(theta, phi)."""
+
+    inner_loss: Callable  # (theta, phi, batch) -> scalar; batch is whatever both take: data, keys, None
+    outer_loss: Callable  # (theta, phi, batch) -> scalar
+
+
+class HyperGradient(NamedTuple):
+    """What every way to differentiate a bilevel problem returns."""
+
+    value: Array  # outer loss at theta
+    grad: Any  # like phi: of the outer loss in phi, with the response of theta
+    theta: Any  # the inner solution that was differentiated
+    info: Any  # how far to trust it: see each method
+
+
 def draw(model_fn: ModelFn, keys: Array) -> ModelFn:
     """One realisation of a randomised model; any other model is returned as it is.
 

@@ -1,0 +1,49 @@
+"""The usual inner solver: a fixed number of gradient steps, `solve(phi, theta0, batch) -> theta` once its hyper-parameters are bound."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from robustjax import base, loops
+
+
+def descend(
+    phi,
+    theta0,
+    batch=None,
+    *,
+    inner_loss: Callable,
+    num_steps: int,
+    step_size=None,
+    optimizer: optax.GradientTransformation | None = None,
+    loop_fn: Callable = loops.scan,
+):
+    """theta after `num_steps` of descent on inner_loss(., phi, batch) from theta0.
+
+    Args:
+      phi, theta0, batch: what the loss takes.
+      inner_loss: (theta, phi, batch) -> scalar.
+      num_steps: T.
+      step_size: of plain gradient descent; may be traced.
+      optimizer: an optax transformation in its place.
+      loop_fn: `loops.scan`, or `loops.checkpointed` to be differentiated in less memory.
+
+    Raises:
+      ValueError: neither a step size nor an optimizer, or both.
+    """
+    if (step_size is None) == (optimizer is None):
+        raise ValueError("expected either step_size (plain gradient descent) or an optimizer, got both or neither.")
+    state = () if optimizer is None else optimizer.init(theta0)
+    step = base.bind(_step, phi=phi, batch=batch, inner_loss=inner_loss, step_size=step_size, optimizer=optimizer)
+    return loop_fn(step, (theta0, state), num_steps)[0]
+
+
+def _step(i, carry, *, phi, batch, inner_loss, step_size, optimizer):
+    del i
+    theta, state = carry
+    grad = jax.grad(inner_loss)(theta, phi, batch)
+    if optimizer is None:
+        return jax.tree.map(lambda t, g: t - step_size * g, theta, grad), state
+    updates, state = optimizer.update(grad, state, theta)
+    return optax.apply_updates(theta, updates), state

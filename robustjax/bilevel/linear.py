@@ -1,0 +1,107 @@
+"""Ways to solve H p = v from products with H, over pytrees: `linear_fn(product, v, start) -> p`. `implicit` reports the residual."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from robustjax.bilevel import problem
+
+
+def conjugate_gradient(product: Callable, v, start, *, num_steps: int, tolerance=0.0):
+    """Conjugate gradients; H positive definite. The error falls like ((sqrt(k) - 1) / (sqrt(k) + 1))^steps, k its condition number.
+
+    Args:
+      product: p -> H p.
+      v: the right side.
+      start: the first p.
+      num_steps: products, at most.
+      tolerance: of |H p - v| / |v|, where to stop before.
+
+    Source: Hestenes & Stiefel, 1952, as in `jax.scipy`; for hypergradients Pedregosa, ICML 2016, arXiv:1602.02355.
+    """
+    return jax.scipy.sparse.linalg.cg(product, v, start, tol=tolerance, maxiter=num_steps)[0]
+
+
+def neumann(product: Callable, v, start, *, step_size, num_steps: int):
+    """p <- p + step_size (v - H p): the Neumann series; step_size below 2 / lambda_max. From zero, `num_steps` terms.
+
+    Source: Lorraine et al., AISTATS 2020, arXiv:1911.02590.
+    """
+
+    def step(p, _):
+        return jax.tree.map(lambda p, v, h: p + step_size * (v - h), p, v, product(p)), None
+
+    return jax.lax.scan(step, start, length=num_steps)[0]
+
+
+def dense(product: Callable, v, start):
+    """The matrix itself, column by column, and a direct solution: for few parameters, and as the judge of the others."""
+    del start
+    flat, unravel = ravel_pytree(v)
+    matrix = jax.vmap(lambda column: ravel_pytree(product(unravel(column)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
+    return unravel(jnp.linalg.solve(matrix, flat))
+
+
+def adam(product: Callable, v, start, *, learning_rate, num_steps: int):
+    """Adam on |H p - v|^2 / 2, warm-started: the linear system of ApproxGrad. Rough; its residual says how rough.
+
+    Source: Mehra & Hamm, ACML 2021, arXiv:1911.03432, as released.
+    """
+    optimizer = optax.scale_by_adam()
+
+    def step(carry, _):
+        p, state = carry
+        residual = jax.tree.map(jnp.subtract, product(p), v)
+        updates, state = optimizer.update(product(residual), state)  # H is symmetric
+        return (jax.tree.map(lambda p, u: p - learning_rate * u, p, updates), state), None
+
+    return jax.lax.scan(step, (start, optimizer.init(start)), length=num_steps)[0][0]
+
+
+def lissa(product: Callable, v, start, *, key, sampled_fn: Callable, scale, damping=0.0, num_steps: int, num_repeats: int = 1):
+    """The Neumann series with Hessians of samples: q <- v + q - (H_i + damping) q / scale, p = q / scale, averaged over repeats.
+
+    Args:
+      product: not used; `implicit` needs it for the residual.
+      v, start: the right side and the first p.
+      key: of the samples.
+      sampled_fn: (key, p) -> H_i p of a random part of the data, H being the mean of all H_i.
+      scale: above the largest eigenvalue of every H_i, or it diverges; `1.1 * largest_eigenvalue(...)` of the whole, and more for small
+        samples. About scale / lambda_min steps are needed.
+      damping: above minus the most negative eigenvalue.
+      num_steps: of one run.
+      num_repeats: runs.
+
+    Source: Agarwal et al., JMLR 2017, arXiv:1602.03943; Koh & Liang, ICML 2017, arXiv:1703.04730.
+    """
+    del product
+
+    def run(key):
+        def step(q, i):
+            h = sampled_fn(jax.random.fold_in(key, i), q)
+            return jax.tree.map(lambda v, q, h: v + q - (h + damping * q) / scale, v, q, h), None
+
+        first = jax.tree.map(lambda p: scale * p, start)
+        return jax.lax.scan(step, first, jnp.arange(num_steps))[0]
+
+    runs = jax.lax.map(run, jax.random.split(key, num_repeats))
+    return jax.tree.map(lambda q: q.mean(axis=0) / scale, runs)
+
+
+def largest_eigenvalue(product: Callable, like, *, num_steps: int = 30):
+    """The largest |eigenvalue| of H by power iteration: 1 / it is a safe step of `neumann`, and the scale of LiSSA.
+
+    A lower estimate; multiply by 1.1 where a bound is needed.
+    """
+    flat, unravel = ravel_pytree(like)
+    start = unravel(jax.random.normal(jax.random.key(0), flat.shape, flat.dtype))
+
+    def step(p, _):
+        size = problem.norm(p)
+        h = product(jax.tree.map(lambda leaf: leaf / size, p))
+        return h, problem.norm(h)
+
+    return jax.lax.scan(step, start, length=num_steps)[1][-1]

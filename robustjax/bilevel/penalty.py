@@ -1,0 +1,134 @@
+"""The penalty method: the inner problem as a constraint on its gradient, with multipliers (Mehra & Hamm, 2021).
+
+A solver with a state of its own, not an estimate of a hypergradient: it needs neither a solved inner problem nor a regular Hessian.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from robustjax.base import Array, Bilevel
+from robustjax.bilevel import linear
+from robustjax.bilevel import problem as parts
+
+
+class PenaltyState(NamedTuple):
+    """Everything that the method changes."""
+
+    phi: Any
+    theta: Any
+    multiplier: Any  # like theta: nu of the constraint d inner / d theta = 0
+    rho: Array  # of the penalty
+    weight: Array  # lambda of the inner loss itself, which holds theta near its minimum at first
+    tolerance: Array  # epsilon of the stationarity at which the former three change
+    rate: Array  # by which both learning rates are multiplied
+    opt_phi: Any
+    opt_theta: Any
+    num_raised: Array  # how often that happened
+
+
+class PenaltyMethod(NamedTuple):
+    """The method's constants; `init` and `step` take them."""
+
+    optimizer_phi: optax.GradientTransformation = optax.adam(0.1)
+    optimizer_theta: optax.GradientTransformation = optax.adam(1e-3)
+    num_inner_steps: int = 20  # steps of theta before one of phi
+    growth: float = 1.1  # of rho, each time
+    weight_decay: float = 0.9  # of the weight of the inner loss, each time
+    tolerance_decay: float = 0.9
+    rate_decay: float = 0.9  # of both learning rates
+    project_fn: Callable = lambda phi: phi  # onto what phi may be
+
+
+def penalty_init(method: PenaltyMethod, phi, theta, *, rho, weight, tolerance=1.0) -> PenaltyState:
+    """The first state.
+
+    Args:
+      method: the constants.
+      phi, theta: where to start; theta best at the inner minimum for phi.
+      rho: of the penalty. For an outer loss that is unbounded below (an attack on a validation loss) see `penalty_check`.
+      weight: of the inner loss (lambda).
+      tolerance: of the first stage (epsilon).
+    """
+    as_array = lambda value: jnp.asarray(value, jnp.result_type(float))  # noqa: E731
+    multiplier = jax.tree.map(jnp.zeros_like, theta)
+    opt_phi, opt_theta = method.optimizer_phi.init(phi), method.optimizer_theta.init(theta)
+    rho, weight, tolerance, rate = (as_array(value) for value in (rho, weight, tolerance, 1.0))
+    return PenaltyState(phi, theta, multiplier, rho, weight, tolerance, rate, opt_phi, opt_theta, jnp.int32(0))
+
+
+def penalty_step(problem: Bilevel, method: PenaltyMethod, state: PenaltyState, batch=None) -> PenaltyState:
+    """Some steps of theta down h + weight * inner, one step of phi down h, then the constants if both are nearly stationary.
+
+    h = outer + <multiplier, d inner / d theta> + rho / 2 |d inner / d theta|^2.
+
+    Source: Mehra & Hamm, ACML 2021, Algorithm 1, arXiv:1911.03432.
+    """
+
+    def penalised(theta, phi, weight=0.0):
+        value, slope = jax.value_and_grad(problem.inner_loss)(theta, phi, batch)
+        constraint = parts.inner(state.multiplier, slope) + 0.5 * state.rho * parts.inner(slope, slope)
+        return problem.outer_loss(theta, phi, batch) + constraint + weight * value
+
+    def descend(optimizer, grad, opt_state, value):
+        updates, opt_state = optimizer.update(grad, opt_state, value)
+        return optax.apply_updates(value, jax.tree.map(lambda u: (state.rate * u).astype(u.dtype), updates)), opt_state
+
+    def inner_step(carry, _):
+        theta, opt_theta = carry
+        grad = jax.grad(penalised)(theta, state.phi, state.weight)
+        return descend(method.optimizer_theta, grad, opt_theta, theta), None
+
+    (theta, opt_theta), _ = jax.lax.scan(inner_step, (state.theta, state.opt_theta), length=method.num_inner_steps)
+    by_phi = jax.grad(penalised, argnums=1)(theta, state.phi)
+    phi, opt_phi = descend(method.optimizer_phi, by_phi, state.opt_phi, state.phi)
+    phi = method.project_fn(phi)
+    state = state._replace(phi=phi, theta=theta, opt_phi=opt_phi, opt_theta=opt_theta)
+    by_theta, by_phi = jax.grad(penalised)(theta, phi, state.weight), jax.grad(penalised, argnums=1)(theta, phi)
+    # The norms are squared, and squared again, as in the authors' code.
+    still = parts.inner(by_phi, by_phi) ** 2 + parts.inner(by_theta, by_theta) ** 2 < state.tolerance**2
+    slope = jax.grad(problem.inner_loss)(theta, phi, batch)
+    rho = method.growth * state.rho
+    raised = state._replace(
+        multiplier=jax.tree.map(lambda m, g: m + (rho * g).astype(m.dtype), state.multiplier, slope),
+        rho=rho,
+        weight=method.weight_decay * state.weight,
+        tolerance=method.tolerance_decay * state.tolerance,
+        rate=method.rate_decay * state.rate,
+        num_raised=state.num_raised + 1,
+    )
+    return jax.tree.map(lambda new, old: jnp.where(still, new, old), raised, state)
+
+
+def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_steps: int = 50) -> None:
+    """Names a start whose inner problem curves downward; for concrete values, outside jit.
+
+    With an outer loss that is unbounded below and a small rho, the penalised inner problem leads away from every minimum of the inner
+    loss, and its stationary point has nothing to do with the bilevel problem's.
+
+    Args:
+      problem, state, batch: of `penalty_step`.
+      num_steps: products with a Hessian, for its extreme eigenvalues.
+
+    Raises:
+      ValueError: the Hessian in theta has a negative eigenvalue; with the rho that would do.
+    """
+
+    def penalised(theta, phi, batch):
+        value, slope = jax.value_and_grad(problem.inner_loss)(theta, phi, batch)
+        constraint = parts.inner(state.multiplier, slope) + 0.5 * state.rho * parts.inner(slope, slope)
+        return problem.outer_loss(theta, phi, batch) + constraint + state.weight * value
+
+    product = parts.hessian(penalised, state.theta, state.phi, batch)
+    like = jax.tree.map(parts.wide, state.theta)
+    largest = 1.1 * linear.largest_eigenvalue(product, like, num_steps=num_steps)
+    shifted = linear.largest_eigenvalue(lambda p: jax.tree.map(lambda p, h: largest * p - h, p, product(p)), like, num_steps=num_steps)
+    smallest = float(largest - shifted)
+    if smallest < -1e-3 * float(largest):
+        raise ValueError(
+            f"at rho={float(state.rho):g} and weight={float(state.weight):g} the penalised inner problem curves downward (smallest eigenvalue "
+            f"about {smallest:.3g}) and may be unbounded below; start with a larger rho, keep the weight, or bound the outer loss."
+        )
