@@ -129,6 +129,6 @@ def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_step
     smallest = float(largest - shifted)
     if smallest < -1e-3 * float(largest):
         raise ValueError(
-            f"at rho={float(state.rho):g} and weight={float(state.weight):g} the penalised inner problem curves downward (smallest eigenvalue "
+            f"at rho={float(state.rho):g}, weight={float(state.weight):g} the penalised inner problem curves downward (smallest eigenvalue "
             f"about {smallest:.3g}) and may be unbounded below; start with a larger rho, keep the weight, or bound the outer loss."
         )

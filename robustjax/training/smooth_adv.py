@@ -69,7 +69,11 @@ def craft_smoothed(
     num_noise: int,
     gradient_free: bool = False,
 ) -> Array:
-    """The inputs that an attack makes against the model smoothed by the noise of `keys` [B], detached."""
+    """The inputs that an attack makes against the model smoothed by the noise of `keys` [B].
+
+    Their perturbation is a constant for gradients, in the parameters (Danskin) and in x, to which it is added (poisoning asks for that).
+    """
     model_fn = classifier(apply_fn, jax.lax.stop_gradient(params), model_state, mode)
     smoothed = soft(model_fn, sigma=sigma, num_samples=num_noise, gradient_free=gradient_free).draw(keys)
-    return jax.lax.stop_gradient(attack(key, smoothed, x, y).x)
+    found = jax.lax.stop_gradient(attack(key, smoothed, jax.lax.stop_gradient(x), y).x)
+    return found + (x - jax.lax.stop_gradient(x))

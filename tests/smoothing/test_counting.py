@@ -127,10 +127,12 @@ def test_the_smoothed_model_is_the_mean_softmax_and_its_gradients_are_those_of_t
 
 def test_the_gradient_free_form_is_steins_and_agrees_with_the_models_in_the_mean():
     keys = jax.random.split(KEY, 5)
-    forms = [
-        jax.jit(jax.grad(lambda x, free=free: jnp.exp(smoothing.soft(MODEL, sigma=SIGMA, num_samples=40_000, gradient_free=free).draw(keys)(x))[:, 1].sum()))(X)
-        for free in (False, True)
-    ]  # fmt: skip
+
+    def slope(free):
+        smoothed = smoothing.soft(MODEL, sigma=SIGMA, num_samples=40_000, gradient_free=free).draw(keys)
+        return jax.jit(jax.grad(lambda x: jnp.exp(smoothed(x))[:, 1].sum()))(X)
+
+    forms = slope(False), slope(True)
     # A standard error is at most 1 / (SIGMA sqrt(40,000)) = .0125; five of them for 30 values.
     np.testing.assert_allclose(forms[0], forms[1], atol=0.0625)
     hard = jax.tree_util.Partial(lambda w, x: 1e6 * jnp.sign(linear(w, x)), WEIGHT)  # no gradient of its own
@@ -200,8 +202,9 @@ def test_what_a_user_can_get_wrong_is_named():
         smoothing.count_soft(KEY, MODEL, X, sigma=0.1, num_samples=200_000, chunk_size=10)
     with pytest.raises(ValueError, match="Gaussian noise"):
         smoothing.soft(MODEL, sigma=0.1, num_samples=2, gradient_free=True, noise_fn=noise.laplace)
+    broken = jax.tree_util.Partial(linear, WEIGHT * jnp.nan)
     with pytest.raises(ValueError, match="logits are not finite"):
-        next(smoothing.sample(KEY, jax.tree_util.Partial(linear, WEIGHT * jnp.nan), np.asarray(X), sigma=0.1, num_samples=10, num_step_samples=10, batch_size=2, chunk_size=10))  # fmt: skip
+        next(smoothing.sample(KEY, broken, np.asarray(X), sigma=0.1, num_samples=10, num_step_samples=10, batch_size=2, chunk_size=10))
     with pytest.raises(ValueError, match="num_step_samples=30"):
         next(sampled(num_step_samples=30))
     *_, state = sampled()

@@ -1,0 +1,162 @@
+"""Poisoning of certified defenses: training images that lower the certified radius of one class (Mehra et al., 2021)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from robustjax import arrays, base
+from robustjax.base import Array, Bilevel, Key
+from robustjax.bilevel.implicit import implicit
+from robustjax.bilevel.linear import adam
+from robustjax.poisoning.craft import PoisonResult
+from robustjax.smoothing.soft import log_mean_softmax
+from robustjax.training.gaussian import noisy_logits
+from robustjax.training.macer import radius_margin
+
+
+class Victim(NamedTuple):
+    """The victim that the attacker trains beside the poisons, and where its last linear system ended."""
+
+    params: Any
+    opt_state: Any
+    linear: Any  # like params: warm start of the next system
+
+
+def soft_radius(apply_fn: Callable, params, keys: Array, x: Array, y: Array, *, sigma, num_noise: int, beta=16.0, smoothing=1e-3) -> Array:
+    """The mean soft certified radius of a batch: sigma / 2 (Phi^-1(a(p1)) - Phi^-1(a(p2))), 0 where the prediction is wrong.
+
+    p is the mean over noise of softmax(beta * logits), and a(t) = (1 - 2 smoothing) t + smoothing keeps it away from 0 and 1.
+    """
+    logits, _ = noisy_logits(apply_fn, params, None, keys, x, sigma, num_noise)
+    probs = (1.0 - 2.0 * smoothing) * jnp.exp(log_mean_softmax(beta * logits)) + smoothing
+    margin, counted = radius_margin(probs, y)
+    return jnp.where(counted, 0.5 * sigma * margin, 0.0).mean()
+
+
+def lower_radius(
+    key: Key,
+    x: Array,
+    y: Array,
+    x_poison: Array,
+    y_poison: Array,
+    x_val: Array,
+    y_val: Array,
+    *,
+    apply_fn: Callable,
+    init_fn: Callable,
+    training_loss: Callable,
+    threat,
+    sigma,
+    num_noise: int,
+    num_epochs: int,
+    num_restart_epochs: int = 10,
+    num_clean: int,
+    num_poison: int,
+    num_victim_steps: int = 10,
+    num_linear_steps: int = 10,
+    learning_rate=0.1,
+    victim_rate=1e-3,
+    linear_rate=1e-2,
+    damping=1e-3,
+    beta=16.0,
+    smoothing=1e-3,
+) -> PoisonResult:
+    """min over poisons in the threat of the soft certified radius of the validation set, under a victim trained on both.
+
+    For every batch: steps of the victim on clean and poisoned images together, steps of Adam on the linear system of its response
+    (warm-started), one step of Adam on the batch's poisons, and the threat. `bilevel.implicit` gives the gradient.
+
+    Args:
+      key: of everything.
+      x: clean images [N, ...] of the training set. y: [N].
+      x_poison: the images that are perturbed [M, ...], all of the class that is attacked. y_poison: their labels, kept.
+      x_val: images of that class [V, ...] whose radius falls. y_val: [V].
+      apply_fn: (params, None, x, mode) -> (logits, None), of a network without statistics.
+      init_fn: key -> params.
+      training_loss: the victim's, (params, None, key, x, y) -> (loss, _): `training.gaussian`, `macer` or `smooth_adv`, bound.
+      threat: around each image; linf .1 on MNIST, .03 on CIFAR-10 in the paper.
+      sigma, num_noise, beta, smoothing: of the soft radius, see `soft_radius`.
+      num_epochs: passes over the poisons.
+      num_restart_epochs: after which the victim begins anew.
+      num_clean, num_poison: images of each kind in a batch; 900 and 100.
+      num_victim_steps, num_linear_steps: between two steps of the poisons.
+      learning_rate: of Adam on the poisons, each with its own moments.
+      victim_rate, linear_rate: of Adam on the victim and on the linear system.
+      damping: of its Hessian.
+
+    Returns:
+      The poisons and, as state, the last `Victim`; losses are one per batch.
+
+    Raises:
+      ValueError: fewer clean images or poisons than a batch takes.
+
+    Guarantee:
+      feasibility only.
+    Source: Mehra et al., CVPR 2021, Algorithm 1, arXiv:2012.01274. Differs: the noise is one draw for the whole of a step; every poison
+      keeps its own moments of Adam, where the authors' are shared by the places of a batch.
+    """
+    num_batches = len(x_poison) // num_poison
+    if num_batches == 0 or len(x) < num_clean:
+        raise ValueError(f"a batch takes {num_clean} clean images and {num_poison} poisons; got {len(x)} and {len(x_poison)}.")
+    victim_optimizer, poison_optimizer = optax.adam(victim_rate), optax.scale_by_adam()
+
+    def inner_loss(params, phi, batch):
+        key, x, y, y_phi = batch
+        return training_loss(params, None, key, jnp.concatenate([x, phi]), jnp.concatenate([y, y_phi]))[0]
+
+    def outer_loss(params, phi, batch):
+        del phi
+        keys = arrays.example_keys(jax.random.fold_in(batch[0], 1), len(x_val))
+        return soft_radius(apply_fn, params, keys, x_val, y_val, sigma=sigma, num_noise=num_noise, beta=beta, smoothing=smoothing)
+
+    def fresh(key):
+        params = init_fn(key)
+        return Victim(params, victim_optimizer.init(params), jax.tree.map(jnp.zeros_like, params))
+
+    def train(victim, phi, batch):
+        def step(carry, i):
+            params, opt_state = carry
+            grad = jax.grad(inner_loss)(params, phi, (jax.random.fold_in(batch[0], i), *batch[1:]))
+            updates, opt_state = victim_optimizer.update(grad, opt_state)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        (params, opt_state), _ = jax.lax.scan(step, (victim.params, victim.opt_state), jnp.arange(num_victim_steps))
+        return victim._replace(params=params, opt_state=opt_state)
+
+    def one_batch(carry, indices):
+        poisons, moments, victim = carry
+        index, places = indices
+        key_batch = jax.random.fold_in(key, index)
+        rows = jax.random.randint(jax.random.fold_in(key_batch, 2), (num_clean,), 0, len(x))
+        batch = (jax.random.fold_in(key_batch, 3), x[rows], y[rows], y_poison[places])
+        phi = poisons[places]
+        victim = train(victim, phi, batch)
+        found = implicit(
+            Bilevel(inner_loss, outer_loss), lambda phi, theta, batch: theta, phi, victim.params, batch, damping=damping,
+            linear_fn=base.bind(adam, learning_rate=linear_rate, num_steps=num_linear_steps), linear_start=victim.linear,
+        )  # fmt: skip
+        mine = jax.tree.map(lambda leaf: leaf[places], moments)
+        updates, mine = jax.vmap(poison_optimizer.update)(found.grad, mine)
+        base_images = x_poison[places]
+        delta = threat.project(phi - learning_rate * updates - base_images, base_images)
+        poisons = poisons.at[places].set(threat.apply(base_images, delta))
+        moments = jax.tree.map(lambda all, some: all.at[places].set(some), moments, mine)
+        return (poisons, moments, victim._replace(linear=found.info.solution)), found.value
+
+    def one_epoch(carry, epoch):
+        poisons, moments, victim = carry
+        key_epoch = jax.random.fold_in(jax.random.fold_in(key, 2**30), epoch)
+        begins = epoch % num_restart_epochs == 0
+        new = fresh(jax.random.fold_in(key_epoch, 0)), jax.vmap(poison_optimizer.init)(x_poison)
+        victim, moments = jax.tree.map(lambda f, old: jnp.where(begins, f, old), new, (victim, moments))
+        order = jax.random.permutation(jax.random.fold_in(key_epoch, 1), len(x_poison))[: num_batches * num_poison]
+        indices = epoch * num_batches + jnp.arange(num_batches), order.reshape(num_batches, num_poison)
+        return jax.lax.scan(one_batch, (poisons, moments, victim), indices)
+
+    start = jnp.asarray(x_poison), jax.vmap(poison_optimizer.init)(x_poison), fresh(key)
+    (poisons, _, victim), losses = jax.lax.scan(one_epoch, start, jnp.arange(num_epochs))
+    losses = losses.reshape(-1)
+    return PoisonResult(poisons, poisons - x_poison, losses[-1], losses, victim)

@@ -1,0 +1,208 @@
+"""Poisoning of classical learners through their KKT conditions, in float64 on the host (Mei & Zhu, 2015).
+
+A learner is two functions: `fit(x, y) -> theta`, and a pullback `(x, y, theta, v) -> Pullback` of a cotangent v of theta to the training
+set, from F(theta, data) = 0: v^T d theta / d data = -v^T (dF / d theta)^-1 dF / d data. One linear system serves all points.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import scipy.optimize
+import scipy.special
+
+
+class Pullback(NamedTuple):
+    """A cotangent of theta as a gradient in the training set."""
+
+    x: np.ndarray  # [N, D]
+    y: np.ndarray  # [N] with labels as real numbers; NaN where the learner takes signs alone
+    slack: float  # how near the solution is to where its formula changes (the active set of an SVM); inf where it is smooth
+
+
+class Poisoned(NamedTuple):
+    """A poisoned training set and what it teaches."""
+
+    x: np.ndarray  # [N, D]
+    theta: np.ndarray
+    loss: np.ndarray  # [num_steps + 1] the attacker's, without the effort
+    effort: float  # |x - x0|, l2 or l1
+    active_set_changes: int  # steps at which an SVM's formula may have changed; gradients on either side are one-sided
+
+
+def attack(
+    x,
+    y,
+    *,
+    fit_fn: Callable,
+    pullback_fn: Callable,
+    outer_fn: Callable,
+    effort_order: int,
+    weight: float,
+    step_size: float,
+    num_steps: int,
+    rows=None,
+    box: tuple[float, float] = (-np.inf, np.inf),
+) -> Poisoned:
+    """min over training inputs of outer(theta(x)) + weight * effort; effort |x - x0|_2^2 (order 2) or |x - x0|_1 (order 1).
+
+    Args:
+      x: [N, D] training inputs. y: [N] labels, kept.
+      fit_fn: (x, y) -> theta. The learner may be anybody's; scikit-learn's, retrained at every step.
+      pullback_fn: (x, y, theta, v) -> `Pullback`.
+      outer_fn: theta -> (value, gradient in theta): a distance to the theta that the attacker wants, or minus a validation loss.
+      effort_order: 1 or 2. Order 1 is a proximal step, which leaves most coordinates where they were.
+      weight: of the effort.
+      step_size, num_steps: of projected gradient descent.
+      rows: which points may move; None for all.
+      box: of the inputs.
+
+    Returns:
+      The poisoned set.
+
+    Raises:
+      ValueError: another order of effort, labels of another length, or rows beyond the set.
+
+    Source: Mei & Zhu, AAAI 2015, eq. 5 and 6.
+    """
+    origin, y = np.asarray(x, np.float64), np.asarray(y)
+    if effort_order not in (1, 2):
+        raise ValueError(f"effort_order must be 1 or 2, got {effort_order}.")
+    free = np.ones(len(origin), bool) if rows is None else np.isin(np.arange(len(origin)), rows)
+    if len(y) != len(origin) or (rows is not None and free.sum() != len(rows)):
+        raise ValueError(f"expected labels of {len(origin)} points and different rows among them, got {len(y)} labels and rows {rows}.")
+    x, losses, slack, changes = origin.copy(), [], np.inf, 0
+    for _ in range(num_steps):
+        theta = fit_fn(x, y)
+        value, v = outer_fn(theta)
+        pulled = pullback_fn(x, y, theta, v)
+        losses.append(value)
+        changes += pulled.slack < 1e-6 or (np.isfinite(slack) and abs(pulled.slack - slack) > 0.5 * slack)
+        slack = pulled.slack
+        moved = x - step_size * pulled.x - origin
+        if effort_order == 2:
+            moved -= 2.0 * step_size * weight * (x - origin)
+        else:
+            moved = np.sign(moved) * np.maximum(np.abs(moved) - step_size * weight, 0.0)
+        x = np.clip(origin + np.where(free[:, None], moved, 0.0), *box)
+    theta = fit_fn(x, y)
+    losses.append(outer_fn(theta)[0])
+    return Poisoned(x, theta, np.array(losses), float(np.linalg.norm((x - origin).ravel(), effort_order)), int(changes))
+
+
+def reach(target) -> Callable:
+    """The outer function of an attacker who wants a certain theta: |theta - target|^2."""
+    target = np.asarray(target, np.float64)
+    return lambda theta: (float(np.sum((theta - target) ** 2)), 2.0 * (theta - target))
+
+
+def ridge(x, y, *, reg: float) -> np.ndarray:
+    """(X'X + reg I)^-1 X'y; reg 0 is ordinary least squares."""
+    x = np.asarray(x, np.float64)
+    return np.linalg.solve(x.T @ x + reg * np.eye(x.shape[1]), x.T @ np.asarray(y, np.float64))
+
+
+def ridge_pullback(x, y, theta, v, *, reg: float) -> Pullback:
+    """With a = (X'X + reg I)^-1 v and residuals r: r_c a - <a, x_c> theta in x_c, and <a, x_c> in y_c."""
+    a = np.linalg.solve(x.T @ x + reg * np.eye(x.shape[1]), v)
+    along = x @ a
+    residual = y - x @ theta
+    return Pullback(residual[:, None] * a - along[:, None] * theta, along, np.inf)
+
+
+def least_label_change(x, y, *, coefficient: int, value: float = 0.0, reg: float = 0.0, effort_order: int = 2) -> np.ndarray:
+    """The smallest change of labels [N] that gives a coefficient of `ridge` a value: spread over all for l2, one label alone for l1.
+
+    Source: Mei & Zhu, AAAI 2015, section on least squares.
+    """
+    x = np.asarray(x, np.float64)
+    row = np.linalg.solve(x.T @ x + reg * np.eye(x.shape[1]), x.T)[coefficient]
+    missing = value - row @ np.asarray(y, np.float64)
+    if effort_order == 2:
+        return row * missing / (row @ row)
+    change = np.zeros(len(row))
+    best = np.argmax(np.abs(row))
+    change[best] = missing / row[best]
+    return change
+
+
+def logistic(x, y, *, reg: float) -> np.ndarray:
+    """argmin of mean log(1 + exp(-y <theta, (x, 1)>)) + reg / 2 |theta|^2, y = -1 or 1; [D + 1], the bias last."""
+    x, y = _with_one(x), np.asarray(y, np.float64)
+
+    def value(theta):
+        margin = y * (x @ theta)
+        return np.logaddexp(0.0, -margin).mean() + 0.5 * reg * theta @ theta
+
+    def slope(theta):
+        return -(y * scipy.special.expit(-y * (x @ theta))) @ x / len(x) + reg * theta
+
+    found = scipy.optimize.minimize(
+        value, np.zeros(x.shape[1]), jac=slope, hess=lambda theta: _logistic_hessian(x, y, theta, reg), method="trust-exact",
+        options={"gtol": 1e-12, "maxiter": 1000},
+    )  # fmt: skip
+    theta = found.x  # the last digits by Newton's steps
+    for _ in range(2):
+        theta = theta - np.linalg.solve(_logistic_hessian(x, y, theta, reg), slope(theta))
+    return theta
+
+
+def logistic_pullback(x, y, theta, v, *, reg: float) -> Pullback:
+    """With a = H^-1 v and p = sigma(-y <theta, x>): (y p a - p (1 - p) <a, x> theta) / N in x, without the entry of the bias."""
+    ones, y = _with_one(x), np.asarray(y, np.float64)
+    a = np.linalg.solve(_logistic_hessian(ones, y, theta, reg), v)
+    score, along = ones @ theta, ones @ a
+    p = scipy.special.expit(-y * score)
+    curve = p * (1.0 - p)
+    by_x = ((y * p)[:, None] * a - (curve * along)[:, None] * theta) / len(ones)
+    return Pullback(by_x[:, :-1], (p - y * score * curve) * along / len(ones), np.inf)
+
+
+def svm_pullback(x, y, theta, v, *, dual, c: float, tolerance: float = 1e-6) -> Pullback:
+    """Of the soft-margin SVM min |w|^2 / 2 + c sum of hinges, from its margin vectors M = {0 < dual < c} and bounded ones.
+
+    Args:
+      x: [N, D]. y: [N], -1 or 1.
+      theta: [D + 1] w and b. v: its cotangent.
+      dual: [N] multipliers alpha, such as those of scikit-learn's SVC.
+      c: the bound of the multipliers.
+      tolerance: relative to c, of being at a bound.
+
+    Returns:
+      The gradient, valid while the active set stays; slack is the least distance of a multiplier from a bound, or of another point from
+        the margin.
+
+    Raises:
+      ValueError: no margin vector, so that the bias is not determined.
+
+    Source: Mei & Zhu, AAAI 2015; Biggio et al., ICML 2012, arXiv:1206.6389.
+    """
+    x, y, dual = np.asarray(x, np.float64), np.asarray(y, np.float64), np.asarray(dual, np.float64)
+    num_features = x.shape[1]
+    margin = np.flatnonzero((dual > tolerance * c) & (dual < (1.0 - tolerance) * c))
+    if len(margin) == 0:
+        raise ValueError("the SVM has no vector on its margin, so its bias has no derivative; change c, or the data a little.")
+    signed = y[margin, None] * x[margin]
+    size = num_features + 1 + len(margin)
+    jacobian = np.zeros((size, size))
+    jacobian[:num_features, :num_features] = np.eye(num_features)
+    jacobian[:num_features, num_features + 1 :] = -signed.T
+    jacobian[num_features:-1, :num_features] = signed
+    jacobian[num_features:-1, num_features] = y[margin]
+    jacobian[-1, num_features + 1 :] = y[margin]
+    u = np.linalg.lstsq(jacobian.T, np.concatenate([v, np.zeros(len(margin))]), rcond=None)[0]
+    by_x = (dual * y)[:, None] * u[:num_features]
+    by_x[margin] -= (u[num_features:-1] * y[margin])[:, None] * theta[:num_features]
+    others = np.abs(y * (x @ theta[:num_features] + theta[-1]) - 1.0)
+    others[margin] = np.inf
+    slack = min(dual[margin].min(), (c - dual[margin]).min(), others.min())
+    return Pullback(by_x, np.full(len(y), np.nan), float(slack))
+
+
+def _with_one(x):
+    return np.concatenate([np.asarray(x, np.float64), np.ones((len(x), 1))], axis=1)
+
+
+def _logistic_hessian(x, y, theta, reg):
+    p = scipy.special.expit(-y * (x @ theta))
+    return (x * (p * (1.0 - p))[:, None]).T @ x / len(x) + reg * np.eye(x.shape[1])

@@ -1,0 +1,82 @@
+"""Witches' Brew: poisons whose training gradient points where the target's adversarial gradient does (Geiping et al., 2021)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from robustjax import base, losses
+from robustjax.base import Array, Key, LossFn
+from robustjax.bilevel import problem
+from robustjax.poisoning.craft import PoisonResult, craft, differentiated, signed
+
+
+def gradient_matching(
+    key: Key,
+    params,
+    model_state,
+    x: Array,
+    y: Array,
+    x_target: Array,
+    y_adversarial: Array,
+    *,
+    apply_fn: Callable,
+    threat,
+    num_steps: int,
+    learning_rate=0.1,
+    num_restarts: int = 1,
+    loss_fn: LossFn = losses.cross_entropy,
+    augment_fn: Callable | None = None,
+) -> PoisonResult:
+    """min over poisons in the threat of 1 - cos(gradient of the target's loss to y_adversarial, gradient of the poisons' own loss).
+
+    Args:
+      key: of starts and augmentation.
+      params, model_state: of a network trained on the clean set, in parameters of which gradients are matched.
+      x: base images [M, ...]. y: their labels [M], kept.
+      x_target: images to be misclassified [T, ...]. y_adversarial: as what [T].
+      apply_fn: (params, model_state, x, mode) -> (logits, model_state).
+      threat: around each base image.
+      num_steps: 250 is the paper's.
+      learning_rate: of Adam on the gradient's sign, relative to eps; falls tenfold after 3/8, 5/8 and 7/8 of the steps.
+      num_restarts: random starts, vmapped; the one with the smallest loss is returned.
+      loss_fn: of training.
+      augment_fn: (key, x [M, ...]) -> x, differentiable; what training will do to the poisons.
+
+    Returns:
+      The poisons; their loss is 0 where the gradients are aligned, 1 where they are orthogonal.
+
+    Guarantee:
+      feasibility only.
+    Source: Geiping et al., ICLR 2021, Algorithm 1, arXiv:2009.02276. Differs: the gradient is of all poisons at once.
+    """
+
+    def gradient(x, y):
+        def mean_loss(params):
+            return loss_fn(apply_fn(params, model_state, x, "eval")[0], y).mean()
+
+        return jax.grad(mean_loss)(params)
+
+    wanted = jax.lax.stop_gradient(gradient(x_target, y_adversarial))
+
+    def mismatch(key, poisons):
+        seen = poisons if augment_fn is None else augment_fn(key, poisons)
+        return 1.0 - cosine(gradient(seen, y), wanted)
+
+    steps = [round(num_steps * share) for share in (3 / 8, 5 / 8, 7 / 8)]
+    schedule = optax.piecewise_constant_schedule(1.0, dict.fromkeys(steps, 0.1))
+    optimizer = signed(optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda count: -schedule(count))))
+    scaled = optax.chain(optimizer, optax.scale(learning_rate), optax.stateless(lambda u, _: threat.radius() * u))
+    one = base.bind(
+        craft, x=x, threat=threat, gradient_fn=differentiated(mismatch), optimizer=scaled, num_steps=num_steps, delta=None
+    )  # fmt: skip
+    runs = jax.vmap(lambda key: one(key))(jax.random.split(key, num_restarts))
+    best = jnp.argmin(runs.loss)
+    return jax.tree.map(lambda leaf: leaf[best], runs)
+
+
+def cosine(a, b) -> Array:
+    """<a, b> / (|a| |b|) over pytrees; 0 where one vanishes, with a gradient of zero."""
+    size = problem.norm(a) * problem.norm(b)
+    return jnp.where(size > 0, problem.inner(a, b) / jnp.where(size > 0, size, 1.0), 0.0)

@@ -1,0 +1,51 @@
+"""Poisoned training sets: which rows are poisoned, and what comes of them; what would make an attack meaningless is named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustjax.base import Key
+
+
+def choose(key: Key, y: np.ndarray, num_poisons: int, label: int | None = None) -> np.ndarray:
+    """Rows to poison [M], at random, among those of a label if one is given.
+
+    Raises:
+      ValueError: more poisons than such rows.
+    """
+    rows = np.flatnonzero(np.ones(len(y), bool) if label is None else np.asarray(y) == label)
+    if not 0 < num_poisons <= len(rows):
+        whose = "" if label is None else f" of label {label}"
+        raise ValueError(f"cannot poison {num_poisons} of {len(rows)} examples{whose}; pass between 1 and {len(rows)}.")
+    return rows[np.asarray(jax.random.permutation(key, len(rows)))[:num_poisons]]
+
+
+def insert(x: np.ndarray, y: np.ndarray, rows: np.ndarray, poisons: np.ndarray, labels: np.ndarray | None = None, *, threat=None) -> tuple:
+    """The training set with poisons in some of its rows; numpy.
+
+    Args:
+      x: [N, ...]. y: [N].
+      rows: [M], all different.
+      poisons: [M, ...].
+      labels: [M] of the poisons; None keeps those of the rows (clean label).
+      threat: a ball that the poisons must lie in, around the rows they replace; with one, labels may not change.
+
+    Returns:
+      (x, y) as copies.
+
+    Raises:
+      ValueError: more poisons than rows, or than examples; poisons outside the box or the ball; labels changed under a threat.
+    """
+    x, y, rows, poisons = np.array(x), np.array(y), np.asarray(rows), np.asarray(poisons)
+    if len(rows) > len(x) or len(np.unique(rows)) != len(rows) or poisons.shape != (len(rows), *x.shape[1:]):
+        raise ValueError(f"expected one poison {x.shape[1:]} for each of {len(rows)} different rows of {len(x)}, got {poisons.shape}.")
+    if threat is not None:
+        if labels is not None and (np.asarray(labels) != y[rows]).any():
+            raise ValueError("labels change under a threat on inputs, which is clean-label; pass labels=None, or threat=None.")
+        threat.check(poisons)
+        if not bool(jnp.all(threat.within(jnp.asarray(poisons - x[rows])))):
+            raise ValueError(f"poisons leave {type(threat).__name__} of eps {threat.eps} around the rows they replace; project them first.")
+    x[rows] = poisons
+    if labels is not None:
+        y[rows] = labels
+    return x, y

@@ -1,0 +1,135 @@
+"""KKT pullbacks against finite differences of the refitted learner; attacks that reach what they want with little effort."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from robustjax.poisoning import classical
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(30, 4))
+TRUTH = np.array([1.0, -2.0, 0.5, 0.0])
+Y = X @ TRUTH + 0.1 * RNG.normal(size=30)
+LABELS = np.where(X @ TRUTH + 0.5 * RNG.normal(size=30) > 0, 1, -1)
+
+
+C = 0.1
+
+
+def svm(x, y, c=C):
+    from sklearn.svm import SVC
+
+    machine = SVC(kernel="linear", C=c, tol=1e-10).fit(x, y)
+    dual = np.zeros(len(x))
+    dual[machine.support_] = np.abs(machine.dual_coef_[0])
+    return np.append(machine.coef_[0], machine.intercept_[0]), dual
+
+
+def svm_pullback(x, y, theta, v):
+    return classical.svm_pullback(x, y, theta, v, dual=svm(x, y)[1], c=C, tolerance=1e-5)
+
+
+LEARNERS = {
+    "ridge": (functools.partial(classical.ridge, reg=0.3), functools.partial(classical.ridge_pullback, reg=0.3), Y, 1e-7),
+    "ols": (functools.partial(classical.ridge, reg=0.0), functools.partial(classical.ridge_pullback, reg=0.0), Y, 1e-7),
+    "logistic": (functools.partial(classical.logistic, reg=0.1), functools.partial(classical.logistic_pullback, reg=0.1), LABELS, 1e-9),
+    "svm": (lambda x, y: svm(x, y)[0], svm_pullback, LABELS, 1e-3),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_pullbacks_equal_finite_differences(name):
+    fit, pullback, y, tolerance = LEARNERS[name]
+    theta = fit(X, y)
+    v = RNG.normal(size=len(theta))
+    pulled = pullback(X, y, theta, v)
+    step = 1e-5 if name == "svm" else 1e-4  # the solver's tolerance over the step; else Richardson's extrapolation removes the step
+    largest = np.abs(pulled.x).max()
+    assert largest > 0.01
+    for row, column in [(0, 0), (7, 2), (13, 1), (29, 3), *(tuple(np.argwhere(np.abs(pulled.x) == largest)[0]),)]:
+
+        def slope(h, row=row, column=column):
+            moved = [X.copy(), X.copy()]
+            moved[0][row, column] += h
+            moved[1][row, column] -= h
+            return v @ (fit(moved[0], y) - fit(moved[1], y)) / (2 * h)
+
+        numeric = slope(step) if name == "svm" else (4 * slope(step) - slope(2 * step)) / 3
+        assert pulled.x[row, column] == pytest.approx(numeric, abs=tolerance * max(largest, 1.0))
+    if name in ("ridge", "ols"):
+        bumped = [y + 1e-3 * sign * np.eye(30)[3] for sign in (1, -1)]
+        assert pulled.y[3] == pytest.approx(v @ (fit(X, bumped[0]) - fit(X, bumped[1])) / 2e-3, abs=1e-9)
+
+
+def test_the_gradient_in_real_labels_of_logistic_regression():
+    theta = classical.logistic(X, LABELS, reg=0.1)
+    v = RNG.normal(size=5)
+    pulled = classical.logistic_pullback(X, LABELS, theta, v, reg=0.1)
+    values = [classical.logistic(X, LABELS + h * np.eye(30)[3], reg=0.1) @ v for h in (1e-4, -1e-4, 2e-4, -2e-4)]
+    numeric = (4 * (values[0] - values[1]) / 2e-4 - (values[2] - values[3]) / 4e-4) / 3
+    assert pulled.y[3] == pytest.approx(numeric, abs=1e-8)
+
+
+def test_logistic_is_stationary_and_the_svm_says_how_near_its_formula_changes():
+    theta = classical.logistic(X, LABELS, reg=0.1)
+    ones = np.column_stack([X, np.ones(30)])
+    p = 1 / (1 + np.exp(LABELS * (ones @ theta)))
+    np.testing.assert_allclose(-(LABELS * p) @ ones / 30 + 0.1 * theta, 0, atol=1e-13)
+    weights, dual = svm(X, LABELS)
+    pulled = classical.svm_pullback(X, LABELS, weights, np.ones(5), dual=dual, c=C, tolerance=1e-5)
+    assert 0 < pulled.slack < 1
+    assert np.isnan(pulled.y).all() and (pulled.x[dual == 0] == 0).all()
+    with pytest.raises(ValueError, match="no vector on its margin"):
+        classical.svm_pullback(X, LABELS, weights, np.ones(5), dual=np.zeros(30), c=C)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("order", [1, 2])
+def test_attacks_bring_theta_to_a_target_and_pay_less_with_a_price(name, order):
+    fit, pullback, y, _ = LEARNERS[name]
+    clean = fit(X, y)
+    target = clean.copy()
+    target[0] += 0.15 * np.abs(clean).max()
+    run = functools.partial(
+        classical.attack, X, y, fit_fn=fit, pullback_fn=pullback, outer_fn=classical.reach(target), effort_order=order,
+        step_size={"logistic": 2.0, "svm": 0.1}.get(name, 0.3), num_steps=150,
+    )  # fmt: skip
+    free, priced = run(weight=0.0), run(weight=0.3 * (1.0 if order == 2 else 0.02))
+    assert free.loss[-1] < 0.1 * free.loss[0] and free.loss[0] == pytest.approx(np.sum((clean - target) ** 2))
+    assert priced.effort < free.effort and priced.loss[-1] < priced.loss[0]
+    np.testing.assert_allclose(fit(free.x, y), free.theta)
+    if order == 1:
+        assert (priced.x == X).mean() > (free.x == X).mean()
+
+
+def test_rows_and_box_are_kept_and_wrong_arguments_named():
+    fit, pullback, y, _ = LEARNERS["ridge"]
+    options = {
+        "fit_fn": fit,
+        "pullback_fn": pullback,
+        "outer_fn": classical.reach(np.zeros(4)),
+        "weight": 0.0,
+        "step_size": 0.1,
+        "num_steps": 20,
+    }
+    found = classical.attack(X, y, effort_order=2, rows=[1, 5], box=(-3.0, 3.0), **options)
+    moved = (found.x != X).any(axis=1)
+    assert moved[[1, 5]].all() and moved.sum() == 2 and np.abs(found.x[[1, 5]]).max() <= 3
+    with pytest.raises(ValueError, match="effort_order must be 1 or 2"):
+        classical.attack(X, y, effort_order=3, **options)
+    with pytest.raises(ValueError, match="labels of 30 points"):
+        classical.attack(X, y[:-1], effort_order=2, **options)
+    with pytest.raises(ValueError, match="rows"):
+        classical.attack(X, y, effort_order=2, rows=[40], **options)
+
+
+def test_the_least_change_of_labels_that_hides_a_coefficient():
+    for order in (1, 2):
+        change = classical.least_label_change(X, Y, coefficient=1, effort_order=order)
+        assert classical.ridge(X, Y + change, reg=0.0)[1] == pytest.approx(0.0, abs=1e-12)
+        row = np.linalg.solve(X.T @ X, X.T)[1]
+        other = RNG.normal(size=30)
+        other += row * ((row @ change - row @ other) / (row @ row))  # any other change with the same effect costs more
+        assert np.linalg.norm(change, order) < np.linalg.norm(other, order)
+        assert (change != 0).sum() == (1 if order == 1 else 30)

@@ -1,0 +1,87 @@
+"""Influence against exact leave-one-out, and the training-set attack against the closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from robustjax import base, bilevel, poisoning
+from robustjax.threats import Linf
+
+REG = 0.05
+
+
+def data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 5))
+    y = np.where(x @ np.array([1.0, -1.0, 0.5, 0.0, 2.0]) + rng.normal(size=80) > 0, 1.0, -1.0)
+    return jnp.asarray(x), jnp.asarray(y)
+
+
+def one_loss(params, x, y):
+    return jax.nn.softplus(-y * (x @ params["w"] + params["b"]))
+
+
+def penalty(params):
+    return 0.5 * REG * (params["w"] @ params["w"] + params["b"] ** 2)
+
+
+def fitted(x, y):
+    def step(params, _):
+        flat, unravel = jax.flatten_util.ravel_pytree(params)
+        risk = lambda flat: jax.vmap(one_loss, (None, 0, 0))(unravel(flat), x, y).mean() + penalty(unravel(flat))  # noqa: E731
+        return unravel(flat - jnp.linalg.solve(jax.hessian(risk)(flat), jax.grad(risk)(flat))), None
+
+    return jax.lax.scan(step, {"w": jnp.zeros(5), "b": jnp.zeros(())}, length=15)[0]
+
+
+def test_influence_predicts_leaving_one_out():
+    with jax.enable_x64(True):
+        x, y = data()
+        params = fitted(x, y)
+        x_test, y_test = jnp.ones(5) * 0.3, -1.0
+        test_loss = lambda params: one_loss(params, x_test, y_test)  # noqa: E731
+        found = jax.jit(
+            lambda params: poisoning.influence(
+                params, x, y, loss_fn=one_loss, test_loss_fn=test_loss, regularizer_fn=penalty,
+                linear_fn=base.bind(bilevel.conjugate_gradient, num_steps=6),
+            )
+        )(params)  # fmt: skip
+        assert float(found.residual) < 1e-8 and float(found.stationarity) < 1e-10
+        keep = jnp.array([np.delete(np.arange(80), row) for row in range(80)])
+        refitted = jax.jit(jax.vmap(lambda rows: test_loss(fitted(x[rows], y[rows]))))(keep)
+        exact = np.asarray(refitted - test_loss(params))
+        assert np.corrcoef(exact, found.removal)[0, 1] > 0.98
+        slope = np.polyfit(np.asarray(found.removal), exact, 1)[0]
+        assert 0.9 < slope < 1.3
+
+
+def test_the_training_set_attack_follows_the_gradient_of_the_refitted_victim():
+    with jax.enable_x64(True):
+        x, y = data()
+        rows = jnp.arange(3)
+        x_test, y_test = x[10:20], y[10:20]
+
+        def inner(theta, phi, batch):
+            del batch
+            all_x = x.at[rows].set(phi)
+            return jax.vmap(one_loss, (None, 0, 0))(theta, all_x, y).mean() + penalty(theta)
+
+        problem = base.Bilevel(inner, lambda theta, phi, batch: -jax.vmap(one_loss, (None, 0, 0))(theta, x_test, y_test).mean())
+        theta = fitted(x, y)
+        gradient_fn = poisoning.response_gradient(
+            problem, lambda phi, theta, batch: fitted(x.at[rows].set(phi), y), linear_fn=base.bind(bilevel.conjugate_gradient, num_steps=6)
+        )
+        zeros = jax.tree.map(jnp.zeros_like, theta)
+        value, grad, _ = gradient_fn(None, x[rows], (theta, zeros))
+        attacked = lambda phi: problem.outer_loss(fitted(x.at[rows].set(phi), y), phi, None)  # noqa: E731
+        np.testing.assert_allclose(grad, jax.grad(attacked)(x[rows]), atol=1e-8)
+        threat = Linf(0.5, box=(-9.0, 9.0))
+        optimizer = poisoning.signed(optax.sgd(0.1))
+        run = jax.jit(lambda: poisoning.craft(
+            jax.random.key(0), x[rows], threat=threat, gradient_fn=gradient_fn, optimizer=optimizer, num_steps=10, state=(theta, zeros)
+        ))  # fmt: skip
+        found = run()
+        assert float(attacked(found.x)) < float(value) - 0.005 and bool(threat.within(found.delta).all())
+        control = poisoning.random_control(jax.random.key(1), x[rows], threat)
+        assert float(attacked(found.x)) < float(attacked(control))
