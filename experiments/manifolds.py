@@ -21,14 +21,13 @@ PANELS = ("standard accuracy", "PGD-50", "OM-PGD-50")
 
 
 class Projected(NamedTuple):
-    """Digits projected on their first principal components, so that the manifold is exact."""
+    """Digits projected on their first principal components and clipped to [0, 1], so that the manifold is exact."""
 
-    decoder: manifolds.Pca
+    decoder: base.Bound
     train: methods.Coded
     y_train: np.ndarray
     test: methods.Coded
     y_test: np.ndarray
-    box: tuple[float, float]  # that holds every projected pixel
 
 
 def run(settings: experiment.Settings) -> report.Section:
@@ -60,22 +59,25 @@ def project(x, y, x_test, y_test) -> Projected:
     """The training set's principal components, and both sets projected on them."""
     from sklearn.decomposition import PCA
 
-    pca = PCA(NUM_COMPONENTS, random_state=0).fit(x.reshape(len(x), -1))
-    decoder = manifolds.Pca(
-        jnp.asarray(pca.mean_.reshape(x.shape[1:]), jnp.float32),
-        jnp.asarray(pca.components_, jnp.float32),
-        jnp.asarray(np.sqrt(pca.explained_variance_), jnp.float32),
+    fitted = PCA(NUM_COMPONENTS, random_state=0).fit(x.reshape(len(x), -1))
+    pca = manifolds.Pca(
+        jnp.asarray(fitted.mean_.reshape(x.shape[1:]), jnp.float32),
+        jnp.asarray(fitted.components_, jnp.float32),
+        jnp.asarray(np.sqrt(fitted.explained_variance_), jnp.float32),
     )
-    coded = [methods.Coded(*map(np.asarray, (decoder(code), code))) for code in map(decoder.encode, (jnp.asarray(x), jnp.asarray(x_test)))]
-    box = min(float(part.x.min()) for part in coded), max(float(part.x.max()) for part in coded)
-    return Projected(decoder, coded[0], y, coded[1], y_test, box)
+    decoder = base.bind(_pixels, pca=pca)
+    coded = [methods.Coded(*map(np.asarray, (decoder(code), code))) for code in map(pca.encode, (jnp.asarray(x), jnp.asarray(x_test)))]
+    return Projected(decoder, coded[0], y, coded[1], y_test)
+
+
+def _pixels(code, *, pca):
+    # A projected digit leaves [0, 1]; clipped it is an image again, and the box of the threat holds it.
+    return jnp.clip(pca(code), 0.0, 1.0)
 
 
 def losses(projected: Projected) -> dict[str, base.Bound]:
     """The four ways to train, and the TRADES form of the last."""
-    steps = {"num_steps": 5, "keep_fn": attacks.keep_last}
-    off = base.bind(attacks.pgd, threat=Linf(EPS, box=projected.box), step_size=EPS / 4, **steps)
-    on = base.bind(attacks.pgd, threat=Latent(projected.decoder, LATENT_EPS), step_size=LATENT_EPS / 4, **steps)
+    off, on = (training.inner_pgd(threat, 5) for threat in (Linf(EPS), Latent(projected.decoder, LATENT_EPS)))
     dual = {"attack": off, "latent_attack": on}
     return {
         "normal": base.bind(methods.natural),
@@ -89,7 +91,7 @@ def losses(projected: Projected) -> dict[str, base.Bound]:
 def accuracies(projected: Projected, seed: int, num_epochs: int, num_steps: int, names=BARS) -> dict[str, tuple]:
     """Accuracy in percent of each way to train: clean, under PGD, under OM-PGD."""
     model = models.from_nnx(models.Mlp(projected.train.x.shape[1:], 10, rngs=nnx.Rngs(seed)))
-    off = base.bind(attacks.pgd, threat=Linf(EPS, box=projected.box), step_size=EPS / 10, num_steps=num_steps)
+    off = base.bind(attacks.pgd, threat=Linf(EPS), step_size=EPS / 10, num_steps=num_steps)
     on = base.bind(attacks.pgd, threat=Latent(projected.decoder, LATENT_EPS), step_size=LATENT_EPS / 10, num_steps=num_steps)
     table = {}
     for name, loss in losses(projected).items():

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from robustjax import losses
+from robustjax import base, losses
 from robustjax.base import Array, Attack, Key, LossFn
 from robustjax.training import weights
 from robustjax.training.crafting import craft, craft_divergent
@@ -53,8 +53,8 @@ def dual_manifold(
     """
     key_image, key_code = jax.random.split(key)
     off = craft(attack, key_image, apply_fn, params, model_state, x.x, y, craft_mode)
-    on = craft(latent_attack, key_code, apply_fn, params, model_state, x.code, y, craft_mode)
-    _check(on, x)
+    decoded_fn = base.bind(_decoded, apply_fn=apply_fn, expected=x)
+    on = craft(latent_attack, key_code, decoded_fn, params, model_state, x.code, y, craft_mode)
 
     def risk(params):
         image, (state, metrics) = natural(params, model_state, key, off, y, apply_fn=apply_fn, loss_fn=loss_fn)
@@ -100,8 +100,8 @@ def dual_manifold_trades(
     """
     key_image, key_code = jax.random.split(key)
     off = craft_divergent(attack, key_image, apply_fn, params, model_state, x.x, craft_mode)
-    on = craft_divergent(latent_attack, key_code, apply_fn, params, model_state, x.code, craft_mode, clean=x.x)
-    _check(on, x)
+    decoded_fn = base.bind(_decoded, apply_fn=apply_fn, expected=x)
+    on = craft_divergent(latent_attack, key_code, decoded_fn, params, model_state, x.code, craft_mode, clean=x.x)
 
     def risk(params):
         logits, state = apply_fn(params, model_state, x.x, "train")
@@ -116,6 +116,12 @@ def dual_manifold_trades(
     return risk(weights_fn(risk, params))
 
 
-def _check(decoded, x):
-    if decoded.shape != x.x.shape:
-        raise ValueError(f"the decoder makes {decoded.shape} of the codes {x.code.shape}, but the inputs are {x.x.shape}; they must agree.")
+def _decoded(params, model_state, x, mode, *, apply_fn, expected):
+    # The model as the latent attack sees it: asked before the network, which would speak of its own first layer.
+    shape = expected.x.shape[1:]
+    if x.shape[1:] != shape:
+        raise ValueError(
+            f"expected a decoder that makes [B, {', '.join(map(str, shape))}] of the codes {expected.code.shape}, got {x.shape}; "
+            "the decoded codes must agree with the inputs."
+        )
+    return apply_fn(params, model_state, x, mode)

@@ -46,7 +46,7 @@ def free(
     if x.shape != params.delta.shape:
         raise ValueError(
             f"free training keeps one perturbation per place in the batch: expected a batch of shape {params.delta.shape}, got {x.shape}; "
-            "start with delta of the shape of a batch."
+            f"pass batch_size={len(params.delta)}, or start with FreeParams(params, jnp.zeros({x.shape}))."
         )
     x_adv = threat.apply(x, threat.project(params.delta, x))
     return natural(params.params, model_state, key, x_adv, y, apply_fn=apply_fn, loss_fn=loss_fn)
@@ -76,7 +76,13 @@ def free_optimizer(optimizer: optax.GradientTransformation, threat, step_size) -
 
 
 def replay(step_fn: Callable, num_replays: int) -> Callable:
-    """A step that takes `num_replays` steps on the same minibatch and counts as one: m of free-m, for m times fewer epochs."""
+    """A step that takes `num_replays` steps on the same minibatch and counts as one: m of free-m, for m times fewer epochs.
+
+    Raises:
+      ValueError: fewer than one replay.
+    """
+    if num_replays < 1:
+        raise ValueError(f"expected num_replays of at least 1, got {num_replays}; pass 1 to train on each minibatch once.")
     return base.bind(_replay, step_fn=step_fn, num_replays=num_replays)
 
 

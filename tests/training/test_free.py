@@ -1,5 +1,7 @@
 """Free adversarial training: one gradient for both, perturbations that stay with their place, replays."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,8 +64,15 @@ def test_replays_keep_delta_across_batches_and_count_once():
     assert 0 < float(jnp.abs(end.params.delta).max()) <= EPS * (1 + 1e-5)
 
 
-def test_a_batch_of_another_length_is_named():
+def test_a_batch_that_does_not_fit_the_replays_is_named_when_traced():
     params, x, y = problem()
-    loss = base.bind(training.free, apply_fn=apply_fn, threat=Linf(EPS))
-    with pytest.raises(ValueError, match="one perturbation per place"):
-        loss(training.FreeParams(params, jnp.zeros((B, D))), None, KEY, x, y)
+    threat = Linf(EPS)
+    optimizer = training.free_optimizer(optax.sgd(0.1), threat, EPS)
+    step_fn = training.step(base.bind(training.free, apply_fn=apply_fn, threat=threat), optimizer)
+    start = training.init(training.FreeParams(params, jnp.zeros((B, D))), None, optimizer)
+    expected = r"expected a batch of shape \(8, 5\), got \(16, 5\); pass batch_size=8, or start with .*zeros\(\(16, 5\)\)"
+    run = functools.partial(training.fit, step_fn=training.replay(step_fn, 3), num_epochs=1, batch_size=2 * B)
+    with pytest.raises(ValueError, match=expected):
+        jax.eval_shape(run, start, KEY, x, y)
+    with pytest.raises(ValueError, match="expected num_replays of at least 1, got 0; pass 1"):
+        training.replay(step_fn, 0)

@@ -95,15 +95,16 @@ def apply_fn(params, model_state, x, mode):
     return x @ params, model_state
 
 
-def test_dual_manifold_losses_name_a_decoder_of_another_shape():
+@pytest.mark.parametrize("form", [training.dual_manifold, base.bind(training.dual_manifold_trades, beta=1.0)], ids=["half", "trades"])
+def test_dual_manifold_losses_name_a_decoder_of_another_shape(form):
     decoder = space()
     code = jax.random.normal(KEY, (B, K))
     latent = base.bind(attacks.fgsm, threat=Latent(decoder, 0.1))
     attack = base.bind(attacks.fgsm, threat=Linf(0.1, box=(-9.0, 9.0)))
     wrong = training.Coded(decoder(code)[:, :-1], code)
-    loss = base.bind(training.dual_manifold, apply_fn=lambda params, state, x, mode: (x[:, :2], state), attack=attack, latent_attack=latent)
-    with pytest.raises(ValueError, match="must agree"):
-        loss(jnp.zeros((D, C)), None, KEY, wrong, jnp.zeros(B, int))
+    loss = base.bind(form, apply_fn=apply_fn, attack=attack, latent_attack=latent)
+    with pytest.raises(ValueError, match=r"expected a decoder that makes \[B, 8\] of the codes \(6, 4\), got \(6, 9\).*must agree"):
+        jax.eval_shape(loss, jnp.zeros((D - 1, C)), None, KEY, wrong, jnp.zeros(B, int))
 
 
 def test_dual_manifold_is_the_mean_of_its_halves():

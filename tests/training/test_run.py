@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from robustjax import attacks, base, losses, training
-from robustjax.threats import Linf
+from robustjax.threats import Latent, Linf
 
 N, D, C = 96, 8, 3
 KEY = jax.random.key(0)
@@ -117,6 +117,13 @@ def test_what_would_spoil_a_run_is_named_before_it():
     with pytest.raises(ValueError, match="starts at random in a ball of radius 0"):
         training.check(loss(Linf(0.0)), x)
     training.check(loss(Linf(0.0), delta=0.0), x)
+    with pytest.raises(ValueError, match="leave the box"):
+        training.check(base.bind(training.free, apply_fn=apply_fn, threat=Linf(0.1)), x - 1)
+    on = base.bind(attacks.fgsm, threat=Latent(apply_fn, Linf(0.1, box=(-2.0, 2.0))))
+    dual = base.bind(training.dual_manifold, apply_fn=apply_fn, attack=loss(Linf(0.1)).hyper["attack"], latent_attack=on)
+    training.check(dual, training.Coded(x, 2 * x))
+    with pytest.raises(ValueError, match=r"leave the box \(-2.0, 2.0\)"):
+        training.check(dual, training.Coded(x, 4 * x))
 
 
 def test_overfitting_shows_where_a_single_step_misleads():
