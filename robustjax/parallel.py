@@ -1,5 +1,7 @@
 """Several devices: a mesh with one axis of data, inputs sharded over it, models replicated. The rest is `jit`."""
 
+import functools
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -43,8 +45,7 @@ def replicate(tree, mesh: Mesh):
 
 def gather(tree, mesh: Mesh):
     """Arrays split over the mesh as numpy arrays, whole on every process."""
-    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
-    return jax.tree.map(np.asarray, whole)
+    return jax.tree.map(np.asarray, _replicated(mesh)(tree))
 
 
 def pad_to(x: Array, num_rows: int):
@@ -57,3 +58,8 @@ def pad_to(x: Array, num_rows: int):
         raise ValueError(f"cannot pad {x.shape[0]} rows to {num_rows}: expected between 1 and {num_rows} rows.")
     rows = np.minimum(np.arange(num_rows), x.shape[0] - 1)
     return x[rows]
+
+
+@functools.cache
+def _replicated(mesh):
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -43,6 +43,15 @@ def test_replicated_values_are_whole_on_every_device():
     assert float(tree["eps"]) == 0.5
 
 
+def test_gathered_arrays_are_whole_and_the_second_gathering_compiles_nothing():
+    mesh = parallel.data_mesh()
+    x = np.arange(24.0, dtype=np.float32).reshape(8, 3)
+    np.testing.assert_array_equal(parallel.gather(parallel.shard_batch(x, mesh), mesh), x)
+    assert parallel._replicated(mesh)._cache_size() == 1
+    parallel.gather(parallel.shard_batch(x + 1, mesh), mesh)
+    assert parallel._replicated(mesh)._cache_size() == 1
+
+
 @pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
 def test_padding_repeats_the_last_row_and_keeps_the_kind_of_array(convert):
     x = convert(np.arange(6.0, dtype=np.float32).reshape(3, 2))

@@ -81,7 +81,7 @@ def count_soft(
         raise ValueError(f"num_samples={num_samples} soft votes overflow 31 bits; add up calls of at most {int(SOFT_UNIT * 2**31) - 1}.")
 
     def votes(logits):
-        scaled = jax.nn.softmax(logits / temperature, axis=-1) / SOFT_UNIT
+        scaled = jax.nn.softmax(logits.astype(jnp.float32) / temperature, axis=-1) / SOFT_UNIT  # in bfloat16 they would not sum to 1
         rounded = jnp.floor(scaled), jnp.ceil(scaled), jnp.ceil(jnp.square(scaled) * SOFT_UNIT)
         return SoftVotes(*(part.astype(jnp.int32).sum(axis=1) for part in rounded))
 
@@ -94,7 +94,7 @@ def noisy(keys: Array, x: Array, sigma, num_samples: int, noise_fn=noise.gaussia
 
     def samples(key, x, sigma, first):
         sample_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(num_samples))
-        return jax.vmap(noise_fn, (0, None, None))(sample_keys, x, sigma.astype(x.dtype)), sample_keys
+        return jax.vmap(noise_fn, (0, None, None))(sample_keys, x, sigma.astype(jnp.promote_types(x.dtype, jnp.float32))), sample_keys
 
     return jax.vmap(samples)(keys, x, sigma, first)
 

@@ -60,13 +60,13 @@ def renyi_l2(p_lower, sigma):
 
     Source: Li et al., NeurIPS 2019, theorem 1, arXiv:1809.03113.
     """
-    p = np.clip(np.asarray(p_lower, np.float64), 0.5, 1.0)[..., None]
+    p = np.clip(np.asarray(p_lower, np.float64), 0.5, 1.0)[..., None]  # below 1/2 Cohen's is the smaller
     order = 1.0 + np.geomspace(1e-3, 1e4, 2000)
     log_p, log_q = np.log(p), np.log(np.maximum(1.0 - p, 1e-300))
     exponent = 1.0 - order
     log_mean = np.logaddexp(exponent * log_p, exponent * log_q) - math.log(2.0)
     radius = sigma * np.sqrt(np.maximum(-(2.0 / order) * (math.log(2.0) + log_mean / exponent), 0.0)).max(axis=-1)
-    return np.where(np.asarray(p_lower) < 0.5, gaussian_l2(p_lower, sigma), radius)
+    return np.minimum(radius, gaussian_l2(p_lower, sigma))  # never larger, were it not for rounding under the root, near 1/2
 
 
 def uniform_l1(p_lower, sigma):

@@ -4,6 +4,7 @@ Keys are made from an image's place in the data set and votes are counted in ste
 mesh and interruption never change a count, and an image stops where its own votes say.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -60,7 +61,8 @@ def sample(
       States; the last one is the result.
 
     Raises:
-      ValueError: an empty set, numbers of samples that do not divide, logits that are not finite, or a state of another data set.
+      ValueError: an empty set, sigma not positive, numbers of samples that do not divide, logits that are not finite, or a state of another
+        data set or plan.
     """
     x = np.asarray(x)
     if len(x) == 0 or batch_size < 1 or (mesh is not None and batch_size % mesh.size):
@@ -68,10 +70,15 @@ def sample(
         raise ValueError(f"expected inputs, and a batch_size that is a multiple of the {devices} devices; got {len(x)} and {batch_size}.")
     if num_step_samples < 1 or num_samples % num_step_samples:
         raise ValueError(f"num_samples={num_samples} is not a multiple of num_step_samples={num_step_samples}; pass e.g. a tenth of it.")
+    counting.check(sigma, num_selection)
+    if num_selection % chunk_size or num_step_samples % chunk_size:
+        raise ValueError(
+            f"chunk_size={chunk_size} does not divide num_selection={num_selection} and num_step_samples={num_step_samples}; "
+            f"pass e.g. {math.gcd(num_selection, num_step_samples)}."
+        )
     run = _Runner(key, base.bind(model_fn), x, batch_size, chunk_size, sigma, noise_fn, mesh)
     state = run.nothing() if state is None else VoteState(*(np.array(part) for part in state))
-    if len(state.selection) != len(x):
-        raise ValueError(f"cannot resume: the state is of {len(state.selection)} images, x of {len(x)}.")
+    _check_resumable(state, len(x), num_selection, num_samples, num_step_samples)
     yield state
     rows = np.flatnonzero(state.selection.sum(axis=1) == 0)
     for batch in np.split(rows, range(batch_size, len(rows), batch_size)) if len(rows) else ():
@@ -124,6 +131,17 @@ class _Runner:
         else:
             result = parallel.gather(_compiled(verb, self.model_fn, *parallel.shard_batch(batch, self.mesh)), self.mesh)
         return result[: len(rows)]
+
+
+def _check_resumable(state, num_images, num_selection, num_samples, num_step_samples):
+    if len(state.selection) != num_images:
+        raise ValueError(f"cannot resume: the state is of {len(state.selection)} images, x of {num_images}.")
+    chosen, drawn = (part.sum(axis=1) for part in state)
+    if not np.isin(chosen, (0, num_selection)).all() or (drawn > num_samples).any() or (drawn % num_step_samples).any():
+        raise ValueError(
+            f"cannot resume: the state has {chosen.max()} and {drawn.max()} votes, which num_selection={num_selection}, "
+            f"num_samples={num_samples} in steps of {num_step_samples} do not give; pass what it was begun with."
+        )
 
 
 def _clean_logits(keys, model_fn, x, *, first_sample):

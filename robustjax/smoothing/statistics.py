@@ -74,14 +74,15 @@ def certify(selection, estimation, *, sigma, alpha=0.001, radius_fn: Callable = 
       Prediction, radius and whether it is certified; numpy in float64.
 
     Raises:
-      ValueError: alpha outside (0, 1), sigma not positive, no votes, or the same votes twice (the same key).
+      ValueError: alpha outside (0, 1), sigma not positive, no votes, the same votes twice (the same key), or inputs with different
+        numbers of votes: what was stopped early goes to `certify_sequential`.
 
     Guarantee:
       With probability at least 1 - alpha per input, no x' with |x' - x| < radius changes the smoothed prediction. Assumes the exact
       noise; floating point is not covered.
     Source: Cohen et al., ICML 2019, CERTIFY, arXiv:1902.02918. Differs: takes counts, so sampling and statistics are two functions.
     """
-    chosen, votes, totals = selected(selection, estimation, sigma, alpha)
+    chosen, votes, totals = _selected_at_once(selection, estimation, sigma, alpha)
     return certificate(chosen, binomial_lower(votes, totals, alpha), sigma, radius_fn)
 
 
@@ -100,7 +101,7 @@ def certify_two_sided(selection, estimation, *, sigma, alpha=0.001) -> Certifica
       As `certify`.
     Source: Cohen et al., ICML 2019, theorem 1, arXiv:1902.02918.
     """
-    chosen, votes, totals = selected(selection, estimation, sigma, alpha)
+    chosen, votes, totals = _selected_at_once(selection, estimation, sigma, alpha)
     counts = _counts(estimation)
     p_lower = binomial_lower(votes, totals, alpha / 2.0)
     others = binomial_upper(counts, totals[:, None], alpha / 2.0 / (counts.shape[1] - 1))
@@ -134,11 +135,18 @@ def certify_soft(
     Returns:
       As `certify`, for the soft classifier, which is another one than the hard one.
 
+    Raises:
+      ValueError: as `certify`, and a num_samples that the votes contradict.
+
     Guarantee:
       As `certify`.
     Source: Salman et al., NeurIPS 2019, lemmas 1 and 2, arXiv:1906.04584; Zhai et al., ICLR 2020, appendix C, arXiv:2001.02378.
     """
-    chosen, _, _ = selected(selection, votes.low, sigma, alpha)
+    chosen, _, least = selected(selection, votes.low, sigma, alpha)
+    most = np.asarray(votes.high, np.int64).sum(axis=1)
+    whole = num_samples / counting.SOFT_UNIT  # a sample's probabilities sum to 1, to rounding
+    if num_samples < 2 or (least > (1.0 + 1e-5) * whole).any() or (most < (1.0 - 1e-5) * whole).any():
+        raise ValueError(f"the votes are not the sum of num_samples={num_samples} >= 2 samples; pass how many were drawn in all.")
     rows = np.arange(len(chosen))
     low, squares = (np.asarray(part)[rows, chosen] * counting.SOFT_UNIT for part in (votes.low, votes.squares))
     mean = low / num_samples
@@ -189,6 +197,16 @@ def selected(selection, estimation, sigma, alpha) -> tuple[np.ndarray, np.ndarra
         raise ValueError("selection and estimation are the same votes; draw them with different keys, or the bound does not hold.")
     chosen = selection.argmax(axis=1)
     return chosen, estimation[np.arange(len(chosen)), chosen], estimation.sum(axis=1)
+
+
+def _selected_at_once(selection, estimation, sigma, alpha):
+    chosen, votes, totals = selected(selection, estimation, sigma, alpha)
+    if totals.min() != totals.max():
+        raise ValueError(
+            f"expected as many votes for every input, got {totals.min()} to {totals.max()}: a bound for a fixed number does not hold where "
+            "the votes decided when to stop; use certify_sequential with the planned num_samples."
+        )
+    return chosen, votes, totals
 
 
 def _counts(counts):

@@ -37,7 +37,7 @@ def macer(
       gamma: margin of the hinge, in standard deviations.
 
     Returns:
-      The loss and (model_state, {"loss", "accuracy", "radius"}), the last the mean soft radius, wrong predictions as 0.
+      The loss and (model_state, {"loss", "accuracy", "radius"}), the last the mean soft radius, 0 where it does not count.
 
     Source: Zhai et al., ICLR 2020, Algorithm 1, arXiv:2001.02378.
     """
@@ -52,11 +52,11 @@ def macer(
 
 
 def radius_margin(probs: Array, y: Array) -> tuple[Array, Array]:
-    """Phi^-1(p1) - Phi^-1(p2) of the two largest probabilities [B, C], and where it counts: y leads, and neither is 0 or 1.
+    """Phi^-1(p1) - Phi^-1(p2) of the two largest probabilities [B, C], and where it counts: y leads, and neither is 0 or 1 to rounding.
 
     Elsewhere the margin is a constant, with a gradient of zero instead of NaN.
     """
     (first, second), leader = jax.lax.top_k(probs, 2)[0].T, probs.argmax(axis=1)
-    counted = (leader == y) & (first < 1.0) & (second > 0.0)
+    counted = (leader == y) & (first < 1.0) & (second >= jnp.finfo(probs.dtype).tiny)  # below, the slope of ndtri overflows
     upper, lower = jnp.where(counted, first, 0.5), jnp.where(counted, second, 0.5)
     return jax.scipy.special.ndtri(upper) - jax.scipy.special.ndtri(lower), counted

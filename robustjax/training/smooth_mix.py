@@ -7,9 +7,8 @@ import jax.numpy as jnp
 
 from robustjax import arrays, losses
 from robustjax.base import Array, Attack, Key, LossFn
-from robustjax.smoothing.soft import soft
+from robustjax.smoothing.soft import log_mean_softmax
 from robustjax.training.consistency import mean_divergence
-from robustjax.training.crafting import classifier
 from robustjax.training.gaussian import mean_loss, noisy_logits
 from robustjax.training.natural import accuracy
 from robustjax.training.smooth_adv import craft_smoothed
@@ -33,7 +32,7 @@ def smooth_mix(
 ):
     """Mean loss at x + noise + weight * KL of the prediction at (1 - t) x + t x' + noise from (1 - t) p(x) + t / C, t ~ U(0, max_mix).
 
-    Only examples that the smoothed model classifies as y are mixed.
+    p is the mean probability over the noise, differentiated; only examples where it is largest at y are mixed.
 
     Args:
       params, model_state, key, x, y, apply_fn, loss_fn, craft_mode: as for `smooth_adv`.
@@ -46,17 +45,17 @@ def smooth_mix(
     Returns:
       The loss and (model_state, {"loss", "accuracy"} under noise); both forward passes leave their statistics, the clean one first.
 
-    Source: Jeong et al., NeurIPS 2021, eq. 9, arXiv:2111.09277.
+    Source: Jeong et al., NeurIPS 2021, eq. 9, arXiv:2111.09277. Differs: neither the one-step example in the place of x, nor the
+      warm-up of the weight.
     """
     key_attack, key_noise, key_mix = jax.random.split(key, 3)
     keys = arrays.example_keys(key_noise, x.shape[0])
-    frozen = classifier(apply_fn, jax.lax.stop_gradient(params), model_state, craft_mode)
-    clean = jnp.exp(soft(frozen, sigma=sigma, num_samples=num_noise).draw(keys)(x))
     x_adv = craft_smoothed(attack, key_attack, keys, apply_fn, params, model_state, x, y, craft_mode, sigma, num_noise)
     share = jax.vmap(lambda k: jax.random.uniform(k, (), x.dtype, 0.0, max_mix))(arrays.example_keys(key_mix, x.shape[0]))
     mixed = x + arrays.per_example(share, x) * (x_adv - x)
-    target = jnp.log((1.0 - share[:, None]) * clean + share[:, None] / clean.shape[1])
     logits, state = noisy_logits(apply_fn, params, model_state, keys, x, sigma, num_noise)
+    clean = log_mean_softmax(logits)
+    target = jnp.logaddexp(jnp.log1p(-share)[:, None] + clean, jnp.log(share / clean.shape[1])[:, None])
     logits_mixed, state = noisy_logits(apply_fn, params, state, keys, mixed, sigma, num_noise)
     right = clean.argmax(axis=1) == y
     loss = mean_loss(loss_fn, logits, y) + weight * jnp.where(right, mean_divergence(logits_mixed, target), 0.0).mean()

@@ -72,6 +72,20 @@ def test_noise_has_its_distribution(noise_fn, distribution):
     assert np.std(drawn) == pytest.approx(0.5, rel=0.03)
 
 
+@pytest.mark.parametrize("noise_fn", [noise.gaussian, noise.laplace, noise.uniform, noise.splitting])
+def test_noise_on_narrow_inputs_is_that_of_float32_rounded(noise_fn):
+    # Drawn in bfloat16, a normal takes 128 values, none beyond 2.6 standard deviations.
+    x = jnp.full((20_000,), 0.5, jnp.bfloat16)
+    drawn = noise_fn(KEY, x, jnp.float32(0.3))
+    assert drawn.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(drawn, noise_fn(KEY, x.astype(jnp.float32), jnp.float32(0.3)).astype(jnp.bfloat16))
+    samples, _ = smoothing.counting.noisy(KEY[None], x[None], 0.3, 1, noise_fn)
+    key = jax.random.fold_in(KEY, 0)
+    np.testing.assert_array_equal(samples[0, 0], noise_fn(key, x, jnp.float32(0.3)), "sigma is not rounded to the type of x")
+    with pytest.raises(ValueError, match="floating type, got uint8"):
+        noise_fn(KEY, jnp.zeros(3, jnp.uint8), 0.3)
+
+
 @pytest.mark.parametrize("sigma", [0.1, 0.5])
 def test_splitting_noise_gives_the_middle_of_a_random_cell_that_holds_x(sigma):
     length = 2 * 3**0.5 * sigma
@@ -99,6 +113,9 @@ def test_soft_votes_bracket_the_sums_and_add_up():
     slack = 40 * smoothing.SOFT_UNIT + 1e-4
     for bound, total, sign in ((low, probs.sum(1), 1), (high, probs.sum(1), -1), (squares, (probs**2).sum(1), -1)):
         assert (sign * (total - bound) >= -1e-4).all() and (sign * (total - bound) <= slack).all()
+    coarse = jax.tree_util.Partial(lambda w, x: linear(w, x).astype(jnp.bfloat16), WEIGHT)
+    low = smoothing.count_soft(KEY, coarse, X, sigma=SIGMA, num_samples=40, chunk_size=10).low
+    assert (low.sum(axis=1) <= 40 / smoothing.SOFT_UNIT).all(), "probabilities rounded to 8 bits may sum to more than 1"
     parts = [run(num_samples=20, chunk_size=20), run(num_samples=20, chunk_size=5, first_sample=20)]
     jax.tree.map(np.testing.assert_array_equal, votes, jax.tree.map(jnp.add, *parts))
 
@@ -128,11 +145,11 @@ def test_the_smoothed_model_is_the_mean_softmax_and_its_gradients_are_those_of_t
 def test_the_gradient_free_form_is_steins_and_agrees_with_the_models_in_the_mean():
     keys = jax.random.split(KEY, 5)
 
-    def slope(free):
-        smoothed = smoothing.soft(MODEL, sigma=SIGMA, num_samples=40_000, gradient_free=free).draw(keys)
-        return jax.jit(jax.grad(lambda x: jnp.exp(smoothed(x))[:, 1].sum()))(X)
+    def probability(x, free):
+        smoothed = smoothing.soft(MODEL, sigma=SIGMA, num_samples=40_000, gradient_free=free)
+        return jnp.exp(smoothed.draw(keys)(x))[:, 1].sum()
 
-    forms = slope(False), slope(True)
+    forms = [jax.jit(jax.grad(probability), static_argnums=1)(X, free) for free in (False, True)]
     # A standard error is at most 1 / (SIGMA sqrt(40,000)) = .0125; five of them for 30 values.
     np.testing.assert_allclose(forms[0], forms[1], atol=0.0625)
     hard = jax.tree_util.Partial(lambda w, x: 1e6 * jnp.sign(linear(w, x)), WEIGHT)  # no gradient of its own
@@ -157,9 +174,9 @@ def test_attacks_reach_the_smoothed_model_with_fresh_and_with_kept_noise():
         np.testing.assert_allclose(result.delta, expected, atol=1e-5)
 
 
-def sampled(state=None, **changes):
+def sampled(state=None, model_fn=MODEL, **changes):
     options = {"sigma": SIGMA, "num_selection": 10, "num_samples": 200, "num_step_samples": 20, "batch_size": 3, "chunk_size": 10}
-    return smoothing.sample(KEY, MODEL, np.asarray(X), **(options | changes), state=state)
+    return smoothing.sample(KEY, model_fn, np.asarray(X), **(options | changes), state=state)
 
 
 def test_sampling_does_not_depend_on_batch_mesh_or_where_it_was_cut():
@@ -202,11 +219,19 @@ def test_what_a_user_can_get_wrong_is_named():
         smoothing.count_soft(KEY, MODEL, X, sigma=0.1, num_samples=200_000, chunk_size=10)
     with pytest.raises(ValueError, match="Gaussian noise"):
         smoothing.soft(MODEL, sigma=0.1, num_samples=2, gradient_free=True, noise_fn=noise.laplace)
-    broken = jax.tree_util.Partial(linear, WEIGHT * jnp.nan)
     with pytest.raises(ValueError, match="logits are not finite"):
-        next(smoothing.sample(KEY, broken, np.asarray(X), sigma=0.1, num_samples=10, num_step_samples=10, batch_size=2, chunk_size=10))
+        next(sampled(model_fn=jax.tree_util.Partial(linear, WEIGHT * jnp.nan)))
     with pytest.raises(ValueError, match="num_step_samples=30"):
         next(sampled(num_step_samples=30))
+    with pytest.raises(ValueError, match="sigma must be positive, got 0"):
+        next(sampled(sigma=0.0))
+    with pytest.raises(ValueError, match="positive number of samples, got 0"):
+        next(sampled(num_selection=0))
+    with pytest.raises(ValueError, match=r"chunk_size=8 does not divide .* pass e.g. 10"):
+        next(sampled(chunk_size=8))
     *_, state = sampled()
+    for changes in ({"num_samples": 100}, {"num_samples": 240, "num_step_samples": 60}, {"num_selection": 20}):  # would end elsewhere
+        with pytest.raises(ValueError, match="pass what it was begun with"):
+            next(sampled(state, **changes))
     with pytest.raises(ValueError, match="cannot resume"):
         next(sampled(smoothing.VoteState(state.selection[:2], state.estimation[:2])))

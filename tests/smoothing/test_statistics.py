@@ -79,6 +79,8 @@ def test_gaussian_radii_in_the_order_of_their_history():
     cohen, renyi, privacy, lipschitz = (f(GRID_P, 0.5) for f in (radii.gaussian_l2, radii.renyi_l2, radii.pixel_dp_l2, radii.lipschitz_l2))
     assert (privacy <= renyi + 1e-9).all() and (renyi <= cohen + 1e-4).all() and (lipschitz <= cohen + 1e-12).all()
     assert (renyi[2:] < 0.95 * cohen[2:]).all() and (privacy[2:] < 0.5 * renyi[2:]).all()
+    near = 0.5 + np.geomspace(1e-16, 1e-3, 200)  # where rounding under a root would pass for a radius
+    assert (radii.renyi_l2(near, 0.5) <= radii.gaussian_l2(near, 0.5)).all() and (radii.pixel_dp_l2(near, 0.5) <= 1e-3).all()
     np.testing.assert_allclose(cohen, 0.5 * scipy.stats.norm.ppf(GRID_P), rtol=1e-12)
     np.testing.assert_allclose(lipschitz, 0.5 * np.sqrt(np.pi / 2) * (GRID_P - 0.5), rtol=1e-12)
 
@@ -140,10 +142,13 @@ def test_soft_certificate_by_hand():
     h = np.array([0.9, 0.8, 1.0, 0.95])
     low = np.array([[(h * unit).astype(int).sum(), ((1 - h) * unit).astype(int).sum()]]) * 250
     squares = np.array([[np.ceil(h**2 * unit).sum(), np.ceil((1 - h) ** 2 * unit).sum()]]).astype(np.int64) * 250
-    soft = smoothing.SoftVotes(low, low, squares)
+    soft = smoothing.SoftVotes(low, low + 1000, squares)
     certificate = smoothing.certify_soft(votes([90, 10]), soft, 1000, sigma=0.5, alpha=0.001)
     expected = smoothing.bernstein_lower(h.mean(), h.var() * 1000 / 999, 1000, 0.001)
     assert certificate.radius[0] == pytest.approx(0.5 * scipy.stats.norm.ppf(expected), abs=1e-3)
+    for wrong in (1, 990, 1010):  # too few would overstate the mean
+        with pytest.raises(ValueError, match="not the sum of num_samples"):
+            smoothing.certify_soft(votes([90, 10]), soft, wrong, sigma=0.5)
 
 
 @pytest.mark.parametrize("p", [0.3, 0.7, 0.99])
@@ -207,6 +212,24 @@ def test_curves_and_averages():
     np.testing.assert_array_equal(smoothing.certified_accuracy(certificate, y, (0.0, 0.25, 0.3, 0.5, 0.6)), [0.5, 0.5, 0.25, 0.25, 0.0])
     assert smoothing.average_radius(certificate, y) == pytest.approx(0.75 / 4)
     assert smoothing.failures(500, 0.001, 0.999) == scipy.stats.binom.ppf(0.999, 500, 0.001)
+
+
+def test_a_bound_for_a_fixed_number_refuses_votes_that_were_stopped():
+    # Stopped at the first look where the bound looked good: Clopper-Pearson at that look fails three times as often as promised.
+    rng = np.random.default_rng(3)
+    looks, p, alpha = np.arange(20, 1001, 20), 0.9, 0.05
+    hits = rng.binomial(20, p, (4000, len(looks))).cumsum(axis=1)
+    bounds = smoothing.binomial_lower(hits, looks, alpha)
+    stop = np.where((bounds > p).any(axis=1), (bounds > p).argmax(axis=1), len(looks) - 1)
+    rows = np.arange(len(stop))
+    assert (bounds[rows, stop] > p).mean() > 3 * alpha
+    estimation = np.stack([hits[rows, stop], looks[stop] - hits[rows, stop]], axis=1)
+    selection = np.tile([[9, 1]], (len(stop), 1))
+    for verb in (smoothing.certify, smoothing.certify_two_sided):
+        with pytest.raises(ValueError, match="use certify_sequential"):
+            verb(selection, estimation, sigma=1.0, alpha=alpha)
+    certificate = smoothing.certify_sequential(selection, estimation, num_samples=1000, sigma=1.0, alpha=alpha)
+    assert (certificate.radius > scipy.stats.norm.ppf(p)).mean() <= alpha
 
 
 @pytest.mark.parametrize(

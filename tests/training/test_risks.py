@@ -40,6 +40,9 @@ def problem():
 
 DECODER = base.bind(decoder, basis=jax.random.normal(jax.random.key(2), (2, D)))
 LATENT = base.bind(attacks.pgd, threat=Latent(DECODER, 0.1), step_size=0.04, num_steps=3)
+NOISE = {"sigma": 0.25, "num_noise": 3}
+SMOOTH_PGD = base.bind(attacks.pgd, threat=L2(EPS), step_size=0.07, num_steps=3, delta=0.0)
+DDN = base.bind(attacks.ddn, threat=L2(EPS), num_steps=3, init_eps=EPS)
 LOSSES = {
     "natural": base.bind(training.natural, apply_fn=apply_fn),
     "madry": base.bind(training.adversarial, apply_fn=apply_fn, attack=PGD),
@@ -56,8 +59,18 @@ LOSSES = {
     "on_manifold": base.bind(training.adversarial, apply_fn=apply_fn, attack=LATENT),
     "dual_manifold": base.bind(training.dual_manifold, apply_fn=apply_fn, attack=PGD, latent_attack=LATENT),
     "dual_manifold_trades": base.bind(training.dual_manifold_trades, apply_fn=apply_fn, attack=PGD, latent_attack=LATENT, beta=6.0),
+    "gaussian": base.bind(training.gaussian, apply_fn=apply_fn, **NOISE),
+    "stability": base.bind(training.stability, apply_fn=apply_fn, weight=2.0, **NOISE),
+    "smooth_adv": base.bind(training.smooth_adv, apply_fn=apply_fn, attack=SMOOTH_PGD, **NOISE),
+    "smooth_adv_ddn": base.bind(training.smooth_adv, apply_fn=apply_fn, attack=DDN, **NOISE),
+    "smooth_adv_gradient_free": base.bind(training.smooth_adv, apply_fn=apply_fn, attack=SMOOTH_PGD, gradient_free=True, **NOISE),
+    "macer": base.bind(training.macer, apply_fn=apply_fn, weight=4.0, **NOISE),
+    "consistency": base.bind(training.consistency, apply_fn=apply_fn, weight=5.0, **NOISE),
+    "smooth_mix": base.bind(training.smooth_mix, apply_fn=apply_fn, attack=SMOOTH_PGD, weight=5.0, **NOISE),
 }
-NUM_FORWARDS = {"mixed": 2, "trades": 2, "trades_restarts": 2, "mart": 2, "trades_awp": 2, "dual_manifold": 2, "dual_manifold_trades": 3}
+NUM_FORWARDS = {"dual_manifold_trades": 3} | dict.fromkeys(
+    ("mixed", "trades", "trades_restarts", "mart", "trades_awp", "dual_manifold", "stability", "smooth_mix"), 2
+)
 
 
 def data(name):
