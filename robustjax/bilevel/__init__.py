@@ -3,7 +3,7 @@
 from robustjax.bilevel.back_gradient import BackInfo, back_gradient
 from robustjax.bilevel.descent import descend
 from robustjax.bilevel.implicit import ImplicitInfo, implicit, solution
-from robustjax.bilevel.linear import adam, conjugate_gradient, dense, largest_eigenvalue, lissa, neumann
+from robustjax.bilevel.linear import adam, conjugate_gradient, dense, extreme_eigenvalues, largest_eigenvalue, lissa, neumann
 from robustjax.bilevel.penalty import PenaltyMethod, PenaltyState, penalty_check, penalty_init, penalty_step
 from robustjax.bilevel.problem import check
 from robustjax.bilevel.unrolled import SolveInfo, forward, truncated, unrolled
@@ -21,6 +21,7 @@ __all__ = [
     "conjugate_gradient",
     "dense",
     "descend",
+    "extreme_eigenvalues",
     "first_order",
     "forward",
     "implicit",

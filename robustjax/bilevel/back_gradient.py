@@ -45,26 +45,29 @@ def back_gradient(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *,
     if hyper.get("step_size") is None:
         raise ValueError("back_gradient reverses plain gradient descent: expected solve=base.bind(bilevel.descend, step_size=..., ...).")
     parts.check(problem, phi, theta0, batch)
-    num_steps, step_size = hyper["num_steps"], hyper["step_size"]
+    num_steps, step_size, inner_loss = hyper["num_steps"], hyper["step_size"], hyper["inner_loss"]
 
     def out(theta, _):
-        return descend(phi, theta, batch, inner_loss=problem.inner_loss, num_steps=1, step_size=step_size), theta if stored else None
+        return descend(phi, theta, batch, inner_loss=inner_loss, num_steps=1, step_size=step_size), theta if stored else None
 
     theta, path = jax.lax.scan(out, theta0, length=num_steps)
     value, (adjoint, grad) = jax.value_and_grad(problem.outer_loss, argnums=(0, 1))(theta, phi, batch)
 
+    def descended(tree, slope):
+        return jax.tree.map(lambda a, b: (a - step_size * b).astype(a.dtype), tree, slope)
+
     def back(carry, before):
         theta, adjoint, grad = carry
         if not stored:
-            slope = jax.grad(problem.inner_loss)(theta, phi, batch)
-            before = jax.tree.map(lambda t, g: t + step_size * g, theta, slope)
-        _, pull = jax.vjp(lambda theta, phi: jax.grad(problem.inner_loss)(theta, phi, batch), before, phi)
+            slope = jax.grad(inner_loss)(theta, phi, batch)
+            before = jax.tree.map(lambda t, g: (t + step_size * g).astype(t.dtype), theta, slope)
+        _, pull = jax.vjp(lambda theta, phi: jax.grad(inner_loss)(theta, phi, batch), before, phi)
         by_theta, by_phi = pull(adjoint)
-        adjoint, grad = (jax.tree.map(lambda a, b: a - step_size * b, a, b) for a, b in ((adjoint, by_theta), (grad, by_phi)))
+        adjoint, grad = descended(adjoint, by_theta), descended(grad, by_phi)
         return (before, adjoint, grad), None
 
     (start, _, grad), _ = jax.lax.scan(back, (theta, adjoint, grad), path, length=num_steps, reverse=True)
     way = parts.norm(jax.tree.map(jnp.subtract, theta, theta0))
-    residual = parts.norm(jax.tree.map(jnp.subtract, start, theta0)) / jnp.where(way > 0, way, 1.0)
+    residual = parts.norm(jax.tree.map(jnp.subtract, start, theta0)) / jnp.where(way == 0, 1.0, way)
     stationarity = parts.norm(jax.grad(problem.inner_loss)(theta, phi, batch))
     return HyperGradient(value, grad, theta, BackInfo(residual, stationarity))

@@ -44,6 +44,6 @@ def _step(i, carry, *, phi, batch, inner_loss, step_size, optimizer):
     theta, state = carry
     grad = jax.grad(inner_loss)(theta, phi, batch)
     if optimizer is None:
-        return jax.tree.map(lambda t, g: t - step_size * g, theta, grad), state
+        return jax.tree.map(lambda t, g: (t - step_size * g).astype(t.dtype), theta, grad), state
     updates, state = optimizer.update(grad, state, theta)
     return optax.apply_updates(theta, updates), state

@@ -13,7 +13,7 @@ from robustjax.bilevel import problem as parts
 class ImplicitInfo(NamedTuple):
     """How good a hypergradient by implicit differentiation is."""
 
-    residual: Array  # |H p - v| / |v| of the linear system
+    residual: Array  # |H p - v| / |v|, H without damping, which is an error too
     stationarity: Array  # |d inner_loss / d theta|, 0 at the optimum that the method assumes
     solution: Any  # p, to warm-start the next
 
@@ -34,10 +34,10 @@ def implicit(
       linear_start: the first p, like theta; None for zero.
 
     Returns:
-      Value, gradient, theta, and `ImplicitInfo`: an unsolved system shows in its residual.
+      Value, gradient, theta, and `ImplicitInfo`: an unsolved system, or one that damping changed, shows in its residual.
 
     Raises:
-      ValueError: phi has no effect.
+      ValueError: phi has no effect; or the result is differentiated again, which `solution` is for.
 
     Guarantee:
       exact at an inner optimum with a regular Hessian and residual 0.
@@ -52,9 +52,11 @@ def implicit(
     p = linear_fn(product, v, jax.tree.map(jnp.zeros_like, v) if linear_start is None else linear_start)
     grad = jax.tree.map(jnp.subtract, direct, parts.response(problem.inner_loss, theta, phi, batch, p))
     size = parts.norm(v)
-    residual = parts.norm(jax.tree.map(jnp.subtract, product(p), v)) / jnp.where(size > 0, size, 1.0)
+    miss = jax.tree.map(lambda h, p, v: h - damping * p - v, product(p), p, v)
+    residual = parts.norm(miss) / jnp.where(size == 0, 1.0, size)
     stationarity = parts.norm(jax.grad(problem.inner_loss)(theta, phi, batch))
-    return HyperGradient(value, grad, theta, ImplicitInfo(residual, stationarity, p))
+    result = HyperGradient(value, grad, theta, ImplicitInfo(residual, stationarity, p))
+    return parts.once(result, "differentiate outer_loss(bilevel.solution(...)(phi, theta0, batch), ...), as often as you like.")
 
 
 def solution(inner_loss: Callable, solve: Callable, *, linear_fn: Callable, damping=0.0) -> Callable:

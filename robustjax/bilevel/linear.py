@@ -18,10 +18,13 @@ def conjugate_gradient(product: Callable, v, start, *, num_steps: int, tolerance
       v: the right side.
       start: the first p.
       num_steps: products, at most.
-      tolerance: of |H p - v| / |v|, where to stop before.
+      tolerance: of |H p - v| / |v|, where to stop before; at least the rounding of v's type.
 
     Source: Hestenes & Stiefel, 1952, as in `jax.scipy`; for hypergradients Pedregosa, ICML 2016, arXiv:1602.02355.
     """
+    # Past rounding the recursion underflows to 0 / 0; a right side of zero has no scale to stop at, but a known solution.
+    start = jax.tree.map(lambda p: jnp.where(problem.norm(v) == 0, 0, p), start)
+    tolerance = jnp.maximum(tolerance, jnp.finfo(jnp.result_type(*jax.tree.leaves(v))).eps)
     return jax.scipy.sparse.linalg.cg(product, v, start, tol=tolerance, maxiter=num_steps)[0]
 
 
@@ -48,7 +51,7 @@ def dense(product: Callable, v, start):
 def adam(product: Callable, v, start, *, learning_rate, num_steps: int):
     """Adam on |H p - v|^2 / 2, warm-started: the linear system of ApproxGrad. Rough; its residual says how rough.
 
-    Source: Mehra & Hamm, ACML 2021, arXiv:1911.03432, as released.
+    Source: Mehra & Hamm, ACML 2021, arXiv:1911.03432, as released. Differs: Adam's moments start afresh in every call.
     """
     optimizer = optax.scale_by_adam()
 
@@ -75,7 +78,8 @@ def lissa(product: Callable, v, start, *, key, sampled_fn: Callable, scale, damp
       num_steps: of one run.
       num_repeats: runs.
 
-    Source: Agarwal et al., JMLR 2017, arXiv:1602.03943; Koh & Liang, ICML 2017, arXiv:1703.04730.
+    Source: Agarwal et al., JMLR 2017, arXiv:1602.03943; Koh & Liang, ICML 2017, arXiv:1703.04730. Differs: damping has the unit of H;
+      theirs is divided by scale.
     """
     del product
 
@@ -105,3 +109,29 @@ def largest_eigenvalue(product: Callable, like, *, num_steps: int = 30):
         return h, problem.norm(h)
 
     return jax.lax.scan(step, start, length=num_steps)[1][-1]
+
+
+def extreme_eigenvalues(product: Callable, like, *, num_steps: int = 50):
+    """(smallest, largest) eigenvalue of H by Lanczos' iteration: between the true ones, and near them long before power iteration is.
+
+    Minus the smallest, where it is negative, is the damping that H needs.
+
+    Source: Lanczos, 1950; without reorthogonalisation, which the extremes do not need (Paige, 1980).
+    """
+    flat, unravel = ravel_pytree(jax.tree.map(problem.wide, like))
+    start = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)
+
+    def step(carry, _):
+        before, q, beta = carry
+        h = ravel_pytree(product(unravel(q)))[0]
+        alpha = jnp.vdot(q, h)
+        rest = h - alpha * q - beta * before
+        beta = problem.norm(rest)
+        return (q, rest / jnp.where(beta == 0, 1.0, beta), beta), (alpha, beta)
+
+    first = (jnp.zeros_like(start), start / problem.norm(start), jnp.zeros((), flat.dtype))
+    alpha, beta = jax.lax.scan(step, first, length=min(num_steps, flat.size))[1]
+    ended = jnp.cumsum(beta == 0) > jnp.int32(beta == 0)  # an invariant space was found before
+    diagonal = jnp.where(ended, alpha[0], alpha)
+    values = jnp.linalg.eigvalsh(jnp.diag(diagonal) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))
+    return values[0], values[-1]

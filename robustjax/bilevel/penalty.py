@@ -20,7 +20,7 @@ class PenaltyState(NamedTuple):
 
     phi: Any
     theta: Any
-    multiplier: Any  # like theta: nu of the constraint d inner / d theta = 0
+    multiplier: Any  # like theta, in float32 at least: nu of the constraint d inner / d theta = 0
     rho: Array  # of the penalty
     weight: Array  # lambda of the inner loss itself, which holds theta near its minimum at first
     tolerance: Array  # epsilon of the stationarity at which the former three change
@@ -54,7 +54,7 @@ def penalty_init(method: PenaltyMethod, phi, theta, *, rho, weight, tolerance=1.
       tolerance: of the first stage (epsilon).
     """
     as_array = lambda value: jnp.asarray(value, jnp.result_type(float))  # noqa: E731
-    multiplier = jax.tree.map(jnp.zeros_like, theta)
+    multiplier = jax.tree.map(lambda leaf: jnp.zeros_like(parts.wide(leaf)), theta)
     opt_phi, opt_theta = method.optimizer_phi.init(phi), method.optimizer_theta.init(theta)
     rho, weight, tolerance, rate = (as_array(value) for value in (rho, weight, tolerance, 1.0))
     return PenaltyState(phi, theta, multiplier, rho, weight, tolerance, rate, opt_phi, opt_theta, jnp.int32(0))
@@ -111,10 +111,10 @@ def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_step
 
     Args:
       problem, state, batch: of `penalty_step`.
-      num_steps: products with a Hessian, for its extreme eigenvalues.
+      num_steps: products with a Hessian, for its smallest eigenvalue (Lanczos: from above, so that a slight curvature may be missed).
 
     Raises:
-      ValueError: the Hessian in theta has a negative eigenvalue; with the rho that would do.
+      ValueError: the Hessian in theta has a negative eigenvalue, or is not finite; with what to do.
     """
 
     def penalised(theta, phi, batch):
@@ -124,10 +124,9 @@ def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_step
 
     product = parts.hessian(penalised, state.theta, state.phi, batch)
     like = jax.tree.map(parts.wide, state.theta)
-    largest = 1.1 * linear.largest_eigenvalue(product, like, num_steps=num_steps)
-    shifted = linear.largest_eigenvalue(lambda p: jax.tree.map(lambda p, h: largest * p - h, p, product(p)), like, num_steps=num_steps)
-    smallest = float(largest - shifted)
-    if smallest < -1e-3 * float(largest):
+    smallest, largest = map(float, linear.extreme_eigenvalues(product, like, num_steps=num_steps))
+    rounding = 100 * jnp.finfo(jnp.result_type(*jax.tree.leaves(like))).eps * max(abs(smallest), abs(largest))
+    if not smallest >= -rounding:
         raise ValueError(
             f"at rho={float(state.rho):g}, weight={float(state.weight):g} the penalised inner problem curves downward (smallest eigenvalue "
             f"about {smallest:.3g}) and may be unbounded below; start with a larger rho, keep the weight, or bound the outer loss."

@@ -16,10 +16,10 @@ def inner(a, b):
 
 
 def norm(a):
-    """|a|_2 over a pytree; its gradient at zero is zero."""
+    """|a|_2 over a pytree; its gradient at zero is zero, and NaN stays NaN."""
     squared = inner(a, a)
-    positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+    zero = squared == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))
 
 
 def wide(leaf):
@@ -47,6 +47,20 @@ def response(inner_loss: Callable, theta, phi, batch, p):
     return jax.grad(lambda phi: inner(jax.grad(inner_loss)(theta, phi, batch), p))(phi)
 
 
+def once(result, remedy: str):
+    """The result, whose further derivatives raise: theta was detached, so that they would be wrong without a sign."""
+
+    @jax.custom_jvp
+    def same(result):
+        return result
+
+    @same.defjvp
+    def _(primals, tangents):
+        raise ValueError(f"this hypergradient was made at a detached theta and has no derivatives of its own; {remedy}")
+
+    return same(result)
+
+
 def check(problem: Bilevel, phi, theta, batch) -> None:
     """Phi has an effect on the outer loss, directly or through theta; looked at in the traced program, so also under jit.
 
@@ -54,22 +68,26 @@ def check(problem: Bilevel, phi, theta, batch) -> None:
       ValueError: it has none, so that every hypergradient would be zero.
     """
 
-    def gradients(theta, phi, batch, p):
-        return jax.grad(problem.outer_loss, argnums=1)(theta, phi, batch), response(problem.inner_loss, theta, phi, batch, p)
+    def gradients(theta, phi, batch):
+        v, direct = jax.grad(problem.outer_loss, argnums=(0, 1))(theta, phi, batch)
+        return direct, response(problem.inner_loss, theta, phi, batch, v)
 
-    program = jax.make_jaxpr(gradients)(theta, phi, batch, theta)
+    program = jax.make_jaxpr(gradients)(theta, phi, batch)
     jaxpr = program.jaxpr
-    moving = set(jaxpr.invars)
+    closed_over = [var for var, value in zip(jaxpr.constvars, program.consts, strict=True) if isinstance(value, jax.core.Tracer)]
+    moving = {*jaxpr.invars, *closed_over}
     for eqn in jaxpr.eqns:
         if any(isinstance(atom, core.Var) and atom in moving for atom in eqn.invars):
             moving |= set(eqn.outvars)
     if any(isinstance(atom, core.Var) and atom in moving for atom in jaxpr.outvars):
         return
     with jax.ensure_compile_time_eval():  # what depends on no input is known
-        zeros = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in jaxpr.invars if not jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key)]
-        constant = len(zeros) == len(jaxpr.invars) and all(bool((value == 0).all()) for value in core.jaxpr_as_fun(program)(*zeros))
+        zeros = [jax.lax.full(v.aval.shape, 0, v.aval.dtype) for v in jaxpr.invars]
+        consts = [jnp.zeros_like(value) if isinstance(value, jax.core.Tracer) else value for value in program.consts]
+        values = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))(*zeros)
+        constant = all(bool((value == 0).all()) for value in values)
     if constant:
         raise ValueError(
-            "phi has no effect: neither the outer loss nor the gradient of the inner loss in theta depends on it, so the hypergradient is "
-            "zero; expected phi (poisons, weights, ...) inside inner_loss, not behind a stop_gradient or rounding."
+            "phi has no effect: the outer loss depends on it neither directly nor through theta, so the hypergradient is zero; expected "
+            "phi (poisons, weights, ...) inside inner_loss, not behind a stop_gradient or rounding, and theta inside outer_loss."
         )

@@ -21,10 +21,10 @@ def value_function(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *
       weight: of the inner loss; the bias falls like 1 / weight, rounding grows with it.
 
     Returns:
-      Value, gradient, theta, and how stationary theta' is.
+      Value, gradient, theta, and how stationary the worse of theta and theta' is: the weight multiplies either's error.
 
     Raises:
-      ValueError: a solver without an inner_loss to exchange, or phi has no effect.
+      ValueError: a solver without an inner_loss to exchange; phi has no effect; or the result is differentiated again.
 
     Guarantee:
       exact as weight grows, with both problems solved.
@@ -43,8 +43,9 @@ def value_function(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *
     direct = jax.grad(problem.outer_loss, argnums=1)(drawn, phi, batch)
     change = jax.tree.map(jnp.subtract, of_phi(drawn, phi, batch), of_phi(theta, phi, batch))
     grad = jax.tree.map(lambda d, c: d + weight * c, direct, change)
-    stationarity = parts.norm(jax.grad(both)(drawn, phi, batch))
-    return HyperGradient(problem.outer_loss(theta, phi, batch), grad, theta, SolveInfo(stationarity))
+    first, second = (parts.norm(jax.grad(loss)(at, phi, batch)) for loss, at in ((problem.inner_loss, theta), (both, drawn)))
+    result = HyperGradient(problem.outer_loss(theta, phi, batch), grad, theta, SolveInfo(jnp.maximum(first, second)))
+    return parts.once(result, "use bilevel.solution or bilevel.unrolled.")
 
 
 def first_order(problem: Bilevel, solve: Callable, phi, theta0, batch=None) -> HyperGradient:

@@ -1,0 +1,130 @@
+"""What is reported is true: residuals, checks, and errors where a hypergradient would be wrong without a sign."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import base, bilevel
+from robustjax.base import Bilevel
+
+_CG = base.bind(bilevel.conjugate_gradient, num_steps=10)
+_FLAT = Bilevel(lambda theta, phi, batch: jnp.sum((theta[:1] - phi) ** 2), lambda theta, phi, batch: jnp.sum(theta**2))  # in theta[1]
+_QUADRATIC = Bilevel(
+    lambda theta, phi, batch: 0.5 * jnp.sum(batch * (theta - phi) ** 2), lambda theta, phi, batch: 0.5 * jnp.sum((theta - 2.0) ** 2)
+)
+_CURVES = jnp.array([1.0, 0.3, 0.05])
+
+
+def at(theta):
+    return lambda phi, theta0, batch: jnp.asarray(theta)
+
+
+def descent(num_steps, **options):
+    return base.bind(bilevel.descend, num_steps=num_steps, **({"inner_loss": _QUADRATIC.inner_loss, "step_size": 1.0} | options))
+
+
+@pytest.mark.parametrize("linear_fn", [bilevel.dense, _CG])
+def test_a_singular_hessian_is_not_called_solved(linear_fn):
+    result = bilevel.implicit(_FLAT, at([1.0, 1.0]), jnp.ones(1), jnp.zeros(2), linear_fn=linear_fn)
+    assert not float(result.info.residual) < 0.1
+    damped = bilevel.implicit(_FLAT, at([1.0, 1.0]), jnp.ones(1), jnp.zeros(2), linear_fn=linear_fn, damping=1e-3)
+    assert float(damped.info.residual) > 0.5
+
+
+def test_a_solver_that_broke_down_is_not_called_stationary():
+    result = bilevel.implicit(_FLAT, at([jnp.nan, 1.0]), jnp.ones(1), jnp.zeros(2), linear_fn=_CG)
+    assert np.isnan(result.info.stationarity) and np.isnan(result.info.residual)
+
+
+def test_damping_counts_in_the_residual():
+    phi, theta0 = jnp.ones(3), jnp.zeros(3)
+    for damping in (0.0, 0.1, 1.0):
+        result = bilevel.implicit(_QUADRATIC, at(phi), phi, theta0, _CURVES, linear_fn=bilevel.dense, damping=damping)
+        missing = jnp.linalg.norm(damping / (_CURVES + damping)) / jnp.sqrt(3.0)  # v = -1, p = v / (curve + damping)
+        np.testing.assert_allclose(result.info.residual, missing, atol=1e-6)
+
+
+def test_conjugate_gradients_go_past_convergence_and_solve_for_nothing():
+    matrix = 1e-3 * jnp.diag(jnp.array([1.0, 0.3, 0.03])) + 1e-4
+    v = jnp.array([0.1, -0.1, 0.6])
+    for rhs, start in ((v, jnp.zeros(3)), (v, v), (jnp.zeros(3), v)):
+        for num_steps in (10, 50, 500):
+            p = bilevel.conjugate_gradient(lambda p: matrix @ p, rhs, start, num_steps=num_steps)
+            np.testing.assert_allclose(p, jnp.linalg.solve(matrix, rhs), rtol=1e-3)
+
+
+def test_the_value_function_reports_the_worse_of_its_two_solutions():
+    phi, theta0 = jnp.ones(3), jnp.zeros(3)
+    result = bilevel.value_function(_QUADRATIC, descent(60), phi, theta0, _CURVES, weight=1e6)
+    first = jnp.linalg.norm(jax.grad(_QUADRATIC.inner_loss)(result.theta, phi, _CURVES))
+    assert float(first) > 1e-4 and float(result.info.stationarity) >= float(first)
+
+
+def test_a_gradient_at_a_detached_solution_refuses_to_be_differentiated():
+    phi, theta0 = jnp.ones(3), jnp.zeros(3)
+    for method in (base.bind(bilevel.implicit, linear_fn=_CG), base.bind(bilevel.value_function, weight=1e3)):
+
+        def of_value(phi, method=method):
+            return method(_QUADRATIC, descent(20), phi, theta0, _CURVES).value
+
+        with pytest.raises(ValueError, match="no derivatives of its own"):
+            jax.jit(jax.grad(of_value))(phi)
+        jax.grad(lambda phi, of_value=of_value: phi.sum() + of_value(jax.lax.stop_gradient(phi)))(phi)  # as a monitor
+
+
+def test_an_effect_is_looked_for_through_theta_keys_and_closures():
+    phi, theta, key = jnp.ones(3), jnp.zeros(3), jax.random.key(0)
+
+    def sees(theta, phi, batch):
+        return jnp.sum((theta - phi) ** 2)
+
+    def blind(theta, phi, batch):
+        return jnp.sum(theta**2)
+
+    for inner, outer, batch in ((blind, blind, key), (sees, lambda theta, phi, batch: jnp.float32(3.0), None)):
+        with pytest.raises(ValueError, match="phi has no effect"):
+            bilevel.check(Bilevel(inner, outer), phi, theta, batch)
+    linear = Bilevel(lambda theta, phi, batch: theta @ phi + jnp.sum(theta**2), lambda theta, phi, batch: theta.sum())
+    bilevel.check(linear, phi, theta, None)  # a constant effect through theta alone
+
+    def closed(factor):
+        bilevel.check(Bilevel(blind, lambda theta, phi, batch: jnp.sum(phi * factor)), phi, theta, None)
+        return factor
+
+    jax.jit(closed)(jnp.ones(3))
+
+
+def test_a_step_size_of_another_type_keeps_the_type_of_theta():
+    phi, theta0, curves = (jnp.asarray(a, jnp.bfloat16) for a in (jnp.ones(3), jnp.zeros(3), _CURVES))
+    solve = descent(3, step_size=jnp.float32(0.5))
+    assert solve(phi, theta0, curves).dtype == jnp.bfloat16
+    for stored in (True, False):
+        assert bilevel.back_gradient(_QUADRATIC, solve, phi, theta0, curves, stored=stored).grad.dtype == jnp.bfloat16
+
+
+def test_back_gradient_reverses_the_solver_that_it_was_given():
+    with jax.enable_x64(True):
+        phi, theta0, curves = jnp.ones(3), jnp.zeros(3), jnp.asarray(_CURVES, jnp.float64)
+
+        def other(theta, phi, batch):
+            return _QUADRATIC.inner_loss(theta, phi, batch) + jnp.sum(theta**2 * phi)
+
+        solve = descent(5, inner_loss=other, step_size=0.2)
+        ours = bilevel.back_gradient(_QUADRATIC, solve, phi, theta0, curves, stored=True)
+        np.testing.assert_allclose(ours.grad, bilevel.unrolled(_QUADRATIC, solve, phi, theta0, curves).grad, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "spectrum",
+    [[3.0, 0.5, -1.0], [2.0] * 5, [0.0] * 4, np.linspace(-0.01, 1.0, 40), np.append(np.geomspace(1e-3, 1.0, 60), -1e-3)],
+    ids=["indefinite", "multiple", "zero", "dense", "slight"],
+)
+def test_extreme_eigenvalues(spectrum):
+    spectrum = np.asarray(spectrum, np.float32)
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(len(spectrum),) * 2))[0]
+    matrix = jnp.asarray((basis * spectrum) @ basis.T, jnp.float32)
+    smallest, largest = jax.jit(lambda like: bilevel.extreme_eigenvalues(lambda p: matrix @ p, like))(jnp.zeros(len(spectrum)))
+    np.testing.assert_allclose([smallest, largest], [spectrum.min(), spectrum.max()], atol=2e-4)
+    scalar = bilevel.extreme_eigenvalues(lambda p: -2 * p, jnp.zeros(()))
+    np.testing.assert_allclose(scalar, (-2.0, -2.0), rtol=1e-6)
