@@ -128,6 +128,24 @@ class FastConvNet(nnx.Module):
         return self.head(nnx.relu(self.dense(x.reshape(x.shape[0], -1))))
 
 
+class LeNet(nnx.Module):
+    """Two 5x5 convolutions of 20 and 50 channels with max-pooling, a dense layer of 500: the MNIST network of smoothing's papers."""
+
+    def __init__(self, input_shape, num_classes, *, rngs):
+        height, width, channels = input_shape
+        self.first = nnx.Conv(channels, 20, (5, 5), padding="VALID", rngs=rngs)
+        self.second = nnx.Conv(20, 50, (5, 5), padding="VALID", rngs=rngs)
+        sides = [((side - 4) // 2 - 4) // 2 for side in (height, width)]
+        self.dense = nnx.Linear(50 * sides[0] * sides[1], 500, rngs=rngs)
+        self.head = nnx.Linear(500, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        """[B, H, W, C] -> [B, C]."""
+        for layer in (self.first, self.second):
+            x = nnx.max_pool(nnx.relu(layer(x)), (2, 2), (2, 2))
+        return self.head(nnx.relu(self.dense(x.reshape(x.shape[0], -1))))
+
+
 class PooledConvNet(ConvNet):
     """The same with stride 1 and 2x2 max-pooling."""
 
@@ -214,6 +232,7 @@ ARCHITECTURES = {
     "convnet_silu": SiluConvNet,
     "convnet_fast": FastConvNet,
     "convnet_linen": LinenConvNet,
+    "lenet": LeNet,
     "preactresnet18": PreActResNet18,
     "wrn-28-10": WideResNet2810,
 }

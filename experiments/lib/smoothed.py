@@ -1,0 +1,68 @@
+"""Training for smoothing: every method goes on from one model trained on Gaussian noise, for as many images, so that it can be compared."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from experiments.lib import experiment, models, training
+from robustjax import attacks, base
+from robustjax import training as methods
+from robustjax.base import ModelFn
+from robustjax.threats import L2
+
+METHODS = ("Gaussian", "Stability", "Consistency", "SmoothMix", "MACER", "SmoothAdv")
+
+
+class Effort(NamedTuple):
+    """How long and with how many noisy copies; Gaussian and Stability take one copy, Consistency and SmoothMix two."""
+
+    architecture: str = "convnet_fast"
+    num_warm_epochs: int = 10  # on Gaussian noise, shared by all methods of a sigma
+    num_epochs: int = 10  # of each method
+    batch_size: int = 100
+    learning_rate: float = 1e-3  # of Adam; constant, then along a cosine to zero
+    num_attack_steps: int = 4  # T of SmoothAdv and SmoothMix
+    num_attack_copies: int = 2  # m of SmoothAdv
+    num_radius_copies: int = 8  # k of MACER
+
+
+def losses(sigma: float, effort: Effort) -> dict[str, base.Bound]:
+    """The losses by method, without apply_fn, with the weights of their papers on MNIST."""
+    num_steps, weight = effort.num_attack_steps, 10.0 if sigma < 0.5 else 5.0
+    pgd = base.bind(attacks.pgd, num_steps=num_steps, delta=0.0, keep_fn=attacks.keep_last)
+    ball = base.bind(pgd, threat=L2(1.0), step_size=2.0 / num_steps)
+    free = base.bind(pgd, threat=L2(jnp.inf), step_size=0.5)
+    return {
+        "Gaussian": base.bind(methods.gaussian, sigma=sigma),
+        "Stability": base.bind(methods.stability, sigma=sigma, weight=2.0),
+        "Consistency": base.bind(methods.consistency, sigma=sigma, weight=weight),
+        "SmoothMix": base.bind(methods.smooth_mix, sigma=sigma, num_noise=2, weight=5.0, attack=free),
+        "MACER": base.bind(methods.macer, sigma=sigma, num_noise=effort.num_radius_copies, weight=16.0 if sigma < 1 else 6.0),
+        "SmoothAdv": base.bind(methods.smooth_adv, sigma=sigma, num_noise=effort.num_attack_copies, attack=ball),
+    }
+
+
+def train(name: str, sigma: float, settings: experiment.Settings, x, y, effort: Effort) -> ModelFn:
+    """The base classifier of a method at sigma, from its last checkpoint if there is one."""
+    first = training.run(f"warm-{sigma}", warm_plan(sigma, settings, x, y, effort), x, y, settings, effort=list(effort))
+    plan = plan_of(name, sigma, first.last, settings, x, y, effort)
+    return training.classifier(plan, training.run(f"{name}-{sigma}", plan, x, y, settings, effort=list(effort)).last)
+
+
+def warm_plan(sigma: float, settings: experiment.Settings, x, y, effort: Effort) -> training.Plan:
+    """Gaussian noise from the first weights, with Adam at a constant rate."""
+    model = models.build(effort.architecture, settings.seed, int(y.max()) + 1, x.shape[1:])
+    loss = base.bind(losses(sigma, effort)["Gaussian"], apply_fn=model.apply_fn)
+    return training.Plan(model, loss, optax.adam(effort.learning_rate), effort.num_warm_epochs, effort.batch_size)
+
+
+def plan_of(name: str, sigma: float, start, settings: experiment.Settings, x, y, effort: Effort) -> training.Plan:
+    """A method from the state `start`; the eps of SmoothAdv grows over the first third."""
+    model = models.build(effort.architecture, settings.seed, int(y.max()) + 1, x.shape[1:])
+    model = model._replace(params=start.params, model_state=start.model_state)
+    loss = base.bind(losses(sigma, effort)[name], apply_fn=model.apply_fn)
+    num_steps = effort.num_epochs * (len(x) // effort.batch_size)
+    ramp = base.bind(methods.eps_ramp, num_ramp_steps=max(num_steps // 3, 1)) if name == "SmoothAdv" else None
+    optimizer = training.cosine_adam(effort.learning_rate, len(x), effort.num_epochs, effort.batch_size)
+    return training.Plan(model, loss, optimizer, effort.num_epochs, effort.batch_size, ramp)
