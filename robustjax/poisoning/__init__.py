@@ -1,6 +1,6 @@
 """Training-time attacks: training data that make a learner fail as the attacker wants, crafted through what it will learn from them."""
 
-from robustjax.poisoning import classical
+from robustjax.poisoning import classical, sanitized
 from robustjax.poisoning.certified import Victim, lower_radius, soft_radius
 from robustjax.poisoning.craft import PoisonResult, craft, differentiated, random_control, signed
 from robustjax.poisoning.example_weights import weighted, weights
@@ -34,6 +34,7 @@ __all__ = [
     "penalized",
     "random_control",
     "response_gradient",
+    "sanitized",
     "signed",
     "soft_radius",
     "weighted",
