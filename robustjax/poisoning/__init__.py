@@ -6,7 +6,7 @@ from robustjax.poisoning.craft import PoisonResult, craft, differentiated, rando
 from robustjax.poisoning.example_weights import weighted, weights
 from robustjax.poisoning.features import Collision, bullseye, feature_collision
 from robustjax.poisoning.gradient_matching import cosine, gradient_matching
-from robustjax.poisoning.influence import Influence, influence, response_gradient
+from robustjax.poisoning.influence import Influence, influence, method_gradient, response_gradient
 from robustjax.poisoning.metapoison import Surrogates, metapoison
 from robustjax.poisoning.regularization import Regularized, learn_regularization, penalized
 from robustjax.poisoning.sets import choose, insert
@@ -31,6 +31,7 @@ __all__ = [
     "learn_regularization",
     "lower_radius",
     "metapoison",
+    "method_gradient",
     "penalized",
     "random_control",
     "response_gradient",
