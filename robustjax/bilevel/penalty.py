@@ -129,5 +129,5 @@ def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_step
     if not smallest >= -rounding:
         raise ValueError(
             f"at rho={float(state.rho):g} and weight={float(state.weight):g} the penalised inner problem curves downward (smallest "
-            f"eigenvalue about {smallest:.3g}) and may be unbounded below; start with a larger rho, keep the weight, or bound the outer loss."
+            f"eigenvalue about {smallest:.3g}) and may be unbounded below; start with a larger rho, or bound the outer loss."
         )
