@@ -41,7 +41,7 @@ class Trained(NamedTuple):
 
 
 def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> Trained:
-    """A run to its end, from its last checkpoint if there is one.
+    """A run to its end, from its last checkpoint if there is one; its weights are left in `weights_file`.
 
     Args:
       name: of the run, and of its folder of checkpoints.
@@ -79,7 +79,14 @@ def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> 
             bar.advance(task)
     files.close()
     free = lambda leaf: jnp.asarray(np.asarray(leaf))  # noqa: E731  (of the mesh: results go where they are used)
-    return Trained(jax.tree.map(free, state), jax.tree.map(free, best), scores)
+    trained = Trained(jax.tree.map(free, state), jax.tree.map(free, best), scores)
+    models.write(weights_file(settings.out, name), _params(trained.best), trained.best.model_state)
+    return trained
+
+
+def weights_file(out: str | pathlib.Path, name: str) -> pathlib.Path:
+    """Where a finished run leaves its best weights, or its last if it keeps no score: for `models.read`."""
+    return pathlib.Path(out) / "models" / f"{name}.npz"
 
 
 def fit(model: models.Model, loss, optimizer, x, y, *, seed: int, num_epochs: int, batch_size: int) -> ModelFn:
@@ -92,8 +99,7 @@ def fit(model: models.Model, loss, optimizer, x, y, *, seed: int, num_epochs: in
 
 def classifier(plan: Plan, state: training.TrainState) -> ModelFn:
     """The model of a state, whatever wraps its parameters."""
-    params = state.params.params if isinstance(state.params, training.FreeParams) else state.params
-    return training.classifier(plan.model.apply_fn, params, state.model_state)
+    return training.classifier(plan.model.apply_fn, _params(state), state.model_state)
 
 
 def held_out_accuracy(attack, model: models.Model, x, y, seed: int) -> Callable:
@@ -116,6 +122,10 @@ def inner_pgd(threat, num_steps: int, **options) -> base.Bound:
     """The attack of adversarial training: PGD whose last iterate counts, with steps of 2.5 eps / num_steps."""
     step_size = 2.5 * threat.radius() / num_steps
     return base.bind(attacks.pgd, threat=threat, step_size=step_size, num_steps=num_steps, keep_fn=attacks.keep_last, **options)
+
+
+def _params(state):
+    return state.params.params if isinstance(state.params, training.FreeParams) else state.params
 
 
 def _require_finite(name, losses, epoch, done, folder):
