@@ -42,7 +42,7 @@ def run(settings: experiment.Settings) -> report.Section:
         axis.set_title(title)
         for place, row in enumerate(table.values()):
             axis.text(place, row[column] + 1, f"{row[column]:.1f}", ha="center", fontsize=8)
-    axes[0].set_ylabel("accuracy in %")
+    axes[0].set(ylabel="accuracy in %", ylim=(0, 105))
     caption = (
         f"{len(projected.y_test)} test digits projected on {NUM_COMPONENTS} principal components and clipped to [0, 1]; an MLP of two "
         f"hidden layers of 200. PGD-50: linf {EPS} in pixels; OM-PGD-50: linf {LATENT_EPS} standard deviations in the code."
