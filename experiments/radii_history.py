@@ -8,8 +8,8 @@ from robustjax.smoothing import radii
 
 BOUNDS = {
     "Cohen et al., 2019": radii.gaussian_l2,
-    "Salman et al., 2019, lemma 1": radii.lipschitz_l2,
     "Li et al., 2019": radii.renyi_l2,
+    "Salman et al., 2019, lemma 1": radii.lipschitz_l2,
     "Lecuyer et al., 2019": radii.pixel_dp_l2,
 }
 SIZES = {"MNIST": 28 * 28, "CIFAR-10": 32 * 32 * 3, "ImageNet": 224 * 224 * 3}
@@ -36,7 +36,7 @@ def run(settings: experiment.Settings) -> report.Section:
     right.legend(fontsize=8, loc="lower left")
     rows = [[name, *(f"{float(bound(np.array(p), 1.0)):.3f}" for p in _SHOWN)] for name, bound in BOUNDS.items()]
     caption = (
-        "Left: radii of three years of proofs for the same Gaussian noise and the same probability; Cohen's cannot be improved without "
+        "Left: what four proofs make of the same Gaussian noise and the same probability; Cohen's cannot be improved without "
         "knowing more about the classifier. Right: the lp ball inside the l2 ball shrinks as d^(1/p - 1/2), and other noise does not help."
     )
     table = report.Table("Certified radius / sigma", "By the probability of the predicted class.", ["bound", *map(str, _SHOWN)], rows)
