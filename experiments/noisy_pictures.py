@@ -22,7 +22,7 @@ def run(settings: experiment.Settings) -> report.Section:
     plot, axes = plt.subplots(1 + len(SIGMAS), NUM_PICTURES, figsize=(8, 9))
     keys = jax.random.split(jax.random.key(settings.seed), NUM_PICTURES)
     for axis, picture in zip(axes[0], x, strict=True):
-        show(axis, picture, "sigma 0")
+        show(axis, picture, "no noise, no certificate")
     rows = []
     for sigma, line in zip(SIGMAS, axes[1:], strict=True):
         model_fn = smoothed.train("Gaussian", sigma, settings, dataset.x_train, dataset.y_train, effort)
@@ -46,7 +46,7 @@ def run(settings: experiment.Settings) -> report.Section:
     )
     text = (
         "A certificate of radius R is bought with noise many times longer than R: the classifier must read what hardly is to be read. "
-        "Random directions are cheap, the worst one is not; noise of this length would change nothing, a perturbation of length R might."
+        "Noise in a random direction leaves the vote as it is, however long; a perturbation that is chosen, and longer than R, might not."
     )
     return report.Section("The price of a radius", text, [report.figure("Digits in noise", caption, plot), table])
 

@@ -37,7 +37,8 @@ def run(settings: experiment.Settings) -> report.Section:
     plot.tight_layout()
     caption = (
         f"{num_samples} samples of noise of standard deviation {SIGMA}. The class is chosen by {poll.num_selection} other votes; its "
-        f"share is bounded from below with confidence 1 - {poll.alpha}, and R = sigma Phi^-1(bound)."
+        f"share is bounded from below with confidence 1 - {poll.alpha}, and R = sigma Phi^-1(bound): even where all votes agree, their "
+        "number limits R."
     )
     text = (
         "The smoothed classifier answers with the class that the base classifier names most often in noise. It cannot be computed, only "
@@ -52,8 +53,9 @@ def histogram(axis, selection, counts, radius: float, poll: votes.Poll) -> None:
     share = counts / counts.sum()
     bound = float(smoothing.binomial_lower(counts[chosen], counts.sum(), poll.alpha))
     axis.bar(np.arange(len(counts)), share, color=["C0" if k == chosen else "#bbb" for k in range(len(counts))])
-    axis.axhline(0.5, color="#888", lw=0.8, ls=":")
-    axis.hlines(bound, chosen - 0.4, chosen + 0.4, color="C3")
+    axis.axhline(0.5, color="#888", lw=0.8, ls=":", label="one half")
+    axis.hlines(bound, chosen - 0.4, chosen + 0.4, color="C3", label="lower bound of pA")
+    axis.legend(fontsize=8, loc="center right")
     verdict = f"R = {radius:.3f}" if bound >= 0.5 else "abstains"
     axis.set(xticks=np.arange(len(counts)), ylim=(0, 1.08), title=f"{counts[chosen]} of {counts.sum()} votes: pA >= {bound:.4f}, {verdict}")
     axis.set_ylabel("share of the votes")
