@@ -41,13 +41,15 @@ def run(settings: experiment.Settings) -> report.Section:
         known = np.isfinite(bounds.found) & (bounds.prediction >= 0)
         axis.plot(bounds.certified[known], bounds.found[known], ".", color=color, label=name, alpha=0.8)
         rows.append(row(name, bounds, y, num_wrong))
-    limit = max(1.0, *axis.get_xlim(), *axis.get_ylim())
-    axis.plot([0, limit], [0, limit], "k--", lw=1, label="r_num = r_cert")
-    axis.set(xlabel="r_cert, proved", ylabel="r_num, found", xlim=(0, limit), ylim=(0, limit), aspect="equal")
+    cap = float(smoothing.radii.gaussian_l2(smoothing.binomial_lower(num_samples, num_samples, ALPHA), SIGMA))
+    axis.plot([0, cap], [0, cap], "k--", lw=1, label="r_num = r_cert")
+    axis.axvline(cap, color="#bbb", lw=1, zorder=0, label="all votes agree")
+    axis.set(xlabel="r_cert, proved", ylabel="r_num, found", xlim=(0, 1.1 * cap), ylim=(0, None))
     axis.legend()
     most = smoothing.failures(num_images, 2 * ALPHA)
     caption = (
-        f"The first {num_images} test images, sigma {SIGMA}, {num_samples} samples; below the diagonal would be a contradiction. "
+        f"The first {num_images} test images, sigma {SIGMA}, {num_samples} samples: they cannot certify more than {cap:.2f}, where all "
+        "votes agree. Below the diagonal would be a contradiction. "
         f"r_num: FMN on the mean softmax of 16 fresh noises a step, its perturbation stretched by {', '.join(map(str, STRETCHES))}; x' "
         f"counts only if the votes there name another class at level {ALPHA} / {len(STRETCHES)}."
     )
