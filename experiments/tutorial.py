@@ -14,6 +14,11 @@ from experiments import (
     manifolds,
     margins,
     noise_and_distance,
+    noisy_pictures,
+    radii_history,
+    sandwich,
+    smoothing_methods,
+    vote_histogram,
     why_adversarial_examples,
 )
 from experiments.lib import experiment, report
@@ -25,6 +30,9 @@ PARTS = {
     ]),
     2: ("Part 2: can a model resist test-time attack?", [
         boundaries, adversarial_training, accuracy_against_robustness, manifolds, decoders,
+    ]),
+    3: ("Part 3: when is a model provably robust?", [
+        vote_histogram, noisy_pictures, radii_history, smoothing_methods, sandwich,
     ]),
 }  # fmt: skip
 

@@ -106,18 +106,16 @@ def looks(folder: str | pathlib.Path, poll: Poll, model_fn: ModelFn, x, at: Sequ
     Args:
       folder: of a file for each look. The rest as for `cast`; the poll is one without early stops, and the last look its number of samples.
     """
-    state, estimations = None, []
+    states: list[smoothing.VoteState] = []
     for num_samples in at:
-        state = cast(
-            pathlib.Path(folder) / f"{num_samples}.npz", poll._replace(num_samples=num_samples), model_fn, x, start=state, **options
-        )
-        estimations.append(state.estimation.copy())
-    return state.selection, np.stack(estimations)
+        path, part = pathlib.Path(folder) / f"{num_samples}.npz", poll._replace(num_samples=num_samples)
+        states.append(cast(path, part, model_fn, x, start=states[-1] if states else None, **options))
+    return states[-1].selection, np.stack([state.estimation for state in states])
 
 
 def replay(poll: Poll, selection: np.ndarray, estimations: np.ndarray) -> smoothing.VoteState:
     """The votes that a sequential poll with these looks [L, N, C] would have stopped with."""
-    undecided_fn = poll.undecided_fn()
+    undecided_fn = poll.undecided_fn() or (lambda selection, estimation: np.ones(len(selection), bool))
     stopped, waiting = estimations[0].copy(), np.ones(len(selection), bool)
     for estimation in estimations:
         stopped[waiting] = estimation[waiting]

@@ -18,6 +18,7 @@ from experiments import certify
 from experiments.lib import models, votes
 from robustjax import smoothing
 
+pytestmark = pytest.mark.xdist_group("certify")  # they share an uncut run
 ROOT = pathlib.Path(__file__).parents[2]
 SHORT = ["--n", "600", "--step", "20", "--n0", "20", "--chunk-size", "20", "--num-images", "48", "--sigma", "0.5", "--model", "linear"]
 
