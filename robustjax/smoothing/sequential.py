@@ -14,7 +14,7 @@ from robustjax.smoothing import radii, statistics
 
 LAST_SHARE = 0.9  # of alpha, for the look at num_samples
 _PRIOR = (1.0, 0.05)  # Beta: bets near probability 1, where the large radii are; a uniform prior costs 11 nats there, this 0.6
-_UNLIKELY = 1e-4  # a surprise that may cost an image its last grid step, never its validity
+_UNLIKELY = 1e-2  # a surprise that may cost an image its last grid step, never its validity
 _NUM_BISECTIONS = 60
 
 
