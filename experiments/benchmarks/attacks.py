@@ -183,7 +183,7 @@ def peer_runs(names, model_fn, x, y, thread_counts) -> dict[str, Run]:
     for num_threads in thread_counts:
         for name in names:
             for row, run in makers[name](module, x_torch, y_torch).items():
-                runs[row + _THREADS.format(num_threads)] = run._replace(function=functools.partial(_on_threads, num_threads, run.function))
+                runs[row + _THREADS.format(num_threads)] = run._replace(function=functools.partial(on_threads, num_threads, run.function))
     return runs
 
 
@@ -236,7 +236,7 @@ def check(times: dict[str, Times], compiled: dict[int, Times], num_compilations:
     kind = "cpu" if on_cpu else "wall"
 
     def ratio(name, reference):
-        return _ratio(times, name, reference, kind)
+        return time_ratio(times, name, reference, kind)
 
     bars = []
     for label in (_PGD, _APGD):
@@ -252,7 +252,7 @@ def check(times: dict[str, Times], compiled: dict[int, Times], num_compilations:
             bars.append(Bar(f"{name}, rewritten to plain", ratio(f"{name}, rewritten", f"{name}, plain"), bound))
     wall, cpu = (float(np.median(seconds)) for seconds in compiled[_APGD_STEPS])
     bars.append(Bar(f"wall seconds to compile {_APGD} (on a quiet machine; {cpu:.1f} CPU s)", wall, 1.5))
-    bars.append(Bar(f"the same over that of {min(compiled)} steps", _ratio(compiled, _APGD_STEPS, min(compiled), kind), 1.1))
+    bars.append(Bar(f"the same over that of {min(compiled)} steps", time_ratio(compiled, _APGD_STEPS, min(compiled), kind), 1.1))
     bars.append(Bar("compilations after the first across eps, seed, target, batch tail", num_compilations, 0))
     return bars
 
@@ -324,7 +324,8 @@ def _in_bfloat16(x, *, model_fn):
 # --- peers -----------------------------------------------------------------------------------------------------------------------
 
 
-def _on_threads(num_threads, function):
+def on_threads(num_threads, function):
+    """Runs a function of torch on so many threads."""
     import torch
 
     torch.set_num_threads(num_threads)
@@ -391,7 +392,8 @@ def _autoattack_runs(module, x, y):
 # --- the table -------------------------------------------------------------------------------------------------------------------
 
 
-def _ratio(times, name, reference, kind):
+def time_ratio(times, name, reference, kind):
+    """The median over rounds of the time of one row over that of another."""
     return float(np.median(getattr(times[name], kind) / getattr(times[reference], kind)))
 
 
@@ -436,7 +438,7 @@ attacked to the end. The best way of ours, which bars compare with peers, is the
 
 def _row(name, run, times):
     def ratios(reference):
-        return f"{_ratio(times, name, reference, 'cpu'):.2f} ({_ratio(times, name, reference, 'wall'):.2f})"
+        return f"{time_ratio(times, name, reference, 'cpu'):.2f} ({time_ratio(times, name, reference, 'wall'):.2f})"
 
     wall, cpu = (float(np.median(seconds)) * run.num_passes for seconds in times[name])
     to_floor = "" if name.startswith("pooled") else ratios(_FLOOR)

@@ -14,8 +14,13 @@ def require(*names: str) -> None:
         raise ImportError(f"missing {', '.join(missing)}, of the optional extra: pip install 'robustjax[benchmarks]'.")
 
 
-def torch_convnet(params):
-    """`experiments.lib.models.ConvNet` with these parameters, for 28x28 images, as a torch module on NCHW."""
+def torch_convnet(params, *, pooled_padding: int | None = None):
+    """`experiments.lib.models.ConvNet` with these parameters, for 28x28 images, as a torch module on NCHW.
+
+    Args:
+      params: of two convolutions `first` and `second`, and two dense layers `dense` and `head`.
+      pooled_padding: None for convolutions of stride 2; else they have stride 1, are padded so much, and 2x2 max-pooling follows.
+    """
     import torch
 
     params = jax.tree.map(lambda p: torch.tensor(np.asarray(p)), nnx.to_pure_dict(params))
@@ -26,6 +31,9 @@ def torch_convnet(params):
 
     def convolution(p):
         weight = p["kernel"].permute(3, 2, 0, 1)  # HWIO -> OIHW
+        if pooled_padding is not None:
+            layer = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=pooled_padding)
+            return with_weights(layer, weight, p["bias"]), torch.nn.MaxPool2d(2), torch.nn.ReLU()
         # Flax pads SAME at stride 2 on an even side behind only.
         layer = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=2)
         return torch.nn.ZeroPad2d((0, 1, 0, 1)), with_weights(layer, weight, p["bias"]), torch.nn.ReLU()

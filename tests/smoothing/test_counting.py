@@ -34,6 +34,11 @@ def test_votes_of_a_linear_classifier_are_binomial_with_the_probability_of_the_c
         assert scipy.stats.binomtest(int(votes), 20_000, float(probability)).pvalue > 1e-6
 
 
+def test_ties_of_logits_go_to_the_lower_class():
+    tied = jax.tree_util.Partial(lambda w, x: jnp.stack([w * x[:, 0], 1.0 + 0.0 * x[:, 0], 1.0 + 0.0 * x[:, 0]], axis=1), jnp.float32(0.0))
+    np.testing.assert_array_equal(count(KEY, tied, X, sigma=SIGMA, num_samples=12, chunk_size=4), np.tile([[0, 12, 0]], (5, 1)))
+
+
 def test_neither_chunk_nor_batch_nor_interruption_changes_a_count():
     whole = count(KEY, MODEL, X, sigma=SIGMA, num_samples=60, chunk_size=60)
     np.testing.assert_array_equal(whole, count(KEY, MODEL, X, sigma=SIGMA, num_samples=60, chunk_size=6))
