@@ -106,8 +106,8 @@ def sequential(sigma: float, settings: experiment.Settings, mnist: data.Dataset,
     is_near = abs(whole.average_radius - PUBLISHED[sigma]["Gaussian"]) <= _TOLERANCE
     header = ["samples", "ACR", *(f"{radius:g}" for radius in GRID), "samples of an image", "times fewer"]
     return _SEQUENTIAL.format(
-        sigma=sigma, num_images=num_images, num_looks=len(at), table=table(header, rows), published=PUBLISHED[sigma]["Gaussian"], radius=f"{whole.average_radius:.4f} +- {error:.4f}",
-        met=verdict(is_near), grid_only=verdicts[0], tolerant=verdicts[1],
+        sigma=sigma, num_images=num_images, num_looks=len(at), table=table(header, rows), published=PUBLISHED[sigma]["Gaussian"],
+        radius=f"{whole.average_radius:.4f} +- {error:.4f}", met=verdict(is_near), grid_only=verdicts[0], tolerant=verdicts[1],
     )  # fmt: skip
 
 
