@@ -39,6 +39,23 @@ def test_ties_of_logits_go_to_the_lower_class():
     np.testing.assert_array_equal(count(KEY, tied, X, sigma=SIGMA, num_samples=12, chunk_size=4), np.tile([[0, 12, 0]], (5, 1)))
 
 
+@pytest.mark.parametrize("num_classes", [1, 2, 10, 40])
+def test_the_unrolled_prediction_is_argmax(num_classes):
+    logits = np.random.default_rng(0).integers(-2, 3, (200, 2, num_classes)).astype(np.float32)  # many ties
+    logits[::7, :, num_classes // 2] = np.nan
+    logits[::14, :, 0] = np.nan
+    logits[1::9] = -np.inf
+    np.testing.assert_array_equal(smoothing.counting.leader(jnp.asarray(logits)), jnp.asarray(logits).argmax(axis=-1))
+
+
+def test_votes_over_a_mesh_gather_nothing():
+    mesh = parallel.data_mesh(4)
+    keys, x = parallel.shard_batch((jax.random.split(KEY, 8), jnp.ones((8, D))), mesh)
+    lowered = count.lower(keys, parallel.replicate(MODEL, mesh), x, sigma=SIGMA, num_samples=8, chunk_size=4)
+    program = lowered.compile().as_text()
+    assert "all-gather" not in program and "all-reduce" not in program and "collective" not in program
+
+
 def test_neither_chunk_nor_batch_nor_interruption_changes_a_count():
     whole = count(KEY, MODEL, X, sigma=SIGMA, num_samples=60, chunk_size=60)
     np.testing.assert_array_equal(whole, count(KEY, MODEL, X, sigma=SIGMA, num_samples=60, chunk_size=6))
