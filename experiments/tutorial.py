@@ -10,6 +10,8 @@ from experiments import (
     attack_grid,
     attack_table,
     boundaries,
+    certified_poisoning,
+    classical_poisoning,
     decoders,
     manifolds,
     margins,
@@ -25,6 +27,9 @@ PARTS = {
     ]),
     2: ("Part 2: can a model resist test-time attack?", [
         boundaries, adversarial_training, accuracy_against_robustness, manifolds, decoders,
+    ]),
+    4: ("Part 4: can you trust others' data?", [
+        classical_poisoning, certified_poisoning,
     ]),
 }  # fmt: skip
 
