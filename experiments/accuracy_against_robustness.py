@@ -103,8 +103,12 @@ def _architectures(settings):
     front = evaluate.pareto_front(accuracy, margin)
     plot, axis = plt.subplots(figsize=(6.5, 4.6))
     axis.scatter(accuracy, margin, c=["C3" if best else "C0" for best in front], s=24)
-    for place in zip(accuracy, margin, labels, strict=True):
-        axis.annotate(place[2], place[:2], fontsize=7, xytext=(3, 3), textcoords="offset points")
+    axis.margins(x=0.15)  # room for the last label
+    places = np.stack([accuracy, margin], axis=1)
+    away = (places[None] - places[:, None]) / np.maximum(np.ptp(places, axis=0), 1e-6)
+    crowded = ((np.abs(away) < (0.15, 0.05)).all(axis=2) & (away[..., 1] > 0)).any(axis=1)  # by a neighbour just above
+    for place, label, is_crowded in zip(places, labels, crowded, strict=True):
+        axis.annotate(label, place, (3, -9 if is_crowded else 3), textcoords="offset points", fontsize=7)
     axis.set_xlabel("clean accuracy")
     axis.set_ylabel("median l2 distance of the nearest error (FMN)")
     caption = (

@@ -135,10 +135,11 @@ def run(settings: experiment.Settings) -> report.Section:
         boundary = f"{100 * errors.natural.mean():.0f} + {100 * errors.boundary.mean():.0f}"
         rows.append([name, *(f"{value:.1f}" for value in row.values()), boundary, f"{100 * signs.gap:.0f}", f"{signs.cosine:.2f}"])
     header = ["trained with", *row, "natural + boundary error", "FGSM - PGD-20", "cosine"]
+    stopped = ", ".join(name for name in chosen if all_recipes[name].stopped_early)
     caption = (
         f"Accuracy in % on {num_images} test images at linf eps {eps:.3g}; AutoAttack ({', '.join(ensemble)}) and the decomposition of "
-        f"robust error on {num_strong}. Cosine: of input gradients at x and at random points of the ball. RS-FGSM, PGD, TRADES and "
-        "MART keep the best epoch on held-out data, the others the last."
+        f"robust error are on the first {num_strong} alone, where accuracies may differ. Cosine: of input gradients at x and at "
+        f"random points of the ball. These keep the best epoch on held-out data, the others the last: {stopped}."
     )
     text = (
         "A model trained on FGSM examples learns to resist FGSM alone: its accuracy under one step is high, under many steps near zero "

@@ -50,10 +50,11 @@ def picture(name: str, model_fn, dataset: data.Dataset, settings: experiment.Set
             axis.set_title(str(prediction), fontsize=9, color="black" if prediction == label else "red", pad=2)
             axis.set_xticks([])
             axis.set_yticks([])
-    distances = ", ".join(
-        f"{row} {np.median(np.linalg.norm((images - x).reshape(len(x), -1), axis=1)):.2f}" for row, (images, _) in shown.items()
+    median = lambda images: np.median(np.linalg.norm((images - x).reshape(len(x), -1), axis=1))  # noqa: E731
+    distances = ", ".join(f"{row} {median(images):.2f}" for row, (images, _) in shown.items() if row != "original")
+    return report.figure(
+        f"The {name} model", f"Predictions above, wrong ones in red. Median l2 distances from the original: {distances}.", plot
     )
-    return report.figure(f"The {name} model", f"Predictions above, wrong ones in red. Median l2 distances: {distances}.", plot)
 
 
 def _one_of_each(model_fn, dataset):

@@ -37,13 +37,17 @@ def run(settings: experiment.Settings) -> report.Section:
         clean = np.mean(np.asarray(evaluation.predicted(model_fn, x)) == y)
         robust = 1.0 - np.mean(evaluation.attacked(pgd, jax.random.key(settings.seed), model_fn, x, y).success)
         notes.append(f"{name}: {clean:.0%} clean, {robust:.0%} under PGD")
-    caption = f"{NUM_POINTS} points, a network of two hidden layers, l2 balls of radius {EPS} around some points. {'; '.join(notes)}."
+    caption = (
+        f"{NUM_POINTS} points, a network of two hidden layers; circles: l2 balls of radius {EPS} around every eighth point. "
+        f"{'; '.join(notes)}."
+    )
     toy = report.figure("The boundary before and after", caption, plot)
     dataset = data.load(settings.dataset)
     grid_figure = attack_grid.picture("robust", victims.load(settings, dataset)["robust"], dataset, settings)
     text = (
-        "Natural training puts the boundary anywhere between the classes; adversarial training keeps it a ball's radius away from the "
-        "points where they leave room. On the robust model the smallest perturbations are larger, and look like the other digit."
+        "Natural training puts the boundary anywhere between the classes; adversarial training moves it away from the points, toward a "
+        "ball's radius where they leave room. The grid of attacks that part 1 shows for both models is here the robust model's alone: "
+        "its smallest perturbations are strokes, which often complete another digit."
     )
     return report.Section("What adversarial training does to the boundary", text, [toy, grid_figure])
 

@@ -42,15 +42,15 @@ def run(settings: experiment.Settings) -> report.Section:
         axis.set_title(title)
         for place, row in enumerate(table.values()):
             axis.text(place, row[column] + 1, f"{row[column]:.1f}", ha="center", fontsize=8)
-    axes[0].set_ylabel("accuracy in %")
+    axes[0].set(ylabel="accuracy in %", ylim=(0, 105))
     caption = (
-        f"{len(projected.y_test)} test digits projected on {NUM_COMPONENTS} principal components; an MLP of two hidden layers of 200. "
-        f"PGD: linf {EPS} in pixels; OM-PGD: linf {LATENT_EPS} standard deviations in the code."
+        f"{len(projected.y_test)} test digits projected on {NUM_COMPONENTS} principal components and clipped to [0, 1]; an MLP of two "
+        f"hidden layers of 200. PGD-50: linf {EPS} in pixels; OM-PGD-50: linf {LATENT_EPS} standard deviations in the code."
     )
     text = (
-        "Perturbations of the code stay on the manifold, those of pixels leave it. Adversarial training resists the second better than "
-        "the first, on-manifold training the first and not at all the second; dual manifold training resists both, and is more accurate "
-        "than adversarial training."
+        "Perturbations of the code stay on the manifold, those of pixels leave it. Adversarial training gains most against the second, "
+        "less against the first, and costs accuracy; on-manifold training resists the first and not at all the second; dual manifold "
+        "training resists both, and costs less accuracy than adversarial training."
     )
     return report.Section("Attacks on and off the manifold", text, [report.figure("On and off the manifold", caption, plot)])
 

@@ -13,9 +13,17 @@ from experiments import (
     certified_poisoning,
     classical_poisoning,
     decoders,
+    influence_scatter,
     manifolds,
     margins,
+    metapoison,
     noise_and_distance,
+    noisy_pictures,
+    poison_frogs,
+    radii_history,
+    sandwich,
+    smoothing_methods,
+    vote_histogram,
     why_adversarial_examples,
 )
 from experiments.lib import experiment, report
@@ -28,8 +36,11 @@ PARTS = {
     2: ("Part 2: can a model resist test-time attack?", [
         boundaries, adversarial_training, accuracy_against_robustness, manifolds, decoders,
     ]),
+    3: ("Part 3: when is a model provably robust?", [
+        vote_histogram, noisy_pictures, radii_history, smoothing_methods, sandwich,
+    ]),
     4: ("Part 4: can you trust others' data?", [
-        classical_poisoning, certified_poisoning,
+        classical_poisoning, influence_scatter, poison_frogs, metapoison, certified_poisoning,
     ]),
 }  # fmt: skip
 

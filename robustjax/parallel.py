@@ -35,12 +35,26 @@ def shard_batch(tree, mesh: Mesh):
                 f"a batch of {leaf.shape[0]} cannot be split over {mesh.size} devices; pad it to "
                 f"{-(-leaf.shape[0] // mesh.size) * mesh.size} with parallel.pad_to."
             )
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("data")))
+    return _put(tree, NamedSharding(mesh, PartitionSpec("data")))
 
 
 def replicate(tree, mesh: Mesh):
     """The same value on every device of the mesh: for models and threats."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return _put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _put(tree, sharding):
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: _put_own(leaf, sharding), tree)
+
+
+def _put_own(leaf, sharding):
+    # Of a mesh over several processes: every process has the whole value, and puts what its devices hold.
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put_own(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 def gather(tree, mesh: Mesh):

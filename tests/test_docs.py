@@ -75,7 +75,7 @@ def _public():
 @pytest.fixture(scope="module")
 def documented():
     text = "\n".join(path.read_text() for path in (_ROOT / "docs/api").glob("*.md"))
-    return set(re.findall(r"^\.\. (?:autofunction|autoclass|py:data):: (\S+)", text, re.MULTILINE))
+    return set(re.findall(r"^\.\. (?:autofunction|autoclass|automodule|py:data):: (\S+)", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize(("module", "name", "value"), list(_public()))

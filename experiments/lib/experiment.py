@@ -79,8 +79,8 @@ def section(run: Callable[[Settings], report.Section], settings: Settings) -> re
     return made
 
 
-def progress() -> rich.progress.Progress:
-    """A progress bar with time left, for use as a context."""
+def progress(disable: bool = False) -> rich.progress.Progress:
+    """A progress bar with time left, for use as a context; one that shows nothing if disabled."""
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -88,4 +88,5 @@ def progress() -> rich.progress.Progress:
         rich.progress.TimeRemainingColumn(),
         console=console,
         transient=True,
+        disable=disable,
     )

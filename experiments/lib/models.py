@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
+from experiments.lib import files
 from robustjax import lowering
 
 
@@ -29,6 +31,21 @@ def build(name: str, seed: int = 0, num_classes: int = 10, input_shape: tuple[in
     if issubclass(architecture, linen.Module):
         return from_linen(architecture(num_classes), seed, input_shape)
     return from_nnx(architecture(input_shape, num_classes, rngs=nnx.Rngs(seed)))
+
+
+def write(path: pathlib.Path, params, model_state) -> None:
+    """Writes the weights of a model as one npz file, at once."""
+    files.write_arrays(path, files.named((params, model_state)))
+
+
+def read(path: str | pathlib.Path, model: Model) -> Model:
+    """The model with the weights that `write` wrote.
+
+    Raises:
+      ValueError: they are of another architecture.
+    """
+    params, model_state = files.placed(files.read_arrays(pathlib.Path(path)), (model.params, model.model_state))
+    return model._replace(params=params, model_state=model_state)
 
 
 def from_nnx(module: nnx.Module) -> Model:
@@ -262,6 +279,7 @@ class WideResNet2810(_PreActResNet):
 
 
 ARCHITECTURES = {
+    "linear": Linear,
     "mlp": Mlp,
     "mlp_shallow": ShallowMlp,
     "convnet": ConvNet,

@@ -1,12 +1,12 @@
 """Crafted poisons as files: what they are is kept with what they were made for, so that they are never judged as something else."""
 
-import json
-import os
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from experiments.lib import files
 
 
 class Provenance(NamedTuple):
@@ -30,11 +30,7 @@ class Crafted(NamedTuple):
 
 def save(path: str | pathlib.Path, crafted: Crafted, provenance: Provenance) -> None:
     """Writes one npz with the provenance inside, whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez_compressed(partial, **crafted._asdict(), provenance=json.dumps(provenance._asdict()))
-    partial.replace(path)
+    files.write_arrays(pathlib.Path(path), crafted._asdict(), **provenance._asdict())
 
 
 def load(path: str | pathlib.Path, provenance: Provenance) -> Crafted:
@@ -43,14 +39,7 @@ def load(path: str | pathlib.Path, provenance: Provenance) -> Crafted:
     Raises:
       ValueError: it was made for something else.
     """
-    with np.load(path) as file:
-        found = json.loads(str(file["provenance"]))
-        wanted = json.loads(json.dumps(provenance._asdict()))
-        changed = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-        if changed:
-            told = "; ".join(f"{name} {found.get(name)!r}, not {wanted.get(name)!r}" for name in changed)
-            raise ValueError(f"the poisons in {path} were made for something else ({told}); choose another file, or delete it.")
-        return Crafted(*(file[name] for name in Crafted._fields))
+    return Crafted(**files.read_arrays(pathlib.Path(path), **provenance._asdict()))
 
 
 def kept(path: str | pathlib.Path, provenance: Provenance, craft: Callable[[], Crafted]) -> Crafted:

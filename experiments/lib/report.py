@@ -5,9 +5,10 @@ import dataclasses
 import html
 import io
 import json
-import os
 import pathlib
 from collections.abc import Sequence
+
+from experiments.lib import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +55,15 @@ def figure(title: str, caption: str, plot) -> Figure:
 
 def write(folder: pathlib.Path, section: Section, about: dict) -> None:
     """Writes a section to section.json and its pictures beside it, the JSON last and at once."""
-    folder.mkdir(parents=True, exist_ok=True)
     items = []
     for index, item in enumerate(section.items):
         entry = {key: value for key, value in dataclasses.asdict(item).items() if key != "png"}
         if isinstance(item, Figure):
             entry["file"] = f"figure{index}.png"
-            _replace(folder / entry["file"], item.png)
+            files.write(folder / entry["file"], item.png)
         items.append(entry)
     content = dataclasses.asdict(dataclasses.replace(section, items=())) | {"items": items, "about": about}
-    _replace(folder / "section.json", json.dumps(content, indent=1).encode())
+    files.write(folder / "section.json", json.dumps(content, indent=1).encode())
 
 
 def read(folder: pathlib.Path, about: dict) -> Section | None:
@@ -87,8 +87,7 @@ def page(path: pathlib.Path, title: str, parts: dict[str, Sequence[Section]]) ->
     for part, sections in parts.items():
         body.append(f"<h2>{html.escape(part)}</h2>")
         body += [_section_html(section) for section in sections]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, _PAGE.format(title=html.escape(title), body="\n".join(body)).encode())
+    files.write(path, _PAGE.format(title=html.escape(title), body="\n".join(body)).encode())
 
 
 def _section_html(section):
@@ -112,12 +111,6 @@ def _table_html(item):
     rows = "".join(row(cells, "td") for cells in item.rows)
     caption = f"<b>{html.escape(item.title)}.</b> {html.escape(item.caption)}"
     return f"<figure><table>{row(item.header, 'th')}{rows}</table><figcaption>{caption}</figcaption></figure>"
-
-
-def _replace(path, content):
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 _PAGE = """<!doctype html>

@@ -5,12 +5,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from experiments.lib import experiment, models, training
+from experiments.lib import data, experiment, models, training
 from robustjax import attacks, base
 from robustjax import training as methods
 from robustjax.base import ModelFn
 from robustjax.threats import L2
 
+SIGMAS = (0.25, 0.5)
 METHODS = ("Gaussian", "Stability", "Consistency", "SmoothMix", "MACER", "SmoothAdv")
 
 
@@ -18,13 +19,28 @@ class Effort(NamedTuple):
     """How long and with how many noisy copies; Gaussian and Stability take one copy, Consistency and SmoothMix two."""
 
     architecture: str = "convnet_fast"
-    num_warm_epochs: int = 10  # on Gaussian noise, shared by all methods of a sigma
-    num_epochs: int = 10  # of each method
+    num_warm_epochs: int = 8  # on Gaussian noise, shared by all methods of a sigma
+    num_epochs: int = 4  # of each method
     batch_size: int = 100
     learning_rate: float = 1e-3  # of Adam; constant, then along a cosine to zero
-    num_attack_steps: int = 4  # T of SmoothAdv and SmoothMix
+    num_attack_steps: int = 2  # T of SmoothAdv and SmoothMix
     num_attack_copies: int = 2  # m of SmoothAdv
-    num_radius_copies: int = 8  # k of MACER
+    num_radius_copies: int = 4  # k of MACER
+
+
+def effort_of(settings: experiment.Settings) -> Effort:
+    """What the tutorial can afford."""
+    if settings.quick:
+        return Effort(num_warm_epochs=1, num_epochs=1, num_attack_steps=1, num_radius_copies=2)
+    return Effort() if settings.dataset == "digits" else Effort(num_warm_epochs=1, num_epochs=1)
+
+
+def images(settings: experiment.Settings) -> data.Dataset:
+    """The data set, little of it if quick."""
+    dataset = data.load(settings.dataset)
+    if not settings.quick:
+        return dataset
+    return dataset._replace(x_train=dataset.x_train[:200], y_train=dataset.y_train[:200])
 
 
 def losses(sigma: float, effort: Effort) -> dict[str, base.Bound]:

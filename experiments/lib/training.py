@@ -1,5 +1,6 @@
 """Training runs of experiments: progress, checkpoints that survive a kill, best and last by held-out score, no silent NaN."""
 
+import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.lib import checkpoint, evaluation, experiment, models
+from experiments.lib import checkpoint, evaluation, experiment, files, models
 from robustjax import attacks, base, parallel, training
 from robustjax.base import ModelFn
 
@@ -41,7 +42,7 @@ class Trained(NamedTuple):
 
 
 def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> Trained:
-    """A run to its end, from its last checkpoint if there is one.
+    """A run to its end, from its last checkpoint if there is one; its weights are left in `weights_file`.
 
     Args:
       name: of the run, and of its folder of checkpoints.
@@ -54,32 +55,48 @@ def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> 
     training.check(plan.loss, x)
     about = about | {"dataset": settings.dataset, "seed": settings.seed, "quick": settings.quick, "num_epochs": plan.num_epochs}
     folder = pathlib.Path(settings.out) / "models" / name
-    files = checkpoint.Checkpoints(folder)
+    states = checkpoint.Checkpoints(folder)
     state = training.init(plan.first_params(plan.model.params), plan.model.model_state, plan.optimizer)
     like = {"last": state, "best": state, "scores": np.full(plan.num_epochs, np.nan)}
-    done, kept = files.latest(like, **about)
+    done, kept = states.latest(like, **about)
     done = done or 0
     step_fn = training.step(plan.loss, plan.optimizer, plan.schedule_fn)
     step_fn = step_fn if plan.num_replays == 1 else training.replay(step_fn, plan.num_replays)
     key, mesh, saved = jax.random.key(settings.seed), experiment.mesh(), time.monotonic()
     state, best = parallel.replicate((kept["last"], kept["best"]), mesh)
-    scores = np.array(kept["scores"])
+    scores, seconds = np.array(kept["scores"]), []
     with experiment.progress() as bar:
         task = bar.add_task(f"training {name}", total=plan.num_epochs, completed=done)
         for epoch in range(done, plan.num_epochs):
+            start = time.perf_counter()
             state, metrics = _epoch(state, key, x, y, step_fn=step_fn, batch_size=plan.batch_size, mesh=mesh)
             _require_finite(name, metrics["loss"], epoch, done, folder)
+            seconds.append(time.perf_counter() - start)
             if plan.score_fn is not None:
                 scores[epoch] = float(plan.score_fn(state))
             if plan.score_fn is None or scores[epoch] >= np.nanmax(scores):
                 best = state
             if epoch + 1 == plan.num_epochs or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-                files.save(epoch + 1, {"last": state, "best": best, "scores": scores}, **about)
+                states.save(epoch + 1, {"last": state, "best": best, "scores": scores}, **about)
                 done, saved = epoch + 1, time.monotonic()
             bar.advance(task)
-    files.close()
+    states.close()
     free = lambda leaf: jnp.asarray(np.asarray(leaf))  # noqa: E731  (of the mesh: results go where they are used)
-    return Trained(jax.tree.map(free, state), jax.tree.map(free, best), scores)
+    trained = Trained(jax.tree.map(free, state), jax.tree.map(free, best), scores)
+    if seconds:
+        files.write(_seconds_file(settings.out, name), json.dumps(min(seconds[1:] or seconds)).encode())
+    models.write(weights_file(settings.out, name), _params(trained.best), trained.best.model_state)
+    return trained
+
+
+def weights_file(out: str | pathlib.Path, name: str) -> pathlib.Path:
+    """Where a finished run leaves its best weights, or its last if it keeps no score: for `models.read`."""
+    return pathlib.Path(out) / "models" / f"{name}.npz"
+
+
+def seconds_per_epoch(out: str | pathlib.Path, name: str) -> float:
+    """Of a finished run: its fastest epoch, on the devices of that run; the first one, which compiles, only if there is no other."""
+    return json.loads(_seconds_file(out, name).read_text())
 
 
 def fit(model: models.Model, loss, optimizer, x, y, *, seed: int, num_epochs: int, batch_size: int) -> ModelFn:
@@ -92,8 +109,7 @@ def fit(model: models.Model, loss, optimizer, x, y, *, seed: int, num_epochs: in
 
 def classifier(plan: Plan, state: training.TrainState) -> ModelFn:
     """The model of a state, whatever wraps its parameters."""
-    params = state.params.params if isinstance(state.params, training.FreeParams) else state.params
-    return training.classifier(plan.model.apply_fn, params, state.model_state)
+    return training.classifier(plan.model.apply_fn, _params(state), state.model_state)
 
 
 def held_out_accuracy(attack, model: models.Model, x, y, seed: int) -> Callable:
@@ -116,6 +132,14 @@ def inner_pgd(threat, num_steps: int, **options) -> base.Bound:
     """The attack of adversarial training: PGD whose last iterate counts, with steps of 2.5 eps / num_steps."""
     step_size = 2.5 * threat.radius() / num_steps
     return base.bind(attacks.pgd, threat=threat, step_size=step_size, num_steps=num_steps, keep_fn=attacks.keep_last, **options)
+
+
+def _seconds_file(out, name):
+    return pathlib.Path(out) / "models" / f"{name}.seconds.json"
+
+
+def _params(state):
+    return state.params.params if isinstance(state.params, training.FreeParams) else state.params
 
 
 def _require_finite(name, losses, epoch, done, folder):

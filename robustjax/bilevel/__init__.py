@@ -4,6 +4,7 @@ from robustjax.bilevel.back_gradient import BackInfo, back_gradient
 from robustjax.bilevel.descent import descend
 from robustjax.bilevel.implicit import ImplicitInfo, implicit, solution
 from robustjax.bilevel.linear import adam, conjugate_gradient, dense, extreme_eigenvalues, largest_eigenvalue, lissa, neumann
+from robustjax.bilevel.outer import Outer, minimize
 from robustjax.bilevel.penalty import PenaltyMethod, PenaltyState, penalty_check, penalty_init, penalty_step
 from robustjax.bilevel.problem import check
 from robustjax.bilevel.unrolled import SolveInfo, forward, truncated, unrolled
@@ -12,6 +13,7 @@ from robustjax.bilevel.value_function import first_order, value_function
 __all__ = [
     "BackInfo",
     "ImplicitInfo",
+    "Outer",
     "PenaltyMethod",
     "PenaltyState",
     "SolveInfo",
@@ -27,6 +29,7 @@ __all__ = [
     "implicit",
     "largest_eigenvalue",
     "lissa",
+    "minimize",
     "neumann",
     "penalty_check",
     "penalty_init",

@@ -128,6 +128,6 @@ def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_step
     rounding = 100 * jnp.finfo(jnp.result_type(*jax.tree.leaves(like))).eps * max(abs(smallest), abs(largest))
     if not smallest >= -rounding:
         raise ValueError(
-            f"at rho={float(state.rho):g}, weight={float(state.weight):g} the penalised inner problem curves downward (smallest eigenvalue "
-            f"about {smallest:.3g}) and may be unbounded below; start with a larger rho, keep the weight, or bound the outer loss."
+            f"at rho={float(state.rho):g} and weight={float(state.weight):g} the penalised inner problem curves downward (smallest "
+            f"eigenvalue about {smallest:.3g}) and may be unbounded below; start with a larger rho, or bound the outer loss."
         )

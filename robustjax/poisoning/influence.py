@@ -87,6 +87,28 @@ def response_gradient(problem: Bilevel, solve: Callable, batch=None, *, linear_f
     return base.bind(_respond, problem=problem, solve=solve, batch=batch, linear_fn=linear_fn, damping=damping)
 
 
+def method_gradient(problem: Bilevel, method: Callable, solve: Callable, theta0, batch=None) -> Callable:
+    """The gradient function of any method of `bilevel`, for `craft`, the victim trained from theta0 at every step: back-gradient poisoning
+    with `base.bind(bilevel.back_gradient)`, unrolled poisoning with `base.bind(bilevel.unrolled)`.
+
+    Args:
+      problem, solve, theta0, batch: as for the method; phi are the poisons [M, ...].
+      method: (problem, solve, phi, theta0, batch) -> HyperGradient, its own arguments bound.
+
+    Returns:
+      (key, poisons, state) -> (loss, gradient, state); the state is the last theta: start with theta0.
+
+    Source: Munoz-Gonzalez et al., AISec 2017, Algorithm 1, arXiv:1708.08689.
+    """
+    return base.bind(_differentiated, problem=problem, method=method, solve=solve, theta0=theta0, batch=batch)
+
+
+def _differentiated(key: Key, poisons, state, *, problem, method, solve, theta0, batch):
+    del key, state
+    found = method(problem, solve, poisons, theta0, batch)
+    return found.value, found.grad, found.theta
+
+
 def _respond(key: Key, poisons, state, *, problem, solve, batch, linear_fn, damping):
     del key
     theta, start = state

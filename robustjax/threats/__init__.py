@@ -6,5 +6,6 @@ from robustjax.threats.l1 import L1
 from robustjax.threats.l2 import L2
 from robustjax.threats.latent import Latent
 from robustjax.threats.linf import Linf
+from robustjax.threats.recolor import Recolor
 
-__all__ = ["L0", "L1", "L2", "RTOL", "Ball", "Latent", "Linf"]
+__all__ = ["L0", "L1", "L2", "RTOL", "Ball", "Latent", "Linf", "Recolor"]

@@ -44,8 +44,8 @@ def smooth_adv(
 
     Guarantee:
       none: what is certified is a matter of `smoothing.certify`.
-    Source: Salman et al., NeurIPS 2019, Algorithm 1, arXiv:1906.04584. Differs: projects on the ball, then on the box; all copies are one
-      batch and one step.
+    Source: Salman et al., NeurIPS 2019, Algorithm 1, arXiv:1906.04584. Differs: projects on the ball, then on the box; what `ddn`
+      finds is not shortened to eps; all copies are one batch and one step.
     """
     key_attack, key_noise = jax.random.split(key)
     keys = arrays.example_keys(key_noise, x.shape[0])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lib import checkpoint, data, models, report
+from experiments.lib import checkpoint, data, files, models, report
 
 
 def write_idx(path, array):
@@ -102,7 +102,7 @@ def test_without_files_the_error_comes_at_once_and_says_both_ways(tmp_path, monk
 
 @pytest.mark.parametrize("name", sorted(set(models.ARCHITECTURES) - {"wrn-28-10"}))
 def test_models_share_one_face(name):
-    shape = (8, 8, 3) if name == "preactresnet18" else (12, 12, 1)
+    shape = {"preactresnet18": (8, 8, 3), "lenet": (16, 16, 1)}.get(name, (12, 12, 1))
     model = models.build(name, seed=0, num_classes=4, input_shape=shape)
     x = jax.random.uniform(jax.random.key(0), (4, *shape))
     forward = jax.jit(model.apply_fn, static_argnames="mode")
@@ -135,6 +135,28 @@ def test_checkpoints_restore_and_refuse(tmp_path):
     with pytest.raises(ValueError, match=r"other settings .seed."):
         files.latest(state, seed=1)
     files.close()
+
+
+def test_weights_are_read_back_and_refused_by_another_architecture(tmp_path):
+    model = models.build("preactresnet18", seed=1, num_classes=3, input_shape=(8, 8, 3))
+    models.write(tmp_path / "model.npz", model.params, model.model_state)
+    blank = models.build("preactresnet18", seed=2, num_classes=3, input_shape=(8, 8, 3))
+    kept = models.read(tmp_path / "model.npz", blank)
+    jax.tree.map(np.testing.assert_array_equal, (kept.params, kept.model_state), (model.params, model.model_state))
+    with pytest.raises(ValueError, match="another architecture"):
+        models.read(tmp_path / "model.npz", models.build("linear", num_classes=3))
+
+
+def test_digests_tell_values_types_and_places_apart():
+    trees = [
+        {"a": np.zeros(2)},
+        {"b": np.zeros(2)},
+        {"a": np.zeros(2, np.float32)},
+        {"a": np.zeros((2, 1))},
+        {"a": np.array([0.0, 1e-300])},
+    ]
+    assert len({files.digest(tree) for tree in trees}) == len(trees)
+    assert files.digest({"a": jnp.zeros(2)}) == files.digest({"a": np.zeros(2, np.float32)})
 
 
 def test_report_is_self_contained_and_kept(tmp_path):

@@ -68,6 +68,8 @@ def test_the_best_epoch_is_kept_beside_the_last(tmp_path):
     trained = training.run("run", plan(score_fn=lambda state: next(scores)), *data(), experiment.Settings(out=str(tmp_path)))
     assert (int(trained.best.num_steps), int(trained.last.num_steps)) == (8, 16)
     np.testing.assert_allclose(trained.scores, [0.1, 0.9, 0.3, 0.2])
+    left = models.read(training.weights_file(tmp_path, "run"), models.Model(apply_fn, jnp.zeros((D, C)), None))
+    np.testing.assert_array_equal(left.params, trained.best.params)
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step_and_the_last_good_checkpoint(tmp_path):

@@ -76,6 +76,10 @@ def test_the_training_set_attack_follows_the_gradient_of_the_refitted_victim():
         value, grad, _ = gradient_fn(None, x[rows], (theta, zeros))
         attacked = lambda phi: problem.outer_loss(fitted(x.at[rows].set(phi), y), phi, None)  # noqa: E731
         np.testing.assert_allclose(grad, jax.grad(attacked)(x[rows]), atol=1e-8)
+        solve = base.bind(bilevel.descend, inner_loss=inner, num_steps=300, step_size=0.5)
+        for method in (base.bind(bilevel.unrolled), base.bind(bilevel.back_gradient, stored=True)):
+            retrained = poisoning.method_gradient(problem, method, solve, jax.tree.map(jnp.zeros_like, theta))
+            np.testing.assert_allclose(jax.jit(retrained)(None, x[rows], theta)[1], grad, atol=1e-6)
         threat = Linf(0.5, box=(-9.0, 9.0))
         optimizer = poisoning.signed(optax.sgd(0.1))
         run = jax.jit(lambda: poisoning.craft(

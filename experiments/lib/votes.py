@@ -1,0 +1,151 @@
+"""Votes of a data set on file: written while they are cast, resumed after a kill at any moment, refused if of something else."""
+
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments.lib import experiment, files
+from robustjax import base, smoothing
+from robustjax.base import Certificate, ModelFn
+
+
+class Poll(NamedTuple):
+    """Whose votes are counted, and how many; equal polls give equal votes on any mesh, with any batch."""
+
+    sigma: float
+    num_selection: int = 100
+    num_samples: int = 100_000
+    num_step_samples: int = 1000
+    seed: int = 0
+    alpha: float = 0.001
+    grid: tuple[float, ...] = ()  # sequential, if not empty or with a tolerance: an image stops where more votes would not matter
+    tolerance: float | None = None
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether images stop early."""
+        return bool(self.grid) or self.tolerance is not None
+
+    def undecided_fn(self) -> Callable | None:
+        """The rule to stop by, None for all samples of every image."""
+        if not self.is_sequential:
+            return None
+        return functools.partial(
+            smoothing.undecided, num_samples=self.num_samples, sigma=self.sigma, alpha=self.alpha, grid=self.grid, tolerance=self.tolerance
+        )
+
+    def certify(self, state: smoothing.VoteState) -> Certificate:
+        """The certificates that the votes allow."""
+        if self.is_sequential:
+            return smoothing.certify_sequential(*state, num_samples=self.num_samples, sigma=self.sigma, alpha=self.alpha)
+        return smoothing.certify(*state, sigma=self.sigma, alpha=self.alpha)
+
+
+def cast(
+    path: str | pathlib.Path,
+    poll: Poll,
+    model_fn: ModelFn,
+    x: np.ndarray,
+    *,
+    images_per_device: int = 2,
+    chunk_size: int = 100,
+    mesh=None,
+    save_every: float = 5.0,
+    start: smoothing.VoteState | None = None,
+) -> smoothing.VoteState:
+    """All votes of a poll, from its file if there is one; with several processes, the first one reads and writes.
+
+    Args:
+      path: of the npz file.
+      poll: sigma, numbers of samples, seed, and the rule to stop by.
+      model_fn: the base classifier.
+      x: [N, ...] images.
+      images_per_device: at once; at least 2, for counts that do not depend on the number of devices.
+      chunk_size: samples of an image at once; divides the numbers of samples.
+      mesh: devices; None for all.
+      save_every: seconds.
+      start: votes of the same images cast before, with fewer samples, where there is no file yet.
+
+    Raises:
+      ValueError: the file is of another model, data set or poll; what differs is named.
+    """
+    path, mesh = pathlib.Path(path), experiment.mesh() if mesh is None else mesh
+    about = {"model": files.digest(model_fn), "data": files.digest(x)} | poll._asdict()
+    num_classes = jax.eval_shape(lambda keys, x: base.draw(model_fn, keys)(x), jax.random.split(jax.random.key(0), 1), x[:1]).shape[1]
+    if start is None:
+        start = smoothing.VoteState(*(np.zeros((len(x), num_classes), np.int32) for _ in range(2)))
+    state = _resumed(path, start, about)
+    undecided_fn = poll.undecided_fn()
+    states = smoothing.sample(
+        jax.random.key(poll.seed), model_fn, x, sigma=poll.sigma, num_selection=poll.num_selection, num_samples=poll.num_samples,
+        num_step_samples=poll.num_step_samples, batch_size=images_per_device * mesh.size, chunk_size=chunk_size,
+        undecided_fn=undecided_fn, mesh=mesh, state=state,
+    )  # fmt: skip
+    is_writer, saved = jax.process_index() == 0, time.monotonic()
+    with experiment.progress(disable=not is_writer) as bar:
+        task = bar.add_task(f"votes {path.stem}", total=None)
+        for state in states:
+            if is_writer and time.monotonic() - saved > save_every:
+                files.write_arrays(path, state._asdict(), **about)
+                saved = time.monotonic()
+            bar.update(task, completed=int(state.estimation.sum()), total=_expected(poll, undecided_fn, state))
+    if is_writer:
+        files.write_arrays(path, state._asdict(), **about)
+    return state
+
+
+def looks(folder: str | pathlib.Path, poll: Poll, model_fn: ModelFn, x, at: Sequence[int], **options) -> tuple[np.ndarray, np.ndarray]:
+    """The votes of every image when each of `at` samples were drawn: selection [N, C] and estimation [L, N, C], of one stream of noise.
+
+    Args:
+      folder: of a file for each look. The rest as for `cast`; the poll is one without early stops, and the last look its number of samples.
+    """
+    states: list[smoothing.VoteState] = []
+    for num_samples in at:
+        path, part = pathlib.Path(folder) / f"{num_samples}.npz", poll._replace(num_samples=num_samples)
+        states.append(cast(path, part, model_fn, x, start=states[-1] if states else None, **options))
+    return states[-1].selection, np.stack([state.estimation for state in states])
+
+
+def replay(poll: Poll, selection: np.ndarray, estimations: np.ndarray) -> smoothing.VoteState:
+    """The votes that a sequential poll with these looks [L, N, C] would have stopped with."""
+    undecided_fn = poll.undecided_fn() or (lambda selection, estimation: np.ones(len(selection), bool))
+    stopped, waiting = estimations[0].copy(), np.ones(len(selection), bool)
+    for estimation in estimations:
+        stopped[waiting] = estimation[waiting]
+        waiting[waiting] = undecided_fn(selection[waiting], estimation[waiting])
+    return smoothing.VoteState(selection, stopped)
+
+
+def _resumed(path, start, about):
+    # One process reads; all learn what it read, or why they must stop.
+    state, problem = start, ""
+    if jax.process_index() == 0 and path.exists():
+        try:
+            state = smoothing.VoteState(**files.read_arrays(path, **about))
+        except ValueError as error:
+            problem = str(error)
+    if jax.process_count() > 1:
+        refused, state = multihost_utils.broadcast_one_to_all((np.array(bool(problem)), state))
+        problem = problem or ("the first process refused the file" if refused else "")
+        state = smoothing.VoteState(*(np.asarray(part) for part in state))
+    if problem:
+        raise ValueError(problem)
+    return state
+
+
+def _expected(poll, undecided_fn, state):
+    # At most: an image that waits may still stop.
+    drawn = state.estimation.sum(axis=1)
+    if undecided_fn is None:
+        return len(drawn) * poll.num_samples
+    begun = drawn > 0
+    left = np.full(len(drawn), poll.num_samples)
+    left[begun] = np.where(undecided_fn(state.selection[begun], state.estimation[begun]), poll.num_samples, drawn[begun])
+    return int(left.sum())

@@ -1,0 +1,55 @@
+"""The outer loop: steps of an optimizer along hypergradients, the inner problem warm-started from one to the next."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from robustjax.base import Array, Bilevel
+
+
+class Outer(NamedTuple):
+    """Where an outer loop ended."""
+
+    phi: Any
+    theta: Any
+    values: Array  # [num_steps] of the outer loss, before each step
+    info: Any  # of every hypergradient, leaves [num_steps, ...]
+
+
+def minimize(
+    problem: Bilevel,
+    method: Callable,
+    solve: Callable,
+    phi,
+    theta0,
+    batch=None,
+    *,
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    project_fn: Callable = lambda phi: phi,
+) -> Outer:
+    """min over phi of outer_loss(theta(phi), phi).
+
+    Args:
+      problem, solve, phi, theta0, batch: as for every method of this package.
+      method: (problem, solve, phi, theta, batch) -> HyperGradient, its own arguments bound.
+      optimizer: of phi, down the hypergradient.
+      num_steps: outer steps.
+      project_fn: phi -> the nearest phi that is allowed.
+
+    Returns:
+      The last phi, the theta of the last hypergradient, values and infos; residuals among the infos tell whether to believe them.
+    """
+
+    def step(carry, _):
+        phi, theta, opt_state = carry
+        found = method(problem, solve, phi, theta, batch)
+        updates, opt_state = optimizer.update(found.grad, opt_state, phi)
+        info = jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) == 0 else None, found.info)  # scalars: solutions are as large as theta
+        return (project_fn(optax.apply_updates(phi, updates)), found.theta, opt_state), (found.value, info)
+
+    (phi, theta, _), (values, info) = jax.lax.scan(step, (phi, theta0, optimizer.init(phi)), length=num_steps)
+    return Outer(phi, theta, values, info)

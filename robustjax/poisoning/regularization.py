@@ -1,0 +1,83 @@
+"""Learned regularization against poisoning: the strength that is best against the worst poisons (Carnerero-Cano et al., 2020)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from robustjax import arrays
+from robustjax.base import Array, Bilevel
+
+
+class Regularized(NamedTuple):
+    """Where the game ended."""
+
+    poisons: Array  # [M, ...]
+    log_strength: Array  # Lambda: the regularizer is exp(Lambda) / 2 |theta|^2
+    theta: Any
+    values: Array  # [num_steps] validation loss before each step
+    log_strengths: Array  # [num_steps]
+
+
+def learn_regularization(
+    problem: Bilevel,
+    method: Callable,
+    solve: Callable,
+    poisons: Array,
+    log_strength,
+    theta0,
+    batch=None,
+    *,
+    poison_step,
+    strength_step,
+    num_steps: int,
+    box: tuple = (0.0, 1.0),
+    bounds: tuple = (-8.0, 8.0),
+) -> Regularized:
+    """min over Lambda, max over poisons of the validation loss of theta = argmin training loss with poisons + exp(Lambda) / 2 |theta|^2.
+
+    Both sides take projected steps along one hypergradient: poisons up, each along its own normalised direction, Lambda down.
+
+    Args:
+      problem: losses whose phi is (poisons, Lambda); `penalized` adds the regularizer to a training loss.
+      method, solve, theta0, batch: as for `bilevel.minimize`.
+      poisons: where they start [M, ...]. log_strength: where Lambda starts.
+      poison_step: length of a step of each poison. strength_step: of Lambda, times its gradient.
+      num_steps: of the game.
+      box: of the poisons. bounds: of Lambda.
+
+    Returns:
+      The last iterates and their history: Lambda rises with the fraction of poisons.
+
+    Guarantee:
+      none: alternating steps of a game.
+    Source: Carnerero-Cano et al., 2020, arXiv:2003.00040.
+    """
+
+    def step(carry, _):
+        poisons, log_strength, theta = carry
+        found = method(problem, solve, (poisons, log_strength), theta, batch)
+        by_poisons, by_strength = found.grad
+        moved = jnp.clip(poisons + poison_step * arrays.normalize(by_poisons, 2), min=box[0], max=box[1])
+        eased = jnp.clip(log_strength - strength_step * by_strength, min=bounds[0], max=bounds[1])
+        return (moved, eased, found.theta), (found.value, log_strength)
+
+    start = poisons, jnp.asarray(log_strength, poisons.dtype), theta0
+    (poisons, log_strength, theta), (values, history) = jax.lax.scan(step, start, length=num_steps)
+    return Regularized(poisons, log_strength, theta, values, history)
+
+
+def penalized(training_loss: Callable, validation_loss: Callable) -> Bilevel:
+    """The problem of `learn_regularization` from (theta, poisons, batch) -> scalar and (theta, batch) -> scalar."""
+
+    def inner(theta, phi, batch):
+        poisons, log_strength = phi
+        squared = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(theta))
+        return training_loss(theta, poisons, batch) + 0.5 * jnp.exp(log_strength) * squared
+
+    def outer(theta, phi, batch):
+        del phi
+        return validation_loss(theta, batch)
+
+    return Bilevel(inner, outer)

@@ -1,0 +1,161 @@
+"""Certifying a data set: no kill, mesh or number of processes changes a vote, foreign votes are refused, known votes make known rows."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from experiments import certify
+from experiments.lib import models, votes
+from robustjax import smoothing
+
+pytestmark = pytest.mark.xdist_group("certify")  # they share an uncut run
+ROOT = pathlib.Path(__file__).parents[2]
+SHORT = ["--n", "600", "--step", "20", "--n0", "20", "--chunk-size", "20", "--num-images", "48", "--sigma", "0.5", "--model", "linear"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "linear.npz"
+    model = models.build("linear", seed=1)
+    models.write(path, jax.tree.map(lambda leaf: 3.0 * leaf, model.params), model.model_state)
+    return path
+
+
+def command(weights, out, *more):
+    return [sys.executable, "-m", "experiments.certify", "--weights", str(weights), "--out", str(out), *SHORT, *more]
+
+
+def environment(num_devices):
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def run(weights, out, *more, num_devices=1):
+    return subprocess.run(
+        command(weights, out, *more), env=environment(num_devices), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def counts(path):
+    with np.load(path) as file:
+        return file["selection"], file["estimation"]
+
+
+@pytest.fixture(scope="module")
+def whole(weights, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "votes.npz"
+    done = run(weights, path)
+    assert done.returncode == 0, done.stderr
+    return path, done.stdout
+
+
+def test_a_killed_run_goes_on_to_the_same_votes(weights, whole, tmp_path):
+    out = tmp_path / "votes.npz"
+    killed = subprocess.Popen(command(weights, out, "--save-every", "0"), env=environment(1), cwd=ROOT, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 60
+    while not (out.exists() and counts(out)[1].any()) and time.monotonic() < limit:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    drawn = counts(out)[1].sum()
+    assert 0 < drawn < 48 * 600, "it was killed on the way"
+    resumed = run(weights, out)
+    assert resumed.returncode == 0, resumed.stderr
+    for cut, uncut in zip(counts(out), counts(whole[0]), strict=True):
+        np.testing.assert_array_equal(cut, uncut)
+    rows = lambda text: text.splitlines()[1:]  # noqa: E731
+    assert rows(resumed.stdout) == rows(whole[1]) and "average certified radius" in resumed.stdout
+
+
+def test_eight_devices_count_as_one(weights, whole, tmp_path):
+    done = run(weights, tmp_path / "votes.npz", num_devices=8)
+    assert done.returncode == 0 and "8 devices" in done.stdout, done.stderr
+    for many, one in zip(counts(tmp_path / "votes.npz"), counts(whole[0]), strict=True):
+        np.testing.assert_array_equal(many, one)
+
+
+def test_two_processes_count_as_one_and_the_first_writes(weights, whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    outs = [tmp_path / "first.npz", tmp_path / "second.npz"]
+    together = ["--coordinator", address, "--num-processes", "2", "--process-id"]
+    both = [
+        subprocess.Popen(command(weights, out, *together, str(rank)), env=environment(1), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for rank, out in enumerate(outs)
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert outs[0].exists() and not outs[1].exists()
+    for two, one in zip(counts(outs[0]), counts(whole[0]), strict=True):
+        np.testing.assert_array_equal(two, one)
+
+
+CENTRES = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+
+
+def nearest(centres, x):
+    return -jnp.square(x[:, None] - centres[None]).sum(axis=-1)
+
+
+MODEL = jax.tree_util.Partial(nearest, CENTRES)
+X = np.array([[0.1, 0.0], [0.8, 0.1], [0.3, 0.9], [0.52, 0.0], [0.05, 0.02]], np.float32)
+POLL = votes.Poll(sigma=0.25, num_selection=40, num_samples=2000, num_step_samples=100)
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [("sigma", {"sigma": 0.3}), ("seed", {"seed": 1}), ("num_samples", {"num_samples": 3000}), ("model", {}), ("data", {})],
+)
+def test_votes_of_something_else_are_refused_by_name(name, changes, tmp_path):
+    votes.cast(tmp_path / "votes.npz", POLL, MODEL, X, chunk_size=20)
+    model_fn = jax.tree_util.Partial(nearest, CENTRES + 1e-6) if name == "model" else MODEL
+    x = X + np.float32(1e-6) if name == "data" else X
+    with pytest.raises(ValueError, match=rf"made with another {name}: .* there, .* here"):
+        votes.cast(tmp_path / "votes.npz", POLL._replace(**changes), model_fn, x, chunk_size=20)
+
+
+def test_a_replayed_sequential_run_is_the_run_itself(tmp_path):
+    poll = POLL._replace(grid=(0.0, 0.1, 0.2, 0.3))
+    real = votes.cast(tmp_path / "sequential.npz", poll, MODEL, X, chunk_size=20)
+    selection, estimations = votes.looks(tmp_path / "looks", POLL, MODEL, X, range(100, 2001, 100), chunk_size=20)
+    assert (estimations.sum(axis=2) == np.arange(100, 2001, 100)[:, None]).all()
+    replayed = votes.replay(poll, selection, estimations)
+    np.testing.assert_array_equal(replayed.selection, real.selection)
+    np.testing.assert_array_equal(replayed.estimation, real.estimation)
+    drawn = real.estimation.sum(axis=1)
+    assert drawn.min() < 2000 and len(set(drawn)) > 1
+
+
+def test_known_votes_make_a_known_summary():
+    selection = np.array([[9, 1], [9, 1], [1, 9], [6, 4]])
+    estimation = np.array([[1000, 0], [990, 10], [0, 1000], [510, 490]])
+    y = np.array([0, 0, 0, 0])
+    poll = votes.Poll(sigma=0.5, num_selection=10, num_samples=1000)
+    summary = certify.summarize(poll, smoothing.VoteState(selection, estimation), y, (0.0, 0.5, 1.2))
+    full = 0.5 * scipy.stats.norm.ppf(0.001 ** (1 / 1000))
+    less = 0.5 * scipy.stats.norm.ppf(scipy.stats.beta.ppf(0.001, 990, 11))
+    assert summary.average_radius == pytest.approx((full + less) / 4, abs=1e-12)
+    np.testing.assert_array_equal(summary.certified, [0.5, 0.5, 0.25])
+    np.testing.assert_array_equal(summary.shares, [0.75, 0.5, 0.25, 0.25, 0.25])
+    assert (summary.abstained, summary.samples) == (0.25, 1010)
+    text = certify.describe(summary, poll, (0.0, 0.5, 1.2))
+    assert f"{summary.average_radius:.4f}" in text and "50      50      25" in text and "1010 of 1010" in text
+
+
+def test_images_are_spread_over_the_set():
+    x = np.arange(10)
+    np.testing.assert_array_equal(certify.spread(x, x, 4)[0], [0, 2, 5, 7])
+    with pytest.raises(ValueError, match="between 1 and 10"):
+        certify.spread(x, x, 11)

@@ -1,0 +1,111 @@
+"""Attacks inside a feasible set: projections, a decoy that is learned exactly, poisons that pass and hurt."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+
+from robustjax import base, bilevel, poisoning
+from robustjax.poisoning import sanitized
+
+REG = 0.05
+
+
+def data(num=200, seed=0):
+    rng = np.random.default_rng(seed)
+    y = np.where(rng.random(num) < 0.5, 1, -1)
+    x = rng.normal(size=(num, 3)) + y[:, None] * np.array([1.0, 0.6, 0.0])
+    return x, y
+
+
+def svm(x, y, reg=REG):
+    from sklearn.svm import SVC
+
+    machine = SVC(kernel="linear", C=1 / (reg * len(x)), tol=1e-8).fit(x, y)
+    return np.append(machine.coef_[0], machine.intercept_[0])
+
+
+X, Y = data()
+SETS = tuple(sanitized.feasible(X, Y, label, percentile=90.0) for label in (1, -1))
+
+
+def test_the_feasible_set_keeps_its_share_and_projects_to_the_nearest_point():
+    for one, label in zip(SETS, (1, -1), strict=True):
+        mine = jnp.asarray(X[label == Y], jnp.float32)
+        assert 0.78 < float(one.holds(mine).mean()) < 0.93  # 90 % in each of two sets
+        np.testing.assert_allclose(one.nearest(mine)[one.holds(mine, 0.0)], mine[one.holds(mine, 0.0)], atol=1e-5)
+        far = mine[:5] * 4.0 + 3.0
+        near = one.nearest(far)
+        assert bool(one.holds(near, 1e-2).all())
+        for start, found in zip(np.asarray(far), np.asarray(near), strict=True):
+            centre, direction = (np.asarray(value, np.float64) for value in (one.centre, one.direction))
+            radius, width, goal = float(one.radius), float(one.width), start.astype(np.float64)
+            limits = [
+                {"type": "ineq", "fun": lambda p, c=centre, r=radius: r**2 - np.sum((p - c) ** 2)},
+                {"type": "ineq", "fun": lambda p, c=centre, d=direction, w=width: w - abs((p - c) @ d)},
+            ]
+            best = scipy.optimize.minimize(lambda p, goal=goal: np.sum((p - goal) ** 2), centre, constraints=limits)
+            assert np.linalg.norm(found - start) == pytest.approx(np.sqrt(best.fun), rel=1e-2)
+
+
+def test_a_kkt_attack_teaches_its_decoy_with_points_that_pass():
+    clean = svm(X, Y)
+    candidates = sanitized.decoys(X, Y, svm, quantiles=(0.2, 0.3), repeats=(1, 2))
+    assert len(candidates) == 4
+    share = 0.1
+    x_test, y_test = data(2000, 1)
+    loss = lambda theta: np.maximum(1 - y_test * (x_test @ theta[:-1] + theta[-1]), 0).mean()  # noqa: E731
+    losses, gaps, residuals = [], [], []
+    for decoy in candidates:
+        plan = sanitized.kkt_attack(X, Y, decoy, SETS, share=share, weight_decay=REG, grid_step=0.02, num_steps=300)
+        assert plan.shares.sum() == pytest.approx(share)
+        assert all(bool(one.holds(jnp.asarray(plan.x[i : i + 1]), 1e-2).all()) for i, one in enumerate(SETS))
+        copies = np.round(plan.shares * len(X)).astype(int)
+        learned = svm(np.concatenate([X, np.repeat(plan.x, copies, axis=0)]), np.concatenate([Y, np.repeat([1, -1], copies)]))
+        residuals.append(plan.residual)
+        gaps.append(np.linalg.norm(learned - decoy) / np.linalg.norm(clean - decoy))
+        losses.append(loss(learned))
+    best = int(np.argmin(residuals))
+    assert residuals[best] < 1e-6 and gaps[best] < 0.05
+    assert max(losses) > loss(clean) + 0.01
+
+
+def test_min_max_poisons_pass_and_raise_the_loss_more_than_repeated_clean_points():
+    points, labels, bound = sanitized.min_max_attack(X, Y, SETS, share=0.1, weight_decay=REG, step_size=0.3, num_steps=400)
+    assert points.shape == (20, 3) and all(
+        bool(one.holds(jnp.asarray(points[labels == label]), 1e-2).all()) for one, label in zip(SETS, (1, -1), strict=True)
+    )
+
+    def loss(extra_x, extra_y):
+        x, y = np.concatenate([X, extra_x]), np.concatenate([Y, extra_y])
+        theta = svm(x, y)
+        return np.maximum(1 - y * (x @ theta[:-1] + theta[-1]), 0).sum() / len(X) + REG / 2 * theta[:-1] @ theta[:-1]
+
+    assert loss(X[:20], Y[:20]) < loss(points, labels) <= bound + 0.02
+
+
+def test_the_influence_attack_moves_inside_the_feasible_set():
+    x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
+    y_poison = jnp.ones(10)
+
+    def inner(theta, phi, batch):
+        del batch
+        margin = jnp.concatenate([y * (x @ theta[:-1] + theta[-1]), y_poison * (phi @ theta[:-1] + theta[-1])])
+        return jnp.mean(jax.nn.softplus(8.0 * (1.0 - margin)) / 8.0) + 0.5 * REG * theta @ theta
+
+    problem = base.Bilevel(inner, lambda theta, phi, batch: -jnp.mean(jax.nn.softplus(-y * (x @ theta[:-1] + theta[-1]))))
+    solve = base.bind(bilevel.descend, inner_loss=inner, num_steps=60, step_size=0.3)
+    gradient_fn = poisoning.response_gradient(problem, solve, linear_fn=base.bind(bilevel.conjugate_gradient, num_steps=4))
+    bases = jnp.asarray(X[Y == 1][:10], jnp.float32)
+    run = jax.jit(
+        functools.partial(
+            poisoning.craft, jax.random.key(0), bases, threat=SETS[0], gradient_fn=gradient_fn, num_steps=40,
+            optimizer=optax.sgd(20.0), state=(jnp.zeros(4), jnp.zeros(4)),
+        )
+    )  # fmt: skip
+    found = run()
+    assert bool(SETS[0].holds(found.x, 1e-2).all()) and float(found.losses[-1]) < float(found.losses[1]) - 0.005
