@@ -10,11 +10,16 @@ from experiments import (
     attack_grid,
     attack_table,
     boundaries,
+    certified_poisoning,
+    classical_poisoning,
     decoders,
+    influence_scatter,
     manifolds,
     margins,
+    metapoison,
     noise_and_distance,
     noisy_pictures,
+    poison_frogs,
     radii_history,
     sandwich,
     smoothing_methods,
@@ -33,6 +38,9 @@ PARTS = {
     ]),
     3: ("Part 3: when is a model provably robust?", [
         vote_histogram, noisy_pictures, radii_history, smoothing_methods, sandwich,
+    ]),
+    4: ("Part 4: can you trust others' data?", [
+        classical_poisoning, influence_scatter, poison_frogs, metapoison, certified_poisoning,
     ]),
 }  # fmt: skip
 

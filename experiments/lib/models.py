@@ -1,6 +1,7 @@
 """Architectures behind one face: `apply_fn(params, model_state, x, mode) -> (logits, model_state)`."""
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -63,6 +64,29 @@ def from_linen(module: linen.Module, seed: int, input_shape: tuple[int, ...]) ->
     return Model(functools.partial(_apply, functools.partial(_linen_forward, module)), params, {})
 
 
+class Stateless(NamedTuple):
+    """An architecture without statistics, whose parameters are many: what poisoning trains inside its programs."""
+
+    apply_fn: Callable  # as a model's, with model_state None
+    init_fn: Callable  # key -> params, under jit and vmap too
+
+
+@functools.cache
+def stateless(name: str, num_classes: int = 10, input_shape: tuple[int, ...] = (28, 28, 1)) -> Stateless:
+    """An NNX architecture by name, without statistics."""
+    model = build(name, 0, num_classes, input_shape)
+    if jax.tree.leaves(model.model_state):
+        raise ValueError(f"{name} has statistics, which poisons cannot be crafted through; choose another.")
+
+    def apply_fn(params, model_state, x, mode):
+        return model.apply_fn(params, model.model_state, x, mode)[0], model_state
+
+    def init_fn(key):
+        return nnx.state(ARCHITECTURES[name](input_shape, num_classes, rngs=nnx.Rngs(key)), nnx.Param)
+
+    return Stateless(apply_fn, init_fn)
+
+
 def _apply(forward, params, model_state, x, mode):
     logits, new_state = lowering.rewrite(functools.partial(forward, mode))(params, model_state, x)
     return logits, new_state if mode == "train" else model_state
@@ -83,7 +107,7 @@ class Mlp(nnx.Module):
     """Two hidden layers."""
 
     def __init__(self, input_shape, num_classes, *, width=200, rngs):
-        size = int(jnp.prod(jnp.array(input_shape)))
+        size = math.prod(input_shape)
         self.hidden = nnx.List([nnx.Linear(size, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)])
         self.head = nnx.Linear(width, num_classes, rngs=rngs)
 
@@ -95,11 +119,23 @@ class Mlp(nnx.Module):
         return self.head(x)
 
 
+class ShallowMlp(nnx.Module):
+    """One hidden layer."""
+
+    def __init__(self, input_shape, num_classes, *, width=128, rngs):
+        self.hidden = nnx.Linear(math.prod(input_shape), width, rngs=rngs)
+        self.head = nnx.Linear(width, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        """[B, ...] -> [B, C]."""
+        return self.head(nnx.relu(self.hidden(x.reshape(x.shape[0], -1))))
+
+
 class Linear(nnx.Module):
     """One layer: multinomial logistic regression."""
 
     def __init__(self, input_shape, num_classes, *, rngs):
-        self.head = nnx.Linear(int(jnp.prod(jnp.array(input_shape))), num_classes, rngs=rngs)
+        self.head = nnx.Linear(math.prod(input_shape), num_classes, rngs=rngs)
 
     def __call__(self, x):
         """[B, ...] -> [B, C]."""
@@ -245,6 +281,7 @@ class WideResNet2810(_PreActResNet):
 ARCHITECTURES = {
     "linear": Linear,
     "mlp": Mlp,
+    "mlp_shallow": ShallowMlp,
     "convnet": ConvNet,
     "convnet_pooled": PooledConvNet,
     "convnet_silu": SiluConvNet,

@@ -173,15 +173,15 @@ def svm_pullback(x, y, theta, v, *, dual, c: float, tolerance: float = 1e-6) -> 
         the margin.
 
     Raises:
-      ValueError: no margin vector, so that the bias is not determined.
+      ValueError: no margin vector, so that the bias is not determined, and a cotangent that asks for it.
 
     Source: Mei & Zhu, AAAI 2015; Biggio et al., ICML 2012, arXiv:1206.6389.
     """
     x, y, dual = np.asarray(x, np.float64), np.asarray(y, np.float64), np.asarray(dual, np.float64)
     num_features = x.shape[1]
     margin = np.flatnonzero((dual > tolerance * c) & (dual < (1.0 - tolerance) * c))
-    if len(margin) == 0:
-        raise ValueError("the SVM has no vector on its margin, so its bias has no derivative; change c, or the data a little.")
+    if len(margin) == 0 and v[num_features] != 0:
+        raise ValueError("the SVM has no vector on its margin, so its bias has no derivative; ask for the weights alone, or change c.")
     signed = y[margin, None] * x[margin]
     size = num_features + 1 + len(margin)
     jacobian = np.zeros((size, size))
@@ -195,7 +195,7 @@ def svm_pullback(x, y, theta, v, *, dual, c: float, tolerance: float = 1e-6) -> 
     by_x[margin] -= (u[num_features:-1] * y[margin])[:, None] * theta[:num_features]
     others = np.abs(y * (x @ theta[:num_features] + theta[-1]) - 1.0)
     others[margin] = np.inf
-    slack = min(dual[margin].min(), (c - dual[margin]).min(), others.min())
+    slack = min(dual[margin].min(initial=np.inf), (c - dual[margin]).min(initial=np.inf), others.min())
     return Pullback(by_x, np.full(len(y), np.nan), float(slack))
 
 

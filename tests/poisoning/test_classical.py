@@ -84,6 +84,17 @@ def test_logistic_is_stationary_and_the_svm_says_how_near_its_formula_changes():
         classical.svm_pullback(X, LABELS, weights, np.ones(5), dual=np.zeros(30), c=C)
 
 
+def test_an_svm_without_a_margin_vector_still_says_how_its_weights_move():
+    # Two points of opposite labels nearer than the margin: both multipliers are at their bound, w = c (x_1 - x_2).
+    x, y, c = np.array([[0.3, 0.1], [-0.2, 0.0]]), np.array([1.0, -1.0]), 0.1
+    weights, dual = svm(x, y, c)
+    np.testing.assert_allclose(dual, c)
+    np.testing.assert_allclose(weights[:2], c * (x[0] - x[1]), atol=1e-9)
+    pulled = classical.svm_pullback(x, y, weights, np.array([1.0, 2.0, 0.0]), dual=dual, c=c)
+    np.testing.assert_allclose(pulled.x, c * np.array([[1.0, 2.0], [-1.0, -2.0]]))
+    assert 0 < pulled.slack < np.inf
+
+
 @pytest.mark.parametrize("name", LEARNERS)
 @pytest.mark.parametrize("order", [1, 2])
 def test_attacks_bring_theta_to_a_target_and_pay_less_with_a_price(name, order):

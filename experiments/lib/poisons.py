@@ -1,0 +1,49 @@
+"""Crafted poisons as files: what they are is kept with what they were made for, so that they are never judged as something else."""
+
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.lib import files
+
+
+class Provenance(NamedTuple):
+    """What a crafted set was made for."""
+
+    dataset: str
+    attack: str
+    victim: str
+    budget: str
+    seed: int
+    details: dict  # whatever else decides the result; JSON
+
+
+class Crafted(NamedTuple):
+    """Poisons and their places."""
+
+    rows: np.ndarray  # [M] of the training set
+    x: np.ndarray  # [M, ...]
+    y: np.ndarray  # [M]
+
+
+def save(path: str | pathlib.Path, crafted: Crafted, provenance: Provenance) -> None:
+    """Writes one npz with the provenance inside, whole or not at all."""
+    files.write_arrays(pathlib.Path(path), crafted._asdict(), **provenance._asdict())
+
+
+def load(path: str | pathlib.Path, provenance: Provenance) -> Crafted:
+    """A crafted set.
+
+    Raises:
+      ValueError: it was made for something else.
+    """
+    return Crafted(**files.read_arrays(pathlib.Path(path), **provenance._asdict()))
+
+
+def kept(path: str | pathlib.Path, provenance: Provenance, craft: Callable[[], Crafted]) -> Crafted:
+    """A crafted set from its file if there is one, else made and saved."""
+    if not pathlib.Path(path).exists():
+        save(path, craft(), provenance)
+    return load(path, provenance)

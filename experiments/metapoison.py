@@ -1,0 +1,232 @@
+"""MetaPoison and Witches' Brew: clean-labelled poisons against networks that are trained from scratch, success against budget.
+
+`python -m experiments.metapoison --table docs/results/metapoison.md` judges them on more trials than the report.
+"""
+
+import argparse
+import functools
+import pathlib
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+from experiments.lib import data, experiment, models, poisons, report
+from robustjax import base, evaluate, poisoning, training
+from robustjax.threats import Linf
+
+ARCHITECTURE = "mlp_shallow"
+EPS = 0.2
+BATCH_SIZE, LEARNING_RATE, NUM_EPOCHS = 100, 0.2, 20  # of surrogates and victims alike
+ATTACKS = ("MetaPoison", "Witches' Brew")
+COLUMNS = ("clean", "random noise", *ATTACKS)
+
+
+class Size(NamedTuple):
+    """How large a run is."""
+
+    num_images: int
+    budgets: tuple[int, ...]  # numbers of poisons
+    num_trials: int
+    num_steps: int  # of MetaPoison
+    num_matching_steps: int  # of Witches' Brew
+    num_surrogates: int = 4
+    num_epochs: int = NUM_EPOCHS
+
+
+class Trial(NamedTuple):
+    """A test image that is to be misread, and the training images that are to do it."""
+
+    x_target: np.ndarray  # [1, ...]
+    y_adversarial: np.ndarray  # [1]
+    rows: np.ndarray  # [M] images of that label
+    seed: int
+
+
+def run(settings: experiment.Settings) -> report.Section:
+    """Success against the number of poisons, with intervals."""
+    size = Size(200, (10,), 2, 2, 4, 2, 2) if settings.quick else Size(1000, (20, 50), 6, 20, 100)
+    found = successes(data.load(settings.dataset), settings, size)
+    text = (
+        "Poisons that fool a network trained from scratch must work for weights that the attacker does not know. MetaPoison looks a few "
+        "steps of training ahead through an ensemble of surrogates of different ages; Witches' Brew makes the poisons' gradient point "
+        "where the target's would."
+    )
+    return report.Section("Poisons for networks trained from scratch", text, [_plot(found, size), _table(found, size)])
+
+
+def successes(dataset: data.Dataset, settings: experiment.Settings, size: Size) -> dict[tuple[str, int], np.ndarray]:
+    """Whether the target of each trial is read as the attacker wants, by (column, budget)."""
+    x, y = dataset.x_train[: size.num_images], dataset.y_train[: size.num_images]
+    found: dict[tuple[str, int], list[bool]] = {(column, budget): [] for column in COLUMNS for budget in size.budgets}
+    with experiment.progress() as bar:
+        task = bar.add_task("trials", total=len(size.budgets) * size.num_trials)
+        for budget in size.budgets:
+            for number in range(size.num_trials):
+                trial = choose(dataset, x, y, budget, settings.seed * 1000 + number)
+                for column, success in judge(trial, x, y, settings, size).items():
+                    found[column, budget].append(success)
+                bar.advance(task)
+    return {key: np.array(value) for key, value in found.items()}
+
+
+def choose(dataset: data.Dataset, x, y, num_poisons: int, seed: int) -> Trial:
+    """A random test image, a random label of another class, and random training images of that label."""
+    del x
+    rng = np.random.default_rng(seed)
+    row = rng.integers(len(dataset.x_test))
+    wanted = rng.choice(np.setdiff1d(np.unique(y), dataset.y_test[row]))
+    rows = poisoning.choose(jax.random.key(seed), y, num_poisons, label=int(wanted))
+    return Trial(dataset.x_test[[row]], np.array([wanted], np.int32), rows, seed)
+
+
+def judge(trial: Trial, x, y, settings: experiment.Settings, size: Size) -> dict[str, bool]:
+    """Victims trained from scratch, with the same weights and batches, on the clean, noisy and poisoned sets."""
+    threat, key = Linf(EPS), jax.random.key(trial.seed)
+    changed = {"clean": x[trial.rows], "random noise": np.asarray(poisoning.random_control(key, x[trial.rows], threat))}
+    crafts = {"MetaPoison": metapoisons, "Witches' Brew": brew}
+    for name in ATTACKS:
+        craft = functools.partial(crafts[name], trial, x, y, size)
+        file = f"{crafts[name].__name__}-{len(trial.rows)}-{trial.seed}.npz"
+        provenance = poisons.Provenance(
+            settings.dataset, name, ARCHITECTURE, f"{len(trial.rows)} images, linf {EPS}", trial.seed, size._asdict()
+        )  # fmt: skip
+        made = poisons.kept(pathlib.Path(settings.out) / "poisons" / file, provenance, lambda craft=craft: _crafted(trial, y, craft()))
+        changed[name] = made.x
+    key_victim = jax.random.fold_in(key, 1)  # not the surrogates'
+    sets = {name: poisoning.insert(x, y, trial.rows, part, threat=threat)[0] for name, part in changed.items()}
+    return {
+        name: bool(_read(key_victim, part, y, trial.x_target, size.num_epochs)[0] == trial.y_adversarial[0]) for name, part in sets.items()
+    }
+
+
+def metapoisons(trial: Trial, x, y, size: Size):
+    """Poisons by MetaPoison, with Adam at the authors' rate in eps, which falls twice."""
+    network = models.stateless(ARCHITECTURE, 10, x.shape[1:])
+    rate = optax.piecewise_constant_schedule(2.5 * EPS, {size.num_steps // 3: 0.1, 2 * size.num_steps // 3: 0.1})
+    verb = base.bind(
+        poisoning.metapoison, apply_fn=network.apply_fn, init_fn=network.init_fn, threat=Linf(EPS), optimizer=optax.adam(rate),
+        num_steps=size.num_steps, num_surrogates=size.num_surrogates, num_epochs=size.num_epochs, batch_size=BATCH_SIZE,
+        step_size=LEARNING_RATE,
+    )  # fmt: skip
+    return _compiled(verb, jax.random.key(trial.seed), x, y, trial.rows, trial.x_target, trial.y_adversarial).x
+
+
+def brew(trial: Trial, x, y, size: Size):
+    """Poisons by gradient matching on one network trained on the clean set."""
+    network = models.stateless(ARCHITECTURE, 10, x.shape[1:])
+    key = jax.random.key(trial.seed)
+    params = _trained(key, x, y, size.num_epochs)
+    verb = base.bind(
+        poisoning.gradient_matching, apply_fn=network.apply_fn, threat=Linf(EPS), num_steps=size.num_matching_steps, num_restarts=2
+    )  # fmt: skip
+    return _compiled(verb, key, params, None, x[trial.rows], y[trial.rows], trial.x_target, trial.y_adversarial).x
+
+
+def _crafted(trial, y, x):
+    return poisons.Crafted(trial.rows, np.asarray(x), y[trial.rows])
+
+
+@functools.partial(jax.jit, static_argnames="num_epochs")
+def _trained(key, x, y, num_epochs):
+    network = models.stateless(ARCHITECTURE, 10, x.shape[1:])
+    optimizer = optax.sgd(LEARNING_RATE)
+    step_fn = training.step(base.bind(training.natural, apply_fn=network.apply_fn), optimizer)
+    key_init, key_fit = jax.random.split(key)
+    state = training.init(network.init_fn(key_init), None, optimizer)
+    return training.fit(state, key_fit, x, y, step_fn=step_fn, num_epochs=num_epochs, batch_size=BATCH_SIZE)[0].params
+
+
+@functools.partial(jax.jit, static_argnames="num_epochs")
+def _read(key, x, y, x_target, num_epochs):
+    network = models.stateless(ARCHITECTURE, 10, x.shape[1:])
+    return network.apply_fn(_trained(key, x, y, num_epochs), None, x_target, "eval")[0].argmax(axis=1)
+
+
+_compiled = jax.jit(lambda verb, *args: verb(*args))
+
+
+def interval(success: np.ndarray) -> tuple[float, float, float]:
+    """A rate in % with its Clopper-Pearson interval."""
+    low, high = evaluate.confidence_interval(int(success.sum()), len(success))
+    return 100 * float(success.mean()), 100 * low, 100 * high
+
+
+def beats_noise(found: dict[tuple[str, int], np.ndarray], attack: str, budget: int) -> bool:
+    """Whether the interval of an attack lies above that of random noise of the same budget."""
+    return interval(found[attack, budget])[1] > interval(found["random noise", budget])[2]
+
+
+def _cells(found, size):
+    for budget in size.budgets:
+        told = ["{:.0f} % ({:.0f} to {:.0f})".format(*interval(found[column, budget])) for column in COLUMNS]
+        yield [f"{budget} ({100 * budget / size.num_images:g} %)", *told]
+
+
+def _table(found, size):
+    caption = (
+        f"Trials in which a random test image is read as a random other label, of {size.num_trials}, with 95 % Clopper-Pearson intervals. "
+        f"Images of that label are changed by at most {EPS} in linf. The same trials, weights and batches in every column."
+    )
+    return report.Table("Success", caption, ["poisons", *COLUMNS], list(_cells(found, size)))
+
+
+def _plot(found, size):
+    plot, axis = plt.subplots(figsize=(6, 3.8))
+    for index, column in enumerate(COLUMNS):
+        rates = np.array([interval(found[column, budget]) for budget in size.budgets])
+        place = np.array(size.budgets) * (1 + 0.03 * (index - 1.5))  # side by side
+        errors = np.abs(rates[:, 1:] - rates[:, :1]).T
+        axis.errorbar(place, rates[:, 0], errors, fmt="o-", capsize=3, color=("C7", "k", "C3", "C0")[index], label=column)
+    axis.set(xlabel=f"poisons among {size.num_images:,} training images", ylabel="success in %", xscale="log", ylim=(-3, 103))
+    axis.set_xticks(size.budgets, [str(budget) for budget in size.budgets])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    caption = f"An MLP 784-128-10 trained from scratch on poisoned digits, linf {EPS}; {size.num_trials} trials, 95 % intervals."
+    return report.figure("Success against budget", caption, plot)
+
+
+def page(found: dict[tuple[str, int], np.ndarray], size: Size, command: str, seconds: float) -> str:
+    """The table of results."""
+    lines = [_HEAD, "| poisons | " + " | ".join(COLUMNS) + " | above noise |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for budget, cells in zip(size.budgets, _cells(found, size), strict=True):
+        above = ", ".join(f"{attack}: {'yes' if beats_noise(found, attack, budget) else 'no'}" for attack in ATTACKS)
+        lines.append(f"| {' | '.join(cells)} | {above} |")
+    return "\n".join([*lines, "", f"    {command}", "", f"{size.num_trials} trials for each budget; {seconds:.0f} s.", ""])
+
+
+def main() -> None:
+    """The section of the report, or with --table the page of results."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--table", type=pathlib.Path, help="write this page, of more trials")
+    settings, options = experiment.parse(parser)
+    if options.table is None:
+        experiment.section(run, settings)
+        return
+    size = Size(200, (10,), 2, 2, 4, 2, 2) if settings.quick else Size(2000, (20, 50, 100), 20, 20, 100)
+    start = time.perf_counter()
+    found = successes(data.load(settings.dataset), settings, size)
+    command = " ".join(["python -m experiments.metapoison", *sys.argv[1:]])
+    options.table.parent.mkdir(parents=True, exist_ok=True)
+    options.table.write_text(page(found, size, command, time.perf_counter() - start))
+
+
+_HEAD = f"""\
+# MetaPoison and Witches' Brew against random noise
+
+An MLP 784-128-10 trained from scratch on 2,000 embedded digits ({NUM_EPOCHS} epochs of gradient descent, batches of {BATCH_SIZE}, rate
+{LEARNING_RATE}). A trial
+is a random test image and a random other label; images of that label are changed by at most {EPS} in linf and keep their label. MetaPoison
+has 4 surrogates, 20 crafting steps, K = 2; Witches' Brew one network, 100 steps, 2 restarts. Success in % of trials with 95 %
+Clopper-Pearson intervals; "above noise": the interval lies above that of random signs of the same size.
+"""
+
+if __name__ == "__main__":
+    from experiments import metapoison
+
+    metapoison.main()
