@@ -153,11 +153,11 @@ def backward(num_updates: int) -> Method:
 
 def split(dataset: data.Dataset, seed: int, num_train: int = 1000, num_val: int = 1000) -> Split:
     """Training, validation and test images of a seed, none twice; embedded digits are pooled first, of MNIST only the test set is used."""
-    x, y = dataset.x_test, dataset.y_test
+    images, labels = dataset.x_test, dataset.y_test
     if dataset.name == "digits":
-        x, y = np.concatenate([dataset.x_train, x]), np.concatenate([dataset.y_train, y])
-    order = np.random.default_rng(seed).permutation(len(x))
-    x, y = jnp.asarray(x[order].reshape(len(x), -1)), jnp.asarray(y[order])
+        images, labels = np.concatenate([dataset.x_train, images]), np.concatenate([dataset.y_train, labels])
+    order = np.random.default_rng(seed).permutation(len(images))
+    x, y = jnp.asarray(images[order].reshape(len(images), -1)), jnp.asarray(labels[order])
     ends = (slice(num_train), slice(num_train, num_train + num_val), slice(num_train + num_val, None))
     return Split(*((x[rows], y[rows]) for rows in ends))
 
@@ -224,11 +224,12 @@ def accuracies(methods: dict[str, Method | None], images: Split, num_poisons: in
 def run(settings: experiment.Settings) -> report.Section:
     """Accuracy against the number of poisons."""
     images = split(data.load(settings.dataset), settings.seed, *((100, 100) if settings.quick else (1000, 1000)))
+    num_updates, num_backward = (2, 2) if settings.quick else (400, 60)
     methods = {
         "random flips": None,
-        "back-gradient": backward(2 if settings.quick else 60),
-        "ApproxGrad": approximate(2 if settings.quick else 400),
-        "penalty": penalty(2 if settings.quick else 400),
+        "back-gradient": backward(num_backward),
+        "ApproxGrad": approximate(num_updates),
+        "penalty": penalty(num_updates),
     }
     counts = (0, 5) if settings.quick else (0, 20, 60)
     curves: dict[str, list[float]] = {name: [] for name in methods}
@@ -244,8 +245,8 @@ def run(settings: experiment.Settings) -> report.Section:
     axis.legend()
     caption = (
         f"A linear softmax, retrained from scratch on its training images and the poisons, on {len(images.test[0])} test images. Poisons "
-        f"start as copies of training images with a random wrong label (random flips), and learn their pixels in [0, 1]: ApproxGrad and the "
-        f"penalty method in {methods['penalty'].num_updates} updates, back-gradient in {methods['back-gradient'].num_updates}."
+        f"start as copies of training images with a random wrong label (random flips), and learn their pixels in [0, 1]: ApproxGrad and "
+        f"the penalty method in {num_updates} updates, back-gradient in {num_backward}."
     )
     text = (
         "A few percent of the training set is enough, if it is chosen: labels flipped at random cost little, the same number of images "
@@ -304,7 +305,9 @@ def _write(path, command, dataset, num_updates, cells, names):
             bar = f"{sign} {bound:g} | {'met' if met else 'MISSED'}" if sign else " | "
             seeds = ", ".join(f"{a:.1f}" for a in accuracy)
             seconds = np.mean([value[1] for value in values])
-            lines.append(f"| {name} | {count} | {accuracy.mean():.1f} | {seeds} | {_PUBLISHED[name].get(count, '')} | {bar} | {seconds:.0f} |")
+            lines.append(
+                f"| {name} | {count} | {accuracy.mean():.1f} | {seeds} | {_PUBLISHED[name].get(count, '')} | {bar} | {seconds:.0f} |"
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_PAGE.format(command=command, rows="\n".join(lines), updates=num_updates, back=num_updates // 10))
 
@@ -317,9 +320,9 @@ _PAGE = """\
 MNIST's 10,000 test images, permuted by the seed: 1,000 for training, 1,000 for validation, 8,000 for testing. The victim is a linear
 softmax without bias (weight decay .0025 |W|^2), retrained from scratch on training images and poisons. Poisons start as copies of the
 first training images with a random wrong label (that is the row of random flips); the attacks learn their pixels in [0, 1]. Penalty and
-ApproxGrad have the authors' constants ({updates} updates); back-gradient goes back through 100 steps from zero, {back} times, with all poisons
-at once. Published: means of 5 runs as reported by Mehra & Hamm (2021), whose row for back-gradient is reverse mode through warm-started
-steps (RMD).
+ApproxGrad have the authors' constants ({updates} updates); back-gradient goes back through 100 steps from zero, {back} times, with all
+poisons at once. Published: means of 5 runs as reported by Mehra & Hamm (2021), whose row for back-gradient is reverse mode through
+warm-started steps (RMD).
 
 | poisons | number | accuracy in % | seeds | published | bar | | s |
 |---|---|---|---|---|---|---|---|

@@ -1,0 +1,231 @@
+"""Four quadratic bilevel problems, two with a singular inner Hessian: which method finds the optimum (Mehra & Hamm, 2021)?
+
+`python -m experiments.synthetic_bilevel --out docs/results/synthetic_bilevel.md`.
+"""
+
+import argparse
+import functools
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.lib import experiment
+from robustjax import base, bilevel
+from robustjax.base import Array, Bilevel
+
+NUM_INNER_STEPS = 10  # of v, and of Adam on ApproxGrad's linear system, in one update
+BAR = 0.2  # mean distance to the optimum
+_LIMIT = 5.0  # of every coordinate of u and v
+_RATE = 1e-2  # of Adam, for u and v alike
+
+
+class Problem(NamedTuple):
+    """u and v in [-5, 5]^n, min over u of f(u, v(u)), v(u) in argmin g(u, .); what is measured is the distance to the optimum."""
+
+    losses: Bilevel  # inner g and outer f, as (v, u, A)
+    distance_fn: Callable  # (u, v, P) -> scalar, P the projection on the rows of A
+
+
+def problems() -> dict[str, Problem]:
+    """The problems by the authors' names, with s = A (1 - u - v) and d = A (u - v); A = 1 in the first two.
+
+    SMD20: f = |u|^2 + |v|^2, g = |s|^2: u = v = 1/2. SMD21: f = |v|^2 - |d|^2, g = |d|^2: u = v = 0.
+    SMD24: as SMD20 with a rank-deficient A: P u = P v = P 1/2; the rest of v is not determined by g, and not measured.
+    SMD23: as SMD21 with a rank-deficient A: P u = 0 and v = 0: among all minima of g, v must be the one that f prefers.
+
+    Written down from the optima that are published; the authors' A is not: here it has n / 2 rows of normal numbers with variance 1 / n.
+    """
+
+    def total(v, u, a):
+        return jnp.sum((a @ (1.0 - u - v)) ** 2)
+
+    def difference(v, u, a):
+        return jnp.sum((a @ (u - v)) ** 2)
+
+    halves = Bilevel(total, lambda v, u, a: jnp.sum(u**2) + jnp.sum(v**2))
+    zeros = Bilevel(difference, lambda v, u, a: jnp.sum(v**2) - difference(v, u, a))
+
+    def to_halves(u, v, p):
+        return jnp.sqrt(jnp.sum((p @ (u - 0.5)) ** 2) + jnp.sum((p @ (v - 0.5)) ** 2))
+
+    def to_zeros(u, v, p):
+        return jnp.sqrt(jnp.sum((p @ u) ** 2) + jnp.sum(v**2))
+
+    whole, part = Problem(halves, to_halves), Problem(zeros, to_zeros)
+    return {"SMD20": whole, "SMD21": part, "SMD24": whole, "SMD23": part}
+
+
+def matrix(name: str, key, size: int) -> Array:
+    """A: the identity, or fewer rows than columns."""
+    return jnp.eye(size) if name in ("SMD20", "SMD21") else jax.random.normal(key, (size // 2, size)) / jnp.sqrt(size)
+
+
+def start(key, size: int) -> tuple[Array, Array]:
+    """u and v, uniform in the box."""
+    return tuple(jax.random.uniform(key, (2, size), minval=-_LIMIT, maxval=_LIMIT))
+
+
+# --- methods: `(losses, a, num_updates) -> (init, step)`, whose state begins with u and v --------------------------------------------
+
+
+class State(NamedTuple):
+    """What the methods by hypergradients carry."""
+
+    u: Array
+    v: Array
+    linear: Array  # ApproxGrad's p, else not used
+    optimizer: Any
+
+
+def penalty(losses: Bilevel, a: Array, num_updates: int):
+    """The penalty method; every constant changes by 1.1, as the authors have it here."""
+    del num_updates
+    constants = bilevel.PenaltyMethod(
+        optax.adam(_RATE),
+        optax.adam(_RATE),
+        NUM_INNER_STEPS,
+        weight_decay=1 / 1.1,
+        tolerance_decay=1 / 1.1,
+        rate_decay=1 / 1.1,
+        project_fn=_box,
+    )
+
+    def init(u, v):
+        return bilevel.penalty_init(constants, u, v, rho=10.0, weight=1.0)  # at rho = 1 SMD23 is unbounded below
+
+    def step(state):
+        state = bilevel.penalty_step(losses, constants, state, a)
+        return state._replace(theta=_box(state.theta))
+
+    return init, step
+
+
+def _by_gradient(method: Callable, losses: Bilevel, a: Array, num_updates: int):
+    """Alternation: steps of v down g, one step of Adam in u along a hypergradient; the rate of u falls like a cosine."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(_RATE, num_updates))
+    curvature = 1.05 * 2.0 * jnp.linalg.norm(a, ord=2) ** 2  # of g: 2 A'A
+    solve = base.bind(bilevel.descend, inner_loss=losses.inner_loss, step_size=1.0 / curvature, num_steps=NUM_INNER_STEPS)
+
+    def init(u, v):
+        return State(u, v, jnp.zeros_like(v), optimizer.init(u))
+
+    def step(state):
+        made, linear = method(losses, solve, state.u, state.v, a, state.linear)
+        updates, kept = optimizer.update(made.grad, state.optimizer)
+        return State(_box(state.u + updates), _box(made.theta), linear, kept)
+
+    return init, step
+
+
+def _approximate(losses, solve, u, v, a, linear):
+    linear_fn = base.bind(bilevel.adam, learning_rate=1e-2, num_steps=NUM_INNER_STEPS)
+    made = bilevel.implicit(losses, solve, u, v, a, linear_fn=linear_fn, linear_start=linear)
+    return made, made.info.solution
+
+
+def _conjugate(losses, solve, u, v, a, linear):
+    linear_fn = base.bind(bilevel.conjugate_gradient, num_steps=NUM_INNER_STEPS)
+    return bilevel.implicit(losses, solve, u, v, a, linear_fn=linear_fn), linear
+
+
+def _reverse(losses, solve, u, v, a, linear):
+    return bilevel.unrolled(losses, solve, u, v, a), linear
+
+
+def _direct(losses, solve, u, v, a, linear):
+    return bilevel.first_order(losses, solve, u, v, a), linear
+
+
+METHODS: dict[str, Callable] = {
+    "gradient descent": functools.partial(_by_gradient, _direct),
+    "RMD": functools.partial(_by_gradient, _reverse),
+    "ApproxGrad": functools.partial(_by_gradient, _approximate),
+    "implicit, CG": functools.partial(_by_gradient, _conjugate),
+    "penalty": penalty,
+}
+
+
+def distances(name: str, method: Callable, *, num_updates: int, num_trials: int, size: int, seed: int = 0) -> np.ndarray:
+    """The distance to the optimum after every trial [num_trials]."""
+    problem = problems()[name]
+
+    def trial(key):
+        key_start, key_matrix = jax.random.split(key)
+        a = matrix(name, key_matrix, size)
+        init, step = method(problem.losses, a, num_updates)
+        state = jax.lax.scan(lambda state, _: (step(state), None), init(*start(key_start, size)), length=num_updates)[0]
+        return problem.distance_fn(state[0], state[1], jnp.linalg.pinv(a) @ a)
+
+    return np.asarray(jax.jit(jax.vmap(trial))(jax.random.split(jax.random.key(seed), num_trials)))
+
+
+def _box(value):
+    return jnp.clip(value, -_LIMIT, _LIMIT)
+
+
+# --- the table -------------------------------------------------------------------------------------------------------------------
+
+
+def main(arguments=None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--updates", type=int, default=40_001)
+    parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("--size", type=int, default=20)
+    parser.add_argument("--out", type=pathlib.Path, help="where to write the table, as Markdown")
+    options = parser.parse_args(arguments)
+    experiment.prepare()
+    begin = time.perf_counter()
+    rows, solved = [], {}
+    for method_name, method in METHODS.items():
+        cells = []
+        for name in problems():
+            found = distances(name, method, num_updates=options.updates, num_trials=options.trials, size=options.size)
+            solved[method_name, name] = bool(found.mean() <= BAR)
+            cells.append(f"{found.mean():.2g} ({found.min():.2g} to {found.max():.2g})")
+            print(method_name, name, cells[-1], flush=True)
+        rows.append(f"| {method_name} | {' | '.join(cells)} |")
+    bars = {
+        f"the penalty method solves all four (mean distance <= {BAR})": all(solved["penalty", name] for name in problems()),
+        "no other method solves SMD23": not any(solved[name, "SMD23"] for name in METHODS if name != "penalty"),
+    }
+    text = _PAGE.format(
+        command=" ".join(["python -m experiments.synthetic_bilevel", *(sys.argv[1:] if arguments is None else arguments)]),
+        options=options,
+        names=" | ".join(problems()),
+        rows="\n".join(rows),
+        bars="\n".join(f"- {what}: {'met' if met else 'MISSED'}." for what, met in bars.items()),
+        seconds=time.perf_counter() - begin,
+    )
+    print(text)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text)
+
+
+_PAGE = """\
+# Synthetic bilevel problems
+
+    {command}
+
+Distances to the optimum after {options.updates:,} updates, means (and range) of {options.trials} trials; u and v in [-5, 5]^{options.size}
+from random starts, 10 steps of v in an update, float32. In SMD23 and SMD24 the inner Hessian has half its rank. SMD23 alone asks which of
+the inner minima the outer loss prefers: what descends in v along the inner loss alone cannot see it, whatever its hypergradient.
+The problems' formulas are in `experiments/synthetic_bilevel.py`. {seconds:.0f} s.
+
+| method | {names} |
+|---|---|---|---|---|
+{rows}
+
+{bars}
+"""
+
+if __name__ == "__main__":
+    main()

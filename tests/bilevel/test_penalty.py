@@ -1,0 +1,183 @@
+"""The penalty method: its schedule by hand, closed forms that it converges to, and the singular problem that it is for."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from robustjax import base, bilevel
+from robustjax.base import Bilevel
+
+RHO, WEIGHT, TOLERANCE, RATE_PHI, RATE_THETA = 2.0, 0.7, 5.0, 0.1, 0.02
+# g = |theta - a phi|^2 / 2, f = |theta - 1|^2 / 2 + c phi: both gradients can be written down.
+A, C = 0.5, 0.3
+SCALAR = Bilevel(
+    lambda theta, phi, batch: 0.5 * jnp.sum((theta - A * phi) ** 2),
+    lambda theta, phi, batch: 0.5 * jnp.sum((theta - 1) ** 2) + C * jnp.sum(phi),
+)
+METHOD = bilevel.PenaltyMethod(optax.sgd(RATE_PHI), optax.sgd(RATE_THETA), num_inner_steps=3)
+
+
+def by_hand(state, tolerance, num_updates):
+    """The same schedule in numpy, written from the paper's algorithm: (phi, theta, nu, rho, weight, tolerance, rate, raised)."""
+    phi, theta, nu, rho, weight, rate, raised = *state, 1.0, 0
+
+    def slope_phi():  # of f + nu g_v + rho / 2 g_v^2, in phi
+        return C - A * nu - A * rho * (theta - A * phi)
+
+    def slope_theta():
+        return (theta - 1) + nu + rho * (theta - A * phi) + weight * (theta - A * phi)
+
+    for _ in range(num_updates):
+        for _ in range(3):
+            theta = theta - rate * RATE_THETA * slope_theta()
+        phi = np.clip(phi - rate * RATE_PHI * slope_phi(), -1, 1)
+        if np.sum(slope_phi() ** 2) ** 2 + np.sum(slope_theta() ** 2) ** 2 < tolerance**2:
+            rho = 1.1 * rho
+            weight, tolerance, rate, raised = 0.9 * weight, 0.9 * tolerance, 0.9 * rate, raised + 1
+            nu = nu + rho * (theta - A * phi)
+    return phi, theta, nu, rho, weight, tolerance, rate, raised
+
+
+def run(problem, method, state, batch, num_updates):
+    return jax.lax.scan(lambda state, _: (bilevel.penalty_step(problem, method, state, batch), None), state, length=num_updates)[0]
+
+
+def test_the_schedule_is_the_one_by_hand():
+    with jax.enable_x64(True):
+        method = METHOD._replace(project_fn=lambda phi: jnp.clip(phi, -1, 1))
+        phi, theta, nu = np.array([0.4, -0.9]), np.array([-0.2, 0.6]), np.array([0.1, -0.3])
+        raised = []
+        for tolerance in (0.5, 5.0):
+            state = bilevel.penalty_init(method, jnp.asarray(phi), jnp.asarray(theta), rho=RHO, weight=WEIGHT, tolerance=tolerance)
+            state = state._replace(multiplier=jnp.asarray(nu))
+            many = jax.jit(functools.partial(run, SCALAR, method), static_argnums=2)
+            for num_updates in (1, 2, 30):
+                ours = many(state, None, num_updates)
+                theirs = by_hand((phi, theta, nu, RHO, WEIGHT), tolerance, num_updates)
+                names = ("phi", "theta", "multiplier", "rho", "weight", "tolerance", "rate", "num_raised")
+                for name, expected in zip(names, theirs, strict=True):
+                    np.testing.assert_allclose(getattr(ours, name), expected, rtol=1e-10, err_msg=f"{name} {tolerance} {num_updates}")
+                raised.append(theirs[-1])
+        assert 0 in raised and len(set(raised)) > 2  # stages that stay and stages that end
+
+
+def test_the_weight_acts_on_theta_alone_and_projection_before_the_test():
+    state = bilevel.penalty_init(METHOD, jnp.ones(1), jnp.zeros(1), rho=RHO, weight=0.0, tolerance=0.0)
+    plain = bilevel.penalty_step(SCALAR, METHOD._replace(num_inner_steps=0), state)
+    weighted = bilevel.penalty_step(SCALAR, METHOD._replace(num_inner_steps=0), state._replace(weight=jnp.float32(100.0)))
+    np.testing.assert_array_equal(plain.phi, weighted.phi)
+    assert float(plain.num_raised) == 0
+
+
+def test_it_finds_the_ridge_parameter_of_the_closed_form():
+    # inner: |X w - y|^2 / 2n + exp(phi) |w|^2 / 2, outer: validation error; the best phi by a search over the closed form.
+    rng = np.random.default_rng(0)
+    x, x_val, w = rng.normal(size=(8, 6)), rng.normal(size=(40, 6)), rng.normal(size=6)
+    y, y_val = x @ w + 4.0 * rng.normal(size=8), x_val @ w
+    with jax.enable_x64(True):
+        batch = tuple(map(jnp.asarray, (x, y, x_val, y_val)))
+        ridge = Bilevel(
+            lambda w, phi, batch: 0.5 * jnp.mean((batch[0] @ w - batch[1]) ** 2) + 0.5 * jnp.exp(phi) * jnp.sum(w**2),
+            lambda w, phi, batch: 0.5 * jnp.mean((batch[2] @ w - batch[3]) ** 2),
+        )
+
+        def solved(phi):
+            return jnp.linalg.solve(x.T @ x / len(x) + jnp.exp(phi) * jnp.eye(6), x.T @ y / len(x))
+
+        grid = jnp.linspace(-4, 3, 701)
+        values = jax.vmap(lambda phi: ridge.outer_loss(solved(phi), phi, batch))(grid)
+        best = float(grid[values.argmin()])
+        assert -3.5 < best < 2.5
+        method = bilevel.PenaltyMethod(optax.adam(0.02), optax.adam(0.02), num_inner_steps=10)
+        state = bilevel.penalty_init(method, jnp.zeros(()), solved(0.0), rho=1.0, weight=1.0, tolerance=1e-5)
+        state = jax.jit(functools.partial(run, ridge, method), static_argnums=2)(state, batch, 2000)
+        assert abs(float(state.phi) - best) < 0.02
+        np.testing.assert_allclose(state.theta, solved(state.phi), atol=1e-2)
+
+
+def test_it_finds_the_poison_of_the_closed_form():
+    # One label of least squares moves the model to a target: dy = (target - theta) / row, as in Mei & Zhu's closed form.
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=10), rng.normal(size=10)
+    least_squares = Bilevel(
+        lambda theta, phi, batch: 0.5 * jnp.mean((batch[0] * theta - batch[1].at[0].add(phi)) ** 2),
+        lambda theta, phi, batch: (theta - 0.8) ** 2,
+    )
+    effort = (0.8 - x @ y / (x @ x)) / (x[0] / (x @ x))
+    with jax.enable_x64(True):
+        batch = (jnp.asarray(x), jnp.asarray(y))
+        method = bilevel.PenaltyMethod(optax.adam(0.1), optax.adam(0.02), num_inner_steps=10)
+        state = bilevel.penalty_init(method, jnp.zeros(()), jnp.asarray(x @ y / (x @ x)), rho=10.0, weight=1.0, tolerance=1e-4)
+        state = jax.jit(functools.partial(run, least_squares, method), static_argnums=2)(state, batch, 3000)
+        np.testing.assert_allclose(state.phi, effort, rtol=1e-2)
+
+
+def test_only_the_penalty_method_chooses_among_the_minima_of_a_singular_inner_problem():
+    # theta[1] is free for the inner loss, and the outer loss wants it at 0; phi itself is best at 0 too.
+    singular = Bilevel(
+        lambda theta, phi, batch: jnp.sum((theta[:1] - phi) ** 2),
+        lambda theta, phi, batch: jnp.sum(theta**2) - jnp.sum((theta[:1] - phi) ** 2),
+    )
+    phi, theta = jnp.full(1, 2.0), jnp.array([-1.0, 3.0])
+    method = bilevel.PenaltyMethod(optax.adam(0.02), optax.adam(0.02), num_inner_steps=5)
+    state = bilevel.penalty_init(method, phi, theta, rho=10.0, weight=1.0, tolerance=1e-3)
+    state = jax.jit(functools.partial(run, singular, method), static_argnums=2)(state, None, 1500)
+    assert float(jnp.linalg.norm(state.theta)) < 0.05 and abs(float(state.phi[0])) < 0.05
+
+    solve = base.bind(bilevel.descend, inner_loss=singular.inner_loss, step_size=0.4, num_steps=20)
+    by_cg = base.bind(bilevel.implicit, linear_fn=base.bind(bilevel.conjugate_gradient, num_steps=2))
+
+    def alternate(carry, _):
+        phi, theta = carry
+        made = by_cg(singular, solve, phi, theta)
+        return (phi - 0.1 * made.grad, made.theta), made.info.residual
+
+    _, residuals = jax.lax.scan(alternate, (phi, theta), length=300)
+    (_, theta), _ = jax.lax.scan(alternate, (phi, theta), length=300)
+    assert not float(jnp.linalg.norm(theta)) < 2.9  # theta[1] stays where it began
+    assert not float(jnp.min(residuals)) < 0.5  # and the residual says that the system has no solution
+
+
+def test_the_check_names_a_small_rho_and_passes_a_large_one():
+    curves = jnp.array([1.0, 1 / 54, 0.3])  # of the inner loss; the outer is minus it at 0: bounded for rho > 54
+    problem = Bilevel(
+        lambda theta, phi, batch: 0.5 * jnp.sum(curves * (theta - phi) ** 2), lambda theta, phi, batch: -0.5 * jnp.sum(curves * theta**2)
+    )
+    start = functools.partial(bilevel.penalty_init, METHOD, jnp.ones(3), jnp.ones(3))
+    for rho in (1.0, 10.0, 30.0, 50.0):
+        with pytest.raises(ValueError, match=f"at rho={rho:g} and weight=0 the penalised inner problem curves downward"):
+            bilevel.penalty_check(problem, start(rho=rho, weight=0.0))
+    for rho, weight in ((60.0, 0.0), (1e4, 0.0), (10.0, 1.0)):  # a weight of 1 holds the attack in balance
+        bilevel.penalty_check(problem, start(rho=rho, weight=weight))
+    with pytest.raises(ValueError, match="curves downward"):
+        bilevel.penalty_check(problem, start(rho=jnp.nan, weight=0.0))
+
+
+def test_jit_and_vmap_give_the_eager_steps_and_stages_end_once_an_update_at_most():
+    starts = jnp.array([[0.4], [-0.9], [0.1]])
+
+    def whole(phi):
+        state = bilevel.penalty_init(METHOD, phi, 2 * phi, rho=RHO, weight=WEIGHT, tolerance=TOLERANCE)
+        return run(SCALAR, METHOD, state, None, 12)
+
+    many = jax.jit(jax.vmap(whole))(starts)
+    for index, phi in enumerate(starts):
+        state = bilevel.penalty_init(METHOD, phi, 2 * phi, rho=RHO, weight=WEIGHT, tolerance=TOLERANCE)
+        for _ in range(12):
+            state = bilevel.penalty_step(SCALAR, METHOD, state)
+        jax.tree.map(lambda a, b, i=index: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), many, state)
+    assert ((many.num_raised >= 1) & (many.num_raised <= 12)).all()
+    np.testing.assert_allclose(many.rho, RHO * 1.1**many.num_raised, rtol=1e-5)
+    np.testing.assert_allclose(many.rate, 0.9**many.num_raised, rtol=1e-5)
+
+
+def test_types_are_kept_and_the_multiplier_is_wide():
+    phi, theta = jnp.ones(1, jnp.bfloat16), jnp.zeros(1, jnp.bfloat16)
+    state = bilevel.penalty_init(METHOD, phi, theta, rho=RHO, weight=WEIGHT, tolerance=100.0)
+    after = bilevel.penalty_step(SCALAR, METHOD, state)
+    assert after.phi.dtype == after.theta.dtype == jnp.bfloat16 and after.multiplier.dtype == jnp.float32
+    assert int(after.num_raised) == 1 and float(jnp.abs(after.multiplier).max()) > 0

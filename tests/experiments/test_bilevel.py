@@ -1,0 +1,55 @@
+"""The bilevel experiments: a few steps of each, and what the synthetic problems are there to show, in small."""
+
+import jax
+import matplotlib
+import numpy as np
+import pytest
+
+from experiments import hypergradients, synthetic_bilevel, untargeted_poisoning
+from experiments.lib import data, experiment
+
+matplotlib.use("agg")
+
+
+@pytest.mark.parametrize("script", [hypergradients, untargeted_poisoning], ids=["hypergradients", "untargeted_poisoning"])
+def test_sections_fill_their_page(script, tmp_path):
+    made = script.run(experiment.Settings(out=str(tmp_path), quick=True))
+    assert made.items and len(made.items[0].png) > 2000
+
+
+@pytest.mark.parametrize("name", hypergradients.CONDITIONS)
+def test_the_oracle_is_the_derivative_of_the_solved_problem(name):
+    with jax.enable_x64(True):
+        o = hypergradients.oracle(name, 60, 6, 5)
+        np.testing.assert_allclose(o.condition, hypergradients.CONDITIONS[name], rtol=1e-6)
+        inner, outer = o.problem
+
+        def newton(theta, phi):
+            return theta - jax.numpy.linalg.solve(jax.hessian(inner)(theta, phi, o.batch), jax.grad(inner)(theta, phi, o.batch))
+
+        @jax.jit
+        def value(phi):
+            theta = jax.lax.scan(lambda theta, _: (newton(theta, phi), None), o.theta, length=8)[0]
+            return outer(theta, phi, o.batch)
+
+        direction = np.random.default_rng(1).normal(size=o.phi.shape)
+        slope = (value(o.phi + 1e-5 * direction) - value(o.phi - 1e-5 * direction)) / 2e-5
+        np.testing.assert_allclose(np.vdot(o.grad, direction), slope, rtol=1e-6)
+
+
+def test_synthetic_problems_in_small():
+    def distance(name, method, num_updates):
+        made = synthetic_bilevel.METHODS[method]
+        return synthetic_bilevel.distances(name, made, num_updates=num_updates, num_trials=2, size=4).max()
+
+    assert distance("SMD20", "ApproxGrad", 1500) < 0.05
+    assert distance("SMD23", "penalty", 3000) < synthetic_bilevel.BAR
+    assert distance("SMD23", "implicit, CG", 1500) > 1.0
+
+
+def test_flips_are_wrong_and_no_image_is_in_two_parts():
+    images = untargeted_poisoning.split(data.load("digits"), 0)
+    phi, batch = untargeted_poisoning.flip(images, 60, 0)
+    assert phi.shape == (60, 784) and (batch.y_poison != batch.y[:60]).all() and set(map(int, batch.y_poison)) <= set(range(10))
+    rows = np.concatenate([np.asarray(part[0]) for part in images])
+    assert len(rows) == 5000 and len(images.test[0]) == 3000
