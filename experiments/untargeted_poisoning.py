@@ -304,7 +304,9 @@ def _write(path, command, dataset, num_updates, cells, names):
             bar = f"{sign} {bound:g} | {'met' if met else 'MISSED'}" if sign else " | "
             seeds = ", ".join(f"{a:.1f}" for a in accuracy)
             seconds = np.mean([value[1] for value in values])
-            lines.append(f"| {name} | {count} | {accuracy.mean():.1f} | {seeds} | {_PUBLISHED[name].get(count, '')} | {bar} | {seconds:.0f} |")
+            lines.append(
+                f"| {name} | {count} | {accuracy.mean():.1f} | {seeds} | {_PUBLISHED[name].get(count, '')} | {bar} | {seconds:.0f} |"
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_PAGE.format(command=command, rows="\n".join(lines), updates=num_updates, back=num_updates // 10))
 
