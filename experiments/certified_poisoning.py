@@ -14,7 +14,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.lib import data, evaluation, experiment, models, poisons, report, smoothed, training
+from experiments.lib import data, evaluation, experiment, files, models, poisons, report, smoothed, training
 from robustjax import base, poisoning, smoothing
 from robustjax.base import Certificate
 from robustjax.threats import Linf
@@ -232,16 +232,21 @@ def main() -> None:
     split = _split(train, (whole.x_test[6000:], whole.y_test[6000:]), 1000, size)
     command = " ".join(["python -m experiments.certified_poisoning", *sys.argv[1:]])
     settings = experiment.Settings("mnist", 0, settings.out, settings.quick)
-    written = []
     for name in options.victims:
         start = time.perf_counter()
         seeds = [
             judge(name, split, experiment.Settings("mnist", seed, settings.out, settings.quick), size) for seed in range(options.seeds)
         ]
-        written.append(section(name, seeds, command, time.perf_counter() - start))
-        print(written[-1], flush=True)
-        options.table.parent.mkdir(parents=True, exist_ok=True)
-        options.table.write_text("\n".join([_HEAD, *written]))
+        made = section(name, seeds, command, time.perf_counter() - start)
+        print(made, flush=True)
+        replace_section(options.table, name, made)
+
+
+def replace_section(path: pathlib.Path, name: str, made: str) -> None:
+    """Writes a victim's section; the page keeps those that other runs wrote, each with its own command."""
+    kept = path.read_text().split("\n## ")[1:] if path.exists() else []
+    sections = {text.partition("\n")[0]: f"## {text.rstrip()}\n" for text in kept} | {name: made}
+    files.write(path, "\n".join([_HEAD, *(sections[name] for name in VICTIMS if name in sections)]).encode())
 
 
 _COLUMNS = (f"ACR of class {LABEL} (by seed)", f"certified accuracy of class {LABEL} at 0", "ACR of the other classes", "accuracy")

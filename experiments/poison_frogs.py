@@ -16,7 +16,7 @@ from robustjax.threats import L2, Linf
 TARGET, BASE = 4, 9  # the digit that is to be misread, and as what
 NUM_BULLSEYE = 5  # poisons of the bullseye polytope
 BULLSEYE_EPS = 0.2
-BETA = 0.02
+STEP_SIZE, BETA = 0.1, 0.02
 HEAD_EPOCHS, HEAD_RATE, HEAD_BATCH = 60, 1e-2, 20
 
 
@@ -112,12 +112,12 @@ def rate(success) -> str:
 def _last_hidden(x, *, params):
     x = x.reshape(x.shape[0], -1)
     for layer in (params["hidden"][0], params["hidden"][1]):
-        x = jax.nn.relu(x @ layer["kernel"][...] + layer["bias"][...])
+        x = jax.nn.relu(x @ layer["kernel"][...] + layer["bias"][...][None])
     return x
 
 
 def _frogs(features_fn, bases, targets, *, num_steps):
-    return poisoning.feature_collision(features_fn, bases, targets, step_size=0.5, beta=BETA, num_steps=num_steps)
+    return poisoning.feature_collision(features_fn, bases, targets, step_size=STEP_SIZE, beta=BETA, num_steps=num_steps)
 
 
 def _polytopes(features_fn, bases, targets, *, num_steps):
@@ -150,7 +150,7 @@ def _heads(features_fn, x, y, targets, rows, poisons, seed):
 
 def _head(params, model_state, x, mode):
     del mode
-    return x @ params["kernel"] + params["bias"], model_state
+    return x @ params["kernel"] + params["bias"][None], model_state
 
 
 def _pictures(features_fn, trials, frogs):

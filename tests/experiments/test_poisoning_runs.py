@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from experiments import certified_poisoning, classical_poisoning
-from experiments.lib import models, poisons
+from experiments import certified_poisoning, classical_poisoning, influence_scatter, metapoison, poison_frogs
+from experiments.lib import data, models, poisons
+from robustjax import base
 from robustjax.base import Certificate
+from robustjax.poisoning import classical
 
 PROVENANCE = poisons.Provenance("digits", "metapoison", "convnet_fast", "10 images, linf 0.1", 0, {"steps": (1, 2)})
 CRAFTED = poisons.Crafted(np.array([3, 5]), np.random.default_rng(0).random((2, 4, 4, 1), np.float32), np.array([8, 8]))
@@ -29,7 +31,7 @@ def test_crafted_sets_reload_whole_and_refuse_another_provenance(tmp_path):
         {"details": {}},
         {"dataset": "mnist"},
     ):
-        with pytest.raises(ValueError, match=rf"made for something else \({next(iter(changed))} "):
+        with pytest.raises(ValueError, match=rf"X):
             poisons.load(path, PROVENANCE._replace(**changed))
 
 
@@ -68,6 +70,19 @@ def test_the_gates_of_certified_poisoning_are_ratios_of_average_radii():
     assert "| ACR of class 8, poisoned / random noise | 0.512 | <= 0.5 | MISSED |" in page
 
 
+def test_a_page_keeps_the_sections_that_other_runs_wrote(tmp_path):
+    path = tmp_path / "results" / "page.md"
+    for name, made in (
+        ("MACER", "## MACER\n\nfirst\n"),
+        ("Gaussian", "## Gaussian\n\n    python -m x\n"),
+        ("MACER", "## MACER\n\nsecond\n"),
+    ):
+        certified_poisoning.replace_section(path, name, made)
+    head, *sections = path.read_text().split("\n## ")
+    assert head.startswith("# Poisoned certificates")
+    assert sections == ["Gaussian\n\n    python -m x\n", "MACER\n\nsecond\n"]
+
+
 def test_attacks_on_classical_learners_turn_the_model_and_random_moves_do_not():
     for task, steps in ((classical_poisoning.wine(), 60), (classical_poisoning.tumours(), 60)):
         start = np.sqrt(task.outer_fn()(task.fit_fn(task.x, task.y))[0])
@@ -76,3 +91,56 @@ def test_attacks_on_classical_learners_turn_the_model_and_random_moves_do_not():
             left = np.sqrt(found.loss[-1]) / start
             assert left < 0.75, (task.title, order, left)
             assert classical_poisoning.random_distance(task, order, found.effort, 0) / start > 0.85
+
+
+def outcomes(num_clean, num_noise, num_attack, num_trials=20):
+    counts = {"clean": num_clean, "random noise": num_noise, "MetaPoison": num_attack, "Witches' Brew": num_attack - 8}
+    return {(name, 10): np.arange(num_trials) < count for name, count in counts.items()}
+
+
+def test_an_attack_beats_noise_when_the_intervals_are_apart():
+    found = outcomes(0, 1, 14)
+    size = metapoison.Size(200, (10,), 20, 2, 4)
+    assert metapoison.interval(found["MetaPoison", 10]) == pytest.approx((70.0, 45.7, 88.1), abs=0.1)  # Clopper-Pearson's of 14 of 20
+    assert metapoison.beats_noise(found, "MetaPoison", 10) and not metapoison.beats_noise(found, "Witches' Brew", 10)
+    page = metapoison.page(found, size, "python -m x", 1.0)
+    row = "| 10 (5 %) | 0 % (0 to 17) | 5 % (0 to 25) | 70 % (46 to 88) | 30 % (12 to 54) | MetaPoison: yes, Witches' Brew: no |"
+    assert row in page and "    python -m x" in page
+
+
+def test_trials_ask_for_another_label_and_poison_images_of_it():
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(10), 20).astype(np.int32)
+    dataset = data.Dataset("digits", rng.random((200, 4, 4, 1)), y, rng.random((30, 4, 4, 1)), y[::7][:30])
+    for seed in range(10):
+        trial = metapoison.choose(dataset, dataset.x_train, y, 12, seed)
+        target = np.flatnonzero((dataset.x_test == trial.x_target).all(axis=(1, 2, 3)))
+        assert len(set(trial.rows)) == 12 and (y[trial.rows] == trial.y_adversarial).all() and dataset.y_test[target] != trial.y_adversarial
+
+
+def test_leaving_out_is_predicted_and_done_exactly():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(60, 4))
+    y = np.where(x @ np.array([1.0, -1.0, 0.5, 0.0]) + rng.normal(size=60) > 0, 1.0, -1.0)
+    found = influence_scatter.scatter(x, y, x[:10] + 0.1, y[:10], 10, 10, seed=0)
+    assert found.pearson > 0.95 and 0.8 < found.slope < 2.0 and found.residual < 1e-8
+    options = {"reg": influence_scatter.REG}
+    test_loss = lambda theta: np.logaddexp(0, -y[found.test] * (theta[:4] @ (x[found.test] + 0.1) + theta[4]))  # noqa: E731
+    for row, change in list(zip(found.rows, found.exact, strict=True))[:3]:
+        others = classical.logistic(np.delete(x, row, axis=0), np.delete(y, row), **options)
+        assert change == pytest.approx(test_loss(others) - test_loss(classical.logistic(x, y, **options)), abs=1e-8)
+
+
+def test_one_frog_changes_what_a_retrained_head_says_of_its_target():
+    # Features are the inputs; a frog that sits on its target and carries the other label decides it, one that stays at its base does not.
+    rng = np.random.default_rng(0)
+    centres = np.where(np.arange(40) < 20, -1.0, 1.0)[:, None]
+    x = (0.5 + 0.1 * centres + 0.05 * rng.normal(size=(40, 60))).astype(np.float32)
+    rows = np.array([[20, 21, 22, 23, 24], [30, 31, 32, 33, 34]])
+    targets = x[:2] + 0.05 * rng.normal(size=(2, 60)).astype(np.float32)
+    trials = poison_frogs.Trials(x, np.repeat([0, 1], 20).astype(np.int32), targets, rows)
+    identity = base.bind(lambda x: 20.0 * (x - 0.5))
+    left = poison_frogs.successes(identity, trials, rows[:, :1], x[rows[:, :1]], 0)
+    hit = poison_frogs.successes(identity, trials, rows[:, :1], targets[:, None], 0)
+    assert not left.any() and hit.all()
+    assert poison_frogs.rate(hit) == "100 % (16 to 100)"
