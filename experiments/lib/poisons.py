@@ -8,8 +8,6 @@ import numpy as np
 
 from experiments.lib import files
 
-from experiments.lib import files
-
 
 class Provenance(NamedTuple):
     """What a crafted set was made for."""
