@@ -42,7 +42,7 @@ def test_synthetic_problems_in_small():
         made = synthetic_bilevel.METHODS[method]
         return synthetic_bilevel.distances(name, made, num_updates=num_updates, num_trials=2, size=4).max()
 
-    assert distance("SMD20", "ApproxGrad", 1500) < 0.05
+    assert distance("SMD20", "ApproxGrad", 3000) < 0.05
     assert distance("SMD23", "penalty", 3000) < synthetic_bilevel.BAR
     assert distance("SMD23", "implicit, CG", 1500) > 1.0
 
