@@ -175,19 +175,22 @@ def _truncated(num_steps: int, num_last: int):
 
 def _lissa(num_steps: int, num_repeats: int, batch_size: int = 100):
     def make(o):
-        rows = jnp.concatenate([o.batch.x, o.phi])
         scale = 4.0 * o.largest  # 100 rows of 50 features: above the largest eigenvalue of a sample, (1 + sqrt(1 / 2))^2 of the whole
 
-        def sampled(key, p):
-            some = jax.random.choice(key, len(rows), (batch_size,))
-            part = o.batch._replace(x=rows[some], y=o.batch.y[some])
-            gradient = lambda theta: jax.grad(o.problem.inner_loss)(theta, o.phi[:0], part)  # noqa: E731
-            return jax.jvp(gradient, (o.theta,), (p,))[1]
+        def gradient(phi):
+            rows = jnp.concatenate([o.batch.x, phi])
 
-        lissa = base.bind(
-            bilevel.lissa, key=jax.random.key(0), sampled_fn=sampled, scale=scale, num_steps=num_steps, num_repeats=num_repeats
-        )
-        return _at_optimum(lambda o: lissa)(o)
+            def sampled(key, p):
+                some = jax.random.choice(key, len(rows), (batch_size,))
+                part = o.batch._replace(x=rows[some], y=o.batch.y[some])
+                slope = lambda theta: jax.grad(o.problem.inner_loss)(theta, phi[:0], part)  # noqa: E731
+                return jax.jvp(slope, (o.theta,), (p,))[1]
+
+            options = {"scale": scale, "num_steps": num_steps, "num_repeats": num_repeats}
+            linear_fn = base.bind(bilevel.lissa, key=jax.random.key(0), sampled_fn=sampled, **options)
+            return _at_optimum(lambda o: linear_fn)(o)(phi)
+
+        return gradient
 
     return make
 
@@ -338,7 +341,7 @@ def forward_and_reverse(o: Oracle, num_steps: int = 200) -> tuple[float, float]:
 def run(settings: experiment.Settings) -> report.Section:
     """The figure of error against cost."""
     sizes = (100, 10, 10) if settings.quick else (_NUM_ROWS, _NUM_POISONS, _NUM_FEATURES)
-    plot, axes = plt.subplots(1, 2, figsize=(9.5, 4.0), sharey=True)
+    plot, axes = plt.subplots(1, 2, figsize=(10.0, 4.0), sharey=True, layout="constrained")
     rows = ways(settings.quick)
     with jax.enable_x64(True):
         for axis, name in zip(axes, CONDITIONS, strict=True):
@@ -351,7 +354,7 @@ def run(settings: experiment.Settings) -> report.Section:
             axis.set_title(f"{name}, condition number {o.condition:.0f}")
             axis.set_xlabel("cost in inner gradients")
     axes[0].set_ylabel("relative error of the hypergradient")
-    axes[1].legend(fontsize=7, ncols=2)
+    plot.legend(*axes[1].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     caption = (
         f"{sizes[0]} rows of {sizes[2]} features and {sizes[1]} poisons whose features are what is differentiated; exact gradients by the "
         "closed form, float64. Implicit ways (dense, CG, Neumann, Adam, LiSSA) start at the inner optimum; unrolled, truncated, "
@@ -447,12 +450,12 @@ _PAGE = """\
     {command}
 
 d outer / d phi for the features of 50 poisons beside 1,000 rows of 50 features, the outer loss being minus the validation loss; float64.
-Cells are relative error / cost, the cost being CPU time over that of one inner gradient in the same round (medians of {rounds} rounds; one
-CPU device of {cores} cores, load average at the end {load:.1f}; {versions}). The exact gradient is Mei & Zhu's formula in NumPy. Rows are
-built to a condition number ({conditions}): an orthonormal basis with geometric eigenvalues, see `oracle`. The columns "elsewhere" are
-errors that other implementations of the same iterations had on other data with the same condition numbers, so that orders of magnitude
-are what can be compared. Implicit ways start at the inner optimum, with a zero p; steps of descent and of the Neumann series are
-1 / lambda_max, Adam's are .01.
+Cells are relative error / cost, the cost being CPU time over that of one inner gradient in the same round (medians of {rounds} rounds;
+{cores} cores, load average at the end {load:.1f}; {versions}). The exact gradient is Mei & Zhu's formula in NumPy.
+Rows are built to a condition number ({conditions}): an orthonormal basis with geometric eigenvalues, see
+`oracle`. The columns "elsewhere" are errors that other implementations of the same iterations had on other data with the same condition
+numbers, so that orders of magnitude are what can be compared. Implicit ways start at the inner optimum, with a zero p; steps of descent
+and of the Neumann series are 1 / lambda_max, Adam's are .01.
 
 | method | ridge | elsewhere | logistic | elsewhere |
 |---|---|---|---|---|
