@@ -250,7 +250,7 @@ def run(settings: experiment.Settings) -> report.Section:
     )
     text = (
         "A few percent of the training set is enough, if it is chosen: labels flipped at random cost little, the same number of images "
-        "learned through the victim's training costs a fifth of the accuracy."
+        "learned through the victim's training costs far more. The victim is judged after training from scratch."
     )
     return report.Section("Poisons against accuracy", text, [report.figure("Accuracy against the number of poisons", caption, plot)])
 
