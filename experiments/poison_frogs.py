@@ -16,8 +16,8 @@ from robustjax.threats import L2, Linf
 TARGET, BASE = 4, 9  # the digit that is to be misread, and as what
 NUM_BULLSEYE = 5  # poisons of the bullseye polytope
 BULLSEYE_EPS = 0.2
-STEP_SIZE, BETA = 0.1, 0.02
-HEAD_EPOCHS, HEAD_RATE, HEAD_BATCH = 60, 1e-2, 20
+STEP_SIZE, BETA = 0.02, 0.03
+HEAD_EPOCHS, HEAD_RATE, HEAD_BATCH = 200, 1e-2, 20
 
 
 class Trials(NamedTuple):
@@ -34,7 +34,7 @@ def run(settings: experiment.Settings) -> report.Section:
     dataset = data.load(settings.dataset)
     num_trials, num_steps = (4, 20) if settings.quick else (60, 1000)
     features_fn = features(dataset, settings)
-    trials = choose(dataset, num_trials, settings.seed)
+    trials = choose(features_fn, dataset, num_trials, settings.seed)
     first = trials.x[trials.rows[:, 0]]
     frogs = jax.tree.map(np.asarray, collide(features_fn, trials, num_steps))
     key = jax.random.key(settings.seed)
@@ -77,14 +77,15 @@ def features(dataset: data.Dataset, settings: experiment.Settings):
     return base.bind(_last_hidden, params=trained.hyper["params"])
 
 
-def choose(dataset: data.Dataset, num_trials: int, seed: int, num_each: int = 100) -> Trials:
-    """Targets of the test set, bases and the other images of the head's training set."""
+def choose(features_fn, dataset: data.Dataset, num_trials: int, seed: int, num_each: int = 100) -> Trials:
+    """Random targets of the test set, the head's training set, and for each target the bases that are nearest in feature space."""
     rng = np.random.default_rng(seed)
     x = np.concatenate([dataset.x_train[dataset.y_train == label][:num_each] for label in (TARGET, BASE)])
     y = np.repeat([0, 1], num_each).astype(np.int32)
     targets = dataset.x_test[dataset.y_test == TARGET]
-    targets = targets[rng.choice(len(targets), num_trials, replace=len(targets) < num_trials)]
-    rows = np.stack([num_each + rng.choice(num_each, NUM_BULLSEYE, replace=False) for _ in range(num_trials)])
+    targets = targets[rng.choice(len(targets), num_trials, replace=False)]
+    gaps = np.asarray(features_fn(targets))[:, None] - np.asarray(features_fn(x[num_each:]))
+    rows = num_each + np.argsort(np.linalg.norm(gaps, axis=2), axis=1)[:, :NUM_BULLSEYE]
     return Trials(x, y, targets, rows)
 
 
