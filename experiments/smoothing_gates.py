@@ -17,8 +17,8 @@ from robustjax import smoothing
 
 METHODS = ("Gaussian", "Consistency", "MACER", "SmoothAdv")
 EFFORTS = {
-    0.5: smoothed.Effort("lenet", 4, 2, 100, 1e-3, 2, 2, 4),
-    0.25: smoothed.Effort("lenet", 3, 1, 100, 1e-3, 2, 2, 4),
+    0.5: smoothed.Effort("lenet", 12, 3, 100, 1e-3, 2, 2, 16),
+    0.25: smoothed.Effort("lenet", 9, 3, 100, 1e-3, 2, 2, 16),
 }
 GRID = tuple(np.arange(0.0, 2.25, 0.25).tolist())
 # LeNet, all 10,000 images, mean of 5 seeds: the logs of Jeong & Shin's consistency regularisation (NeurIPS 2020).
@@ -148,8 +148,8 @@ def described(effort: smoothed.Effort) -> str:
     return (
         f"60,000 training images, one seed; {effort.num_warm_epochs} epochs on Gaussian noise shared by all methods, then "
         f"{effort.num_epochs} of each, in place of 90; Adam at {effort.learning_rate:g} and batches of {effort.batch_size}; SmoothAdv with "
-        f"m = {effort.num_attack_copies} and T = {effort.num_attack_steps} at eps 1; MACER with k = {effort.num_radius_copies} in place "
-        "of 16; Consistency with m = 2"
+        f"m = {effort.num_attack_copies} and T = {effort.num_attack_steps} at eps 1; MACER with k = {effort.num_radius_copies}; "
+        "Consistency with m = 2"
     )
 
 

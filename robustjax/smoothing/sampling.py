@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from robustjax import arrays, base, parallel
@@ -107,8 +106,8 @@ class _Runner:
     """Gathers rows, pads and shards them, counts, and cuts the padding off."""
 
     def __init__(self, key, model_fn, x, batch_size, chunk_size, sigma, noise_fn, mesh):
-        self.key, self.x, self.batch_size, self.mesh = key, x, batch_size, mesh
-        self.model_fn = model_fn if mesh is None else parallel.replicate(model_fn, mesh)
+        self.x, self.batch_size, self.mesh = x, batch_size, mesh
+        self.key, self.model_fn = (key, model_fn) if mesh is None else parallel.replicate((key, model_fn), mesh)
         self.verb = base.bind(counting.count_predictions, sigma=sigma, chunk_size=chunk_size, noise_fn=noise_fn)
 
     def nothing(self):
@@ -123,13 +122,13 @@ class _Runner:
 
     def _run(self, verb, rows, role=0, first=None):
         padded = parallel.pad_to(rows, self.batch_size)
-        keys = arrays.fold_in(jax.vmap(jax.random.fold_in, (None, 0))(self.key, padded), role)
         first = np.zeros_like(padded) if first is None else parallel.pad_to(first, self.batch_size)
-        batch = (keys, jnp.asarray(self.x[padded]), jnp.asarray(first, jnp.int32))
+        batch = (padded.astype(np.int32), self.x[padded], first.astype(np.int32))
+        role = np.int32(role)
         if self.mesh is None:
-            result = np.asarray(_compiled(verb, self.model_fn, *batch))
+            result = np.asarray(_compiled(verb, self.key, self.model_fn, role, *batch))
         else:
-            result = parallel.gather(_compiled(verb, self.model_fn, *parallel.shard_batch(batch, self.mesh)), self.mesh)
+            result = parallel.gather(_compiled(verb, self.key, self.model_fn, role, *parallel.shard_batch(batch, self.mesh)), self.mesh)
         return result[: len(rows)]
 
 
@@ -150,5 +149,6 @@ def _clean_logits(keys, model_fn, x, *, first_sample):
 
 
 @jax.jit
-def _compiled(verb, model_fn, keys, x, first):
+def _compiled(verb, key, model_fn, role, rows, x, first):
+    keys = arrays.fold_in(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), role)
     return verb(keys, model_fn, x, first_sample=first)
