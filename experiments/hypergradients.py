@@ -17,40 +17,14 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import scipy.optimize
-import scipy.special
 
 from experiments.benchmarks import attacks as bench
-from experiments.lib import experiment, peers, report
+from experiments.lib import experiment, oracles, peers, report
 from robustjax import base, bilevel, loops
-from robustjax.base import Array, Bilevel
+from robustjax.base import Bilevel
 from robustjax.bilevel import problem as parts
 
-CONDITIONS = {"ridge": 54.0, "logistic": 15.0}  # of the inner Hessian at its optimum
-_NUM_ROWS, _NUM_POISONS, _NUM_FEATURES = 1000, 50, 50
 _SECONDS = 0.05  # of repetitions in one timing
-
-
-class Batch(NamedTuple):
-    """Data of both losses; the poisons' features [M, D] are phi."""
-
-    x: Array  # [N, D]
-    y: Array  # [N + M] numbers, or signs
-    x_val: Array  # [N, D]
-    y_val: Array  # [N]
-    mu: Array  # weight decay
-
-
-class Oracle(NamedTuple):
-    """A problem with its exact hypergradient."""
-
-    problem: Bilevel
-    phi: Array  # [M, D]
-    batch: Batch
-    theta: Array  # [D] the inner optimum
-    grad: Array  # [M, D] the hypergradient there, by the formula
-    largest: float  # eigenvalue of the inner Hessian there
-    condition: float
 
 
 class Way(NamedTuple):
@@ -60,82 +34,6 @@ class Way(NamedTuple):
     label: str
     make: Callable  # oracle -> (phi -> gradient)
     reference: dict[str, float]  # relative error by problem
-
-
-# --- the two problems ------------------------------------------------------------------------------------------------------------
-
-
-def squared(margin_or_prediction, y):
-    """Half the squared error of predictions."""
-    return 0.5 * jnp.mean((margin_or_prediction - y) ** 2)
-
-
-def logistic(prediction, y):
-    """The logistic loss for signs."""
-    return jnp.mean(jax.nn.softplus(-y * prediction))
-
-
-_LOSSES = {"ridge": squared, "logistic": logistic}
-
-
-def bilevel_problem(name: str) -> Bilevel:
-    """Regression on clean rows and poisons with weight decay; the adversary wants a large validation loss."""
-    loss = _LOSSES[name]
-
-    def inner_loss(theta, phi, batch):
-        return loss(jnp.concatenate([batch.x, phi]) @ theta, batch.y) + 0.5 * batch.mu * jnp.sum(theta**2)
-
-    def outer_loss(theta, phi, batch):
-        del phi
-        return -loss(batch.x_val @ theta, batch.y_val)
-
-    return Bilevel(inner_loss, outer_loss)
-
-
-def oracle(name: str, num_rows: int = _NUM_ROWS, num_poisons: int = _NUM_POISONS, num_features: int = _NUM_FEATURES) -> Oracle:
-    """A design whose inner Hessian has the wanted condition number, and the gradient by Mei & Zhu's formulas, in NumPy.
-
-    Rows are an orthonormal basis times sqrt(n lambda), lambda geometric, in a random rotation. For ridge regression lambda runs from 1 to
-    1 / 54, less the weight decay, so that the condition number is exact; for logistic regression the same rows have the weight decay that
-    makes it 15 at the optimum.
-    """
-    rng = np.random.default_rng(0)
-    n, condition = num_rows + num_poisons, CONDITIONS[name]
-    values = np.geomspace(1.0, 1 / CONDITIONS["ridge"], num_features)
-    rotation = np.linalg.qr(rng.normal(size=(num_features, num_features)))[0]
-    mu = 1e-3 if name == "ridge" else 0.0
-    rows = np.sqrt(n) * np.linalg.qr(rng.normal(size=(n, num_features)))[0] * np.sqrt(values - mu) @ rotation.T
-    x_val = rng.normal(size=(num_rows, num_features)) * np.sqrt(values) @ rotation.T
-    weights = rng.normal(size=num_features)
-    y, y_val = (x @ weights + 0.5 * rng.normal(size=len(x)) for x in (rows, x_val))
-    poison = rows[num_rows:]
-    if name == "ridge":
-        hessian = rows.T @ rows / n + mu * np.eye(num_features)
-        theta = np.linalg.solve(hessian, rows.T @ y / n)
-        q = np.linalg.solve(hessian, -x_val.T @ (x_val @ theta - y_val) / len(x_val))
-        residual = y[num_rows:] - poison @ theta
-        grad = (residual[:, None] * q - (poison @ q)[:, None] * theta) / n
-    else:
-        y, y_val = np.sign(y), np.sign(y_val)
-        miss = lambda log_mu: np.linalg.cond(_logistic_optimum(rows, y, np.exp(log_mu))[1]) - condition  # noqa: E731
-        mu = float(np.exp(scipy.optimize.brentq(miss, -12.0, 0.0, xtol=1e-12)))
-        theta, hessian = _logistic_optimum(rows, y, mu)
-        q = np.linalg.solve(hessian, x_val.T @ (y_val * scipy.special.expit(-y_val * (x_val @ theta))) / len(x_val))
-        p = scipy.special.expit(-y[num_rows:] * (poison @ theta))
-        grad = ((y[num_rows:] * p)[:, None] * q - (p * (1 - p) * (poison @ q))[:, None] * theta) / n
-    eigenvalues = np.linalg.eigvalsh(hessian)
-    batch = Batch(*map(jnp.asarray, (rows[:num_rows], y, x_val, y_val, mu)))
-    found = (jnp.asarray(poison), batch, jnp.asarray(theta), jnp.asarray(grad))
-    return Oracle(bilevel_problem(name), *found, float(eigenvalues[-1]), float(eigenvalues[-1] / eigenvalues[0]))
-
-
-def _logistic_optimum(x, y, mu):
-    theta = np.zeros(x.shape[1])
-    for _ in range(50):  # of Newton's steps; it converges in ten
-        p = scipy.special.expit(-y * (x @ theta))
-        hessian = (x.T * (p * (1 - p))) @ x / len(x) + mu * np.eye(len(theta))
-        theta = theta - np.linalg.solve(hessian, mu * theta - x.T @ (y * p) / len(x))
-    return theta, hessian
 
 
 # --- the ways to differentiate ---------------------------------------------------------------------------------------------------
@@ -275,7 +173,7 @@ class Measured(NamedTuple):
     cost: float  # in inner gradients
 
 
-def measure(o: Oracle, rows: list[Way], num_rounds: int = 3) -> tuple[dict[str, Measured], float]:
+def measure(o: oracles.Oracle, rows: list[Way], num_rounds: int = 3) -> tuple[dict[str, Measured], float]:
     """Error and cost of every row, and the cost of one Hessian product, all in one run, by CPU time."""
     inner = jax.grad(o.problem.inner_loss)
     product = parts.hessian(o.problem.inner_loss, o.theta, o.phi, o.batch)
@@ -320,7 +218,7 @@ def _repeated(many: Callable, start) -> bench.Run:
     return bench.Run(lambda: jax.block_until_ready(many(start, num_repeats)), num_repeats)
 
 
-def forward_and_reverse(o: Oracle, num_steps: int = 200) -> tuple[float, float]:
+def forward_and_reverse(o: oracles.Oracle, num_steps: int = 200) -> tuple[float, float]:
     """d outer / d log(mu) through descent: the relative difference of both modes, and the error against the formula (ridge only)."""
 
     def with_mu(loss):
@@ -340,12 +238,12 @@ def forward_and_reverse(o: Oracle, num_steps: int = 200) -> tuple[float, float]:
 
 def run(settings: experiment.Settings) -> report.Section:
     """The figure of error against cost."""
-    sizes = (100, 10, 10) if settings.quick else (_NUM_ROWS, _NUM_POISONS, _NUM_FEATURES)
+    sizes = (100, 10, 10) if settings.quick else oracles.SIZES
     plot, axes = plt.subplots(1, 2, figsize=(10.0, 4.0), sharey=True, layout="constrained")
     rows = ways(settings.quick)
     with jax.enable_x64(True):
-        for axis, name in zip(axes, CONDITIONS, strict=True):
-            o = oracle(name, *sizes)
+        for axis, name in zip(axes, oracles.CONDITIONS, strict=True):
+            o = oracles.build(name, *sizes)
             found, _ = measure(o, rows, 1)
             for family in dict.fromkeys(row.family for row in rows if row.family):
                 points = [found[row.label] for row in rows if row.family == family]
@@ -374,14 +272,14 @@ def table(path: pathlib.Path, command: str, num_rounds: int, with_jaxopt: bool) 
     """Writes the table with its bars."""
     rows = ways()
     with jax.enable_x64(True):
-        oracles = {name: oracle(name) for name in CONDITIONS}
-        found = {name: measure(o, rows, num_rounds) for name, o in oracles.items()}
-        modes = {name: forward_and_reverse(o) for name, o in oracles.items()}
-        versus = {name: _against_python(o, num_rounds, with_jaxopt) for name, o in oracles.items()}
+        problems = {name: oracles.build(name) for name in oracles.CONDITIONS}
+        found = {name: measure(o, rows, num_rounds) for name, o in problems.items()}
+        modes = {name: forward_and_reverse(o) for name, o in problems.items()}
+        versus = {name: _against_python(o, num_rounds, with_jaxopt) for name, o in problems.items()}
     lines, ratios = [], []
     for row in rows:
         cells = []
-        for name in CONDITIONS:
+        for name in problems:
             made, _ = found[name]
             there = row.reference.get(name)
             cells.append(f"{made[row.label].error:.2g} / {made[row.label].cost:.0f} | {'' if there is None else f'{there:.2g}'}")
@@ -390,16 +288,16 @@ def table(path: pathlib.Path, command: str, num_rounds: int, with_jaxopt: bool) 
         lines.append(f"| {row.label} | {' | '.join(cells)} |")
     lines.append(
         "| forward, log mu, 200 steps: against the formula | "
-        + " | ".join(f"{modes[name][1]:.2g} | " for name in CONDITIONS)
+        + " | ".join(f"{modes[name][1]:.2g} | " for name in problems)
         + "|\n| the same: against reverse mode | "
-        + " | ".join(f"{modes[name][0]:.2g} | 1e-15" for name in CONDITIONS)
+        + " | ".join(f"{modes[name][0]:.2g} | 1e-15" for name in problems)
         + " |"
     )
-    cg = {name: found[name][0]["CG 50"].error for name in CONDITIONS}
+    cg = {name: found[name][0]["CG 50"].error for name in problems}
     worse = sorted(((ratio, what) for ratio, what in ratios if ratio > 2), reverse=True)
-    bars = [bench.Bar(f"CG 50 on {name}, relative error", cg[name], 1e-8) for name in CONDITIONS]
-    bars += [bench.Bar(f"a Hessian product on {name}, in inner gradients", found[name][1], 1.3) for name in CONDITIONS]
-    bars += [bench.Bar(f"{versus[name][0]} 200 on {name}, time over unrolled 200", versus[name][1], 10.0, True) for name in CONDITIONS]
+    bars = [bench.Bar(f"CG 50 on {name}, relative error", cg[name], 1e-8) for name in problems]
+    bars += [bench.Bar(f"a Hessian product on {name}, in inner gradients", found[name][1], 1.3) for name in problems]
+    bars += [bench.Bar(f"{versus[name][0]} 200 on {name}, time over unrolled 200", versus[name][1], 10.0, True) for name in problems]
     text = _PAGE.format(
         command=command,
         versions=", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "optax", *(["jaxopt"] if with_jaxopt else []))),
@@ -411,7 +309,7 @@ def table(path: pathlib.Path, command: str, num_rounds: int, with_jaxopt: bool) 
             f"| {b.what} | {b.value:.3g} | {'>=' if b.is_lower else '<='} {b.bound:g} | {'met' if b.met else 'MISSED'} |" for b in bars
         ),
         worse=", ".join(f"{what} ({ratio:.1f}x)" for ratio, what in worse) or "none",
-        conditions=", ".join(f"{name} {o.condition:.2f}" for name, o in oracles.items()),
+        conditions=", ".join(f"{name} {o.condition:.2f}" for name, o in problems.items()),
     )
     print(text)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -453,9 +351,9 @@ d outer / d phi for the features of 50 poisons beside 1,000 rows of 50 features,
 Cells are relative error / cost, the cost being CPU time over that of one inner gradient in the same round (medians of {rounds} rounds;
 {cores} cores, load average at the end {load:.1f}; {versions}). The exact gradient is Mei & Zhu's formula in NumPy.
 Rows are built to a condition number ({conditions}): an orthonormal basis with geometric eigenvalues, see
-`oracle`. The columns "elsewhere" are errors that other implementations of the same iterations had on other data with the same condition
-numbers, so that orders of magnitude are what can be compared. Implicit ways start at the inner optimum, with a zero p; steps of descent
-and of the Neumann series are 1 / lambda_max, Adam's are .01.
+`experiments/lib/oracles.py`. The columns "elsewhere" are errors that other implementations of the same
+iterations had on other data with the same condition numbers, so that orders of magnitude are what can be compared. Implicit ways start
+at the inner optimum, with a zero p; steps of descent and of the Neumann series are 1 / lambda_max, Adam's are .01.
 
 | method | ridge | elsewhere | logistic | elsewhere |
 |---|---|---|---|---|

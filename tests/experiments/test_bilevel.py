@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import hypergradients, synthetic_bilevel, untargeted_poisoning
-from experiments.lib import data, experiment
+from experiments.lib import data, experiment, oracles
 
 matplotlib.use("agg")
 
@@ -17,11 +17,11 @@ def test_sections_fill_their_page(script, tmp_path):
     assert made.items and len(made.items[0].png) > 2000
 
 
-@pytest.mark.parametrize("name", hypergradients.CONDITIONS)
+@pytest.mark.parametrize("name", oracles.CONDITIONS)
 def test_the_oracle_is_the_derivative_of_the_solved_problem(name):
     with jax.enable_x64(True):
-        o = hypergradients.oracle(name, 60, 6, 5)
-        np.testing.assert_allclose(o.condition, hypergradients.CONDITIONS[name], rtol=1e-6)
+        o = oracles.build(name, 60, 6, 5)
+        np.testing.assert_allclose(o.condition, oracles.CONDITIONS[name], rtol=1e-6)
         inner, outer = o.problem
 
         def newton(theta, phi):
