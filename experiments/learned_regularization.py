@@ -25,7 +25,7 @@ class Size(NamedTuple):
     num_train: int = 100
     num_val: int = 400
     num_steps: int = 100  # of the game
-    fractions: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4)  # of poisons to clean training images
+    fractions: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3)  # of poisons to clean training images
     num_seeds: int = 3
 
 
@@ -59,8 +59,8 @@ def run(settings: experiment.Settings) -> report.Section:
     }
     text = (
         "A training set that may be poisoned needs a stronger regularizer than a clean one, and how strong depends on how much of it is "
-        "poisoned. Here the strength is learned on trusted validation images while the poisons are learned against it: with few poisons "
-        "it lets the model fit, with many it holds the weights down."
+        "poisoned. Here the strength is learned on trusted validation images while the poisons are learned against it: without "
+        "poisons it lets the model fit as a weak one does, with more of them it holds the weights down as a strong one does."
     )
     return report.Section("Regularization against poisons", text, [_plot(found, size)])
 

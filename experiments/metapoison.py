@@ -20,7 +20,7 @@ from robustjax import base, evaluate, poisoning, training
 from robustjax.threats import Linf
 
 ARCHITECTURE = "mlp_shallow"
-EPS = 0.2
+EPS = 0.3
 BATCH_SIZE, LEARNING_RATE, NUM_EPOCHS = 100, 0.2, 20  # of surrogates and victims alike
 ATTACKS = ("MetaPoison", "Witches' Brew")
 COLUMNS = ("clean", "random noise", *ATTACKS)
@@ -39,7 +39,7 @@ class Size(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A test image that is to be misread, and the training images that are to do it."""
+    """A test image that a clean network reads rightly, its second choice, and the images of that label which are to make it the first."""
 
     x_target: np.ndarray  # [1, ...]
     y_adversarial: np.ndarray  # [1]
@@ -67,21 +67,27 @@ def successes(dataset: data.Dataset, settings: experiment.Settings, size: Size) 
         task = bar.add_task("trials", total=len(size.budgets) * size.num_trials)
         for budget in size.budgets:
             for number in range(size.num_trials):
-                trial = choose(dataset, x, y, budget, settings.seed * 1000 + number)
+                seed = settings.seed * 1000 + number
+                logits = np.asarray(_logits(jax.random.key(seed), x, y, dataset.x_test, size.num_epochs))
+                trial = choose(dataset, x, y, logits, budget, seed)
                 for column, success in judge(trial, x, y, settings, size).items():
                     found[column, budget].append(success)
                 bar.advance(task)
     return {key: np.array(value) for key, value in found.items()}
 
 
-def choose(dataset: data.Dataset, x, y, num_poisons: int, seed: int) -> Trial:
-    """A random test image, a random label of another class, and random training images of that label."""
-    del x
+def choose(dataset: data.Dataset, x, y, logits, num_poisons: int, seed: int) -> Trial:
+    """A random test image among those that are read rightly, its runner-up, and the images of that label that are least like it.
+
+    Args:
+      logits: [T, C] of a clean network on the test images. The images that are most like the target pull it to their label as they are.
+    """
     rng = np.random.default_rng(seed)
-    row = rng.integers(len(dataset.x_test))
-    wanted = rng.choice(np.setdiff1d(np.unique(y), dataset.y_test[row]))
-    rows = poisoning.choose(jax.random.key(seed), y, num_poisons, label=int(wanted))
-    return Trial(dataset.x_test[[row]], np.array([wanted], np.int32), rows, seed)
+    row = rng.choice(np.flatnonzero(logits.argmax(axis=1) == dataset.y_test))
+    wanted = np.argsort(logits[row])[-2]
+    rows = poisoning.choose(jax.random.key(seed), y, int((y == wanted).sum()), label=int(wanted))
+    distances = np.linalg.norm((x[rows] - dataset.x_test[row]).reshape(len(rows), -1), axis=1)
+    return Trial(dataset.x_test[[row]], np.array([wanted], np.int32), rows[np.argsort(-distances)[:num_poisons]], seed)
 
 
 def judge(trial: Trial, x, y, settings: experiment.Settings, size: Size) -> dict[str, bool]:
@@ -100,14 +106,15 @@ def judge(trial: Trial, x, y, settings: experiment.Settings, size: Size) -> dict
     key_victim = jax.random.fold_in(key, 1)  # not the surrogates'
     sets = {name: poisoning.insert(x, y, trial.rows, part, threat=threat)[0] for name, part in changed.items()}
     return {
-        name: bool(_read(key_victim, part, y, trial.x_target, size.num_epochs)[0] == trial.y_adversarial[0]) for name, part in sets.items()
+        name: bool(_logits(key_victim, part, y, trial.x_target, size.num_epochs)[0].argmax() == trial.y_adversarial[0])
+        for name, part in sets.items()
     }
 
 
 def metapoisons(trial: Trial, x, y, size: Size):
-    """Poisons by MetaPoison, with Adam at the authors' rate in eps, which falls twice."""
+    """Poisons by MetaPoison, with Adam at a rate of half of eps that falls along a cosine."""
     network = models.stateless(ARCHITECTURE, 10, x.shape[1:])
-    rate = optax.piecewise_constant_schedule(2.5 * EPS, {size.num_steps // 3: 0.1, 2 * size.num_steps // 3: 0.1})
+    rate = optax.cosine_decay_schedule(0.5 * EPS, size.num_steps, alpha=0.05)
     verb = base.bind(
         poisoning.metapoison, apply_fn=network.apply_fn, init_fn=network.init_fn, threat=Linf(EPS), optimizer=optax.adam(rate),
         num_steps=size.num_steps, num_surrogates=size.num_surrogates, num_epochs=size.num_epochs, batch_size=BATCH_SIZE,
@@ -142,9 +149,9 @@ def _trained(key, x, y, num_epochs):
 
 
 @functools.partial(jax.jit, static_argnames="num_epochs")
-def _read(key, x, y, x_target, num_epochs):
+def _logits(key, x, y, x_test, num_epochs):
     network = models.stateless(ARCHITECTURE, 10, x.shape[1:])
-    return network.apply_fn(_trained(key, x, y, num_epochs), None, x_target, "eval")[0].argmax(axis=1)
+    return network.apply_fn(_trained(key, x, y, num_epochs), None, x_test, "eval")[0]
 
 
 _compiled = jax.jit(lambda verb, *args: verb(*args))
@@ -169,8 +176,9 @@ def _cells(found, size):
 
 def _table(found, size):
     caption = (
-        f"Trials in which a random test image is read as a random other label, of {size.num_trials}, with 95 % Clopper-Pearson intervals. "
-        f"Images of that label are changed by at most {EPS} in linf. The same trials, weights and batches in every column."
+        f"Trials in which a random test image is read as a clean network's second choice, of {size.num_trials}, with 95 % Clopper-Pearson "
+        f"intervals. Images of that label, those least like the target, are changed by at most {EPS} in linf. The same trials, weights and "
+        "batches in every column; the victims' first weights are not the attacker's."
     )
     return report.Table("Success", caption, ["poisons", *COLUMNS], list(_cells(found, size)))
 
@@ -208,7 +216,7 @@ def main() -> None:
     if options.table is None:
         experiment.section(run, settings)
         return
-    size = Size(200, (10,), 2, 2, 4, 2, 2) if settings.quick else Size(2000, (20, 50, 100), 20, 20, 100)
+    size = Size(200, (10,), 2, 2, 4, 2, 2) if settings.quick else Size(2000, (25, 100), 40, 20, 100)
     start = time.perf_counter()
     found = successes(data.load(settings.dataset), settings, size)
     command = " ".join(["python -m experiments.metapoison", *sys.argv[1:]])
@@ -220,10 +228,11 @@ _HEAD = f"""\
 # MetaPoison and Witches' Brew against random noise
 
 An MLP 784-128-10 trained from scratch on 2,000 embedded digits ({NUM_EPOCHS} epochs of gradient descent, batches of {BATCH_SIZE}, rate
-{LEARNING_RATE}). A trial
-is a random test image and a random other label; images of that label are changed by at most {EPS} in linf and keep their label. MetaPoison
-has 4 surrogates, 20 crafting steps, K = 2; Witches' Brew one network, 100 steps, 2 restarts. Success in % of trials with 95 %
-Clopper-Pearson intervals; "above noise": the interval lies above that of random signs of the same size.
+{LEARNING_RATE}). A trial is a random test image that a clean network of the attacker reads rightly, and its second choice as the wanted
+label; the images of that label that are least like the target are changed by at most {EPS} in linf and keep their label. MetaPoison has
+4 surrogates, 20 crafting steps, K = 2; Witches' Brew one network, 100 steps, 2 restarts. Victims start from other weights. Success in %
+of trials with 95 % Clopper-Pearson intervals; "above noise": the interval lies above that of random signs of the same size. Settings
+were chosen on trials with other seeds.
 """
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from robustjax import smoothing
 METHODS = ("Gaussian", "Consistency", "MACER", "SmoothAdv")
 EFFORTS = {
     0.5: smoothed.Effort("lenet", 12, 3, 100, 1e-3, 2, 2, 16),
-    0.25: smoothed.Effort("lenet", 9, 3, 100, 1e-3, 2, 2, 16),
+    0.25: smoothed.Effort("lenet", 8, 2, 100, 1e-3, 2, 2, 16),
 }
 GRID = tuple(np.arange(0.0, 2.25, 0.25).tolist())
 # LeNet, all 10,000 images, mean of 5 seeds: the logs of Jeong & Shin's consistency regularisation (NeurIPS 2020).

@@ -13,7 +13,9 @@ from experiments import (
     certified_poisoning,
     classical_poisoning,
     decoders,
+    hypergradients,
     influence_scatter,
+    learned_regularization,
     manifolds,
     margins,
     metapoison,
@@ -23,6 +25,7 @@ from experiments import (
     radii_history,
     sandwich,
     smoothing_methods,
+    untargeted_poisoning,
     vote_histogram,
     why_adversarial_examples,
 )
@@ -40,7 +43,8 @@ PARTS = {
         vote_histogram, noisy_pictures, radii_history, smoothing_methods, sandwich,
     ]),
     4: ("Part 4: can you trust others' data?", [
-        classical_poisoning, influence_scatter, poison_frogs, metapoison, certified_poisoning,
+        hypergradients, classical_poisoning, untargeted_poisoning, influence_scatter, poison_frogs, metapoison, certified_poisoning,
+        learned_regularization,
     ]),
 }  # fmt: skip
 

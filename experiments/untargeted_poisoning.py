@@ -224,7 +224,7 @@ def accuracies(methods: dict[str, Method | None], images: Split, num_poisons: in
 def run(settings: experiment.Settings) -> report.Section:
     """Accuracy against the number of poisons."""
     images = split(data.load(settings.dataset), settings.seed, *((100, 100) if settings.quick else (1000, 1000)))
-    num_updates, num_backward = (2, 2) if settings.quick else (400, 60)
+    num_updates, num_backward = (2, 2) if settings.quick else (200, 30)
     methods = {
         "random flips": None,
         "back-gradient": backward(num_backward),

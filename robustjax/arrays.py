@@ -68,12 +68,12 @@ def per_example(values, x: Array) -> Array:
 
 def flat(x: Array) -> Array:
     """[B, ...] -> [B, D]."""
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def total(x: Array) -> Array:
     """Sum over all but the first axis: [B, ...] -> [B]."""
-    return x.reshape(x.shape[0], -1).sum(axis=1)
+    return flat(x).sum(axis=1)
 
 
 def norm(x: Array, order) -> Array:

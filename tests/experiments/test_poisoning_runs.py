@@ -108,14 +108,19 @@ def test_an_attack_beats_noise_when_the_intervals_are_apart():
     assert row in page and "    python -m x" in page
 
 
-def test_trials_ask_for_another_label_and_poison_images_of_it():
+def test_trials_ask_for_the_second_choice_and_poison_the_images_of_it_that_are_least_like_the_target():
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(10), 20).astype(np.int32)
     dataset = data.Dataset("digits", rng.random((200, 4, 4, 1)), y, rng.random((30, 4, 4, 1)), y[::7][:30])
+    logits = rng.normal(size=(len(dataset.y_test), 10))
+    logits[::2][np.arange(len(logits[::2])), dataset.y_test[::2]] = 9.0  # every other image is read rightly
     for seed in range(10):
-        trial = metapoison.choose(dataset, dataset.x_train, y, 12, seed)
-        target = np.flatnonzero((dataset.x_test == trial.x_target).all(axis=(1, 2, 3)))
-        assert len(set(trial.rows)) == 12 and (y[trial.rows] == trial.y_adversarial).all() and dataset.y_test[target] != trial.y_adversarial
+        trial = metapoison.choose(dataset, dataset.x_train, y, logits, 12, seed)
+        target = int(np.flatnonzero((dataset.x_test == trial.x_target).all(axis=(1, 2, 3)))[0])
+        assert logits[target].argmax() == dataset.y_test[target] and (logits[target] > logits[target][trial.y_adversarial]).sum() == 1
+        distances = np.linalg.norm((dataset.x_train - trial.x_target).reshape(200, -1), axis=1)
+        left = np.setdiff1d(np.flatnonzero(y == trial.y_adversarial), trial.rows)
+        assert len(set(trial.rows)) == 12 and len(left) == 8 and distances[trial.rows].min() > distances[left].max()
 
 
 def test_leaving_out_is_predicted_and_done_exactly():
