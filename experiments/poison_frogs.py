@@ -18,6 +18,9 @@ NUM_BULLSEYE = 5  # poisons of the bullseye polytope
 BULLSEYE_EPS = 0.2
 STEP_SIZE, BETA = 0.02, 0.03
 HEAD_EPOCHS, HEAD_RATE, HEAD_BATCH = 200, 1e-2, 20
+ARCHITECTURE, OTHER = "mlp", "convnet_fast"  # whose features the poisons are made with, and another one that they are tried on
+WATERMARK, NUM_WATERMARKED = 0.3, 60  # where the whole network is trained
+NUM_WHOLE, WHOLE_RATE = 20, 1e-3  # trials of it, and the rate of Adam
 
 
 class Trials(NamedTuple):
@@ -33,7 +36,8 @@ def run(settings: experiment.Settings) -> report.Section:
     """Pictures, and success rates against controls."""
     dataset = data.load(settings.dataset)
     num_trials, num_steps = (4, 20) if settings.quick else (60, 1000)
-    features_fn = features(dataset, settings)
+    model, params = pretrain(ARCHITECTURE, dataset, settings)
+    features_fn, other_fn = body(model, params), body(*pretrain(OTHER, dataset, settings))
     trials = choose(features_fn, dataset, num_trials, settings.seed)
     first = trials.x[trials.rows[:, 0]]
     frogs = jax.tree.map(np.asarray, collide(features_fn, trials, num_steps))
@@ -43,38 +47,80 @@ def run(settings: experiment.Settings) -> report.Section:
     threat = Linf(BULLSEYE_EPS)
     surrounded = bullseye(features_fn, trials, num_steps // 4)
     noise = jax.vmap(lambda key, row: poisoning.random_control(key, row, threat))(jax.random.split(key, num_trials), trials.x[trials.rows])
-    fooled = lambda rows, poisons: successes(features_fn, trials, rows, poisons, settings.seed)  # noqa: E731
-    clean = fooled(trials.rows[:, :1], first[:, None])
-    counts = [
-        ("feature collision", 1, f"l2 {np.mean(frogs.change):.1f} on average", fooled(trials.rows[:, :1], noisy[:, None]),
-         fooled(trials.rows[:, :1], frogs.x[:, None])),
-        ("bullseye polytope", NUM_BULLSEYE, f"linf {BULLSEYE_EPS}", fooled(trials.rows, noise), fooled(trials.rows, surrounded)),
-    ]  # fmt: skip
+    alone = trials.rows[:, :1]
+
+    def cells(judge, rows, control, poisoned):
+        return [rate(judge(rows, part)) for part in (trials.x[rows], control, poisoned)]
+
+    def heads(features_fn):
+        return lambda rows, poisons: successes(features_fn, trials, rows, poisons, settings.seed)
+
+    frog, ring = (alone, noisy[:, None], frogs.x[:, None]), (trials.rows, noise, surrounded)
+    on_frogs, on_ring = f"l2 {np.mean(frogs.change):.1f} on average", f"linf {BULLSEYE_EPS}"
     rows = [
-        [name, str(num), budget, *(rate(part) for part in (clean, control, poisoned))] for name, num, budget, control, poisoned in counts
+        ["feature collision", "a head", "1", on_frogs, *cells(heads(features_fn), *frog)],
+        ["bullseye polytope", "a head", str(NUM_BULLSEYE), on_ring, *cells(heads(features_fn), *ring)],
+        ["feature collision", f"a head on a {OTHER}", "1", on_frogs, *cells(heads(other_fn), *frog)],
+        ["bullseye polytope", f"a head on a {OTHER}", str(NUM_BULLSEYE), on_ring, *cells(heads(other_fn), *ring)],
+        end_to_end(model, params, features_fn, trials, settings),
     ]
     caption = (
-        f"Trials in which a test image of a {TARGET} is read as a {BASE}, of {num_trials}, with 95 % Clopper-Pearson intervals. The head "
-        f"is trained from scratch on {len(trials.x)} images for every trial; noise: random directions of the same norm."
+        f"Trials in which a test image of a {TARGET} is read as a {BASE}, of {num_trials} ({NUM_WHOLE} where the whole network is "
+        f"trained), with 95 % Clopper-Pearson intervals. What is named is trained for every trial on {len(trials.x)} images: a head from "
+        f"zero on the frozen body of an {ARCHITECTURE}, for whose features the poisons are made, or of another network; or the whole "
+        f"{ARCHITECTURE} from its trained weights. Control: random directions of the same norm; for watermarked poisons the watermark of "
+        f"{WATERMARK:.0%} of the target alone."
     )
-    header = ["attack", "poisons", "budget", "clean", "noise of the same budget", "poisoned"]
+    header = ["attack", "trained", "poisons", "budget", "clean", "control", "poisoned"]
     text = (
         "The body of the network is frozen and shared, only a head is trained, as in transfer learning. The poison looks like its base and "
-        "carries its label, but its features are the target's: a head that fits it misreads the target."
+        "carries its label, but its features are the target's: a head that fits it misreads the target. A network that is trained as a "
+        "whole moves the features apart again: there it takes many poisons and a watermark."
     )
     table = report.Table("One image is enough", caption, header, rows)
     return report.Section("Poison frogs", text, [_pictures(features_fn, trials, frogs), table])
 
 
-def features(dataset: data.Dataset, settings: experiment.Settings):
-    """The last hidden layer of an MLP trained on all digits: images [B, ...] -> [B, K]."""
-    model = models.build("mlp", settings.seed)
+def end_to_end(model: models.Model, params, features_fn, trials: Trials, settings: experiment.Settings) -> list[str]:
+    """The row of many watermarked poisons for each target, against the whole network."""
+    num_trials, num_poisons, num_steps, num_epochs = (2, 5, 5, 1) if settings.quick else (NUM_WHOLE, NUM_WATERMARKED, 300, 20)
+    targets = trials.targets[:num_trials]
+    gaps = np.asarray(features_fn(targets))[:, None] - np.asarray(features_fn(trials.x))
+    far = np.where(trials.y == 1, np.linalg.norm(gaps, axis=2), np.inf)
+    rows = np.argsort(far, axis=1)[:, :num_poisons]
+    bases = trials.x[rows]
+    blended = (1.0 - WATERMARK) * bases + WATERMARK * targets[:, None]
+    poisons = _watermarked(features_fn, bases, targets, num_steps=num_steps)
+    start = base.bind(methods.natural, apply_fn=model.apply_fn), params, model.model_state
+    labels = np.where(trials.y == 0, TARGET, BASE).astype(np.int32)
+    fooled = [
+        np.asarray(_whole(start, trials.x, labels, targets, rows, part, settings.seed, num_epochs=num_epochs))
+        for part in (bases, blended, poisons)
+    ]
+    budget = f"l2 {float(np.mean(np.linalg.norm((poisons - bases).reshape(-1, bases[0, 0].size), axis=1))):.1f} on average"
+    return [f"collision, watermark {WATERMARK:.0%}", "the whole network", str(num_poisons), budget, *map(rate, fooled)]
+
+
+def pretrain(architecture: str, dataset: data.Dataset, settings: experiment.Settings):
+    """A network and its parameters after training on all digits."""
+    model = models.build(architecture, settings.seed)
     x, y = (part[: 200 if settings.quick else None] for part in (dataset.x_train, dataset.y_train))
     num_epochs = 1 if settings.quick else 10
     trained = training.fit(
         model, base.bind(methods.natural), optax.adam(1e-3), x, y, seed=settings.seed, num_epochs=num_epochs, batch_size=100
     )  # fmt: skip
-    return base.bind(_last_hidden, params=trained.hyper["params"])
+    return model, trained.hyper["params"]
+
+
+def body(model: models.Model, params):
+    """The last hidden layer of a network, images [B, ...] -> [B, K]: the network with the identity for its head."""
+
+    def identity(path, leaf):
+        if "head" not in str(path):
+            return leaf
+        return jnp.eye(len(leaf)) if leaf.ndim == 2 else jnp.zeros(1)
+
+    return methods.classifier(model.apply_fn, jax.tree_util.tree_map_with_path(identity, params), model.model_state)
 
 
 def choose(features_fn, dataset: data.Dataset, num_trials: int, seed: int, num_each: int = 100) -> Trials:
@@ -110,13 +156,6 @@ def rate(success) -> str:
     return f"{100 * np.mean(success):.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
-def _last_hidden(x, *, params):
-    x = x.reshape(x.shape[0], -1)
-    for layer in (params["hidden"][0], params["hidden"][1]):
-        x = jax.nn.relu(x @ layer["kernel"][...] + layer["bias"][...][None])
-    return x
-
-
 def _frogs(features_fn, bases, targets, *, num_steps):
     return poisoning.feature_collision(features_fn, bases, targets, step_size=STEP_SIZE, beta=BETA, num_steps=num_steps)
 
@@ -128,6 +167,31 @@ def _polytopes(features_fn, bases, targets, *, num_steps):
         return verb(key, (features_fn,), *parts).x
 
     return jax.lax.map(one, (bases, targets), batch_size=20)
+
+
+def _blends(features_fn, bases, targets, *, num_steps):
+    def one(parts):
+        collide = base.bind(poisoning.feature_collision, step_size=STEP_SIZE, beta=BETA, num_steps=num_steps, watermark=WATERMARK)
+        return collide(features_fn, parts[0], parts[1][None]).x
+
+    return jax.lax.map(one, (bases, targets))
+
+
+def _networks(start, x, y, targets, rows, poisons, seed, *, num_epochs):
+    loss, params, model_state = start
+    optimizer = optax.adam(WHOLE_RATE)
+
+    def one(trial):
+        target, places, changed = trial
+        state = methods.init(params, model_state, optimizer)
+        state, _ = methods.fit(
+            state, jax.random.key(seed), x.at[places].set(changed), y, step_fn=methods.step(loss, optimizer), num_epochs=num_epochs,
+            batch_size=HEAD_BATCH,
+        )  # fmt: skip
+        model_fn = methods.classifier(loss.hyper["apply_fn"], state.params, state.model_state)
+        return model_fn(target[None])[0].argmax() == BASE
+
+    return jax.lax.map(one, (targets, rows, poisons))
 
 
 def _heads(features_fn, x, y, targets, rows, poisons, seed):
@@ -179,6 +243,8 @@ def _pictures(features_fn, trials, frogs):
 _collided = jax.jit(_frogs, static_argnames="num_steps")
 _surrounded = jax.jit(_polytopes, static_argnames="num_steps")
 _fooled = jax.jit(_heads)
+_watermarked = jax.jit(_blends, static_argnames="num_steps")
+_whole = jax.jit(_networks, static_argnames="num_epochs")
 
 if __name__ == "__main__":
     from experiments import poison_frogs
