@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import certify
-from experiments.lib import data, experiment, smoothed, votes
+from experiments.lib import data, experiment, report, smoothed, votes
 from robustjax import smoothing
 
 METHODS = ("Gaussian", "Consistency", "MACER", "SmoothAdv")
@@ -80,7 +80,7 @@ def compare(sigma: float, settings: experiment.Settings, mnist: data.Dataset, nu
     lead = min((gain(radii["SmoothAdv"], radii[name]) for name in METHODS if name != "SmoothAdv"), key=lambda g: g.mean)
     over = gain(radii["MACER"], radii["Gaussian"])
     return _COMPARED.format(
-        sigma=sigma, num_images=num_images, num_samples=num_samples, cut=described(EFFORTS[sigma]), table=table(header, rows),
+        sigma=sigma, num_images=num_images, num_samples=num_samples, cut=described(EFFORTS[sigma]), table=report.markdown(header, rows),
         lead=f"{lead} ({verdict(lead.mean > 0)})", over=f"{over} ({verdict(over.mean > 0)})",
     )  # fmt: skip
 
@@ -106,7 +106,7 @@ def sequential(sigma: float, settings: experiment.Settings, mnist: data.Dataset,
     is_near = abs(whole.average_radius - PUBLISHED[sigma]["Gaussian"]) <= _TOLERANCE
     header = ["samples", "ACR", *(f"{radius:g}" for radius in GRID), "samples of an image", "times fewer"]
     return _SEQUENTIAL.format(
-        sigma=sigma, num_images=num_images, num_looks=len(at), table=table(header, rows), published=PUBLISHED[sigma]["Gaussian"],
+        sigma=sigma, num_images=num_images, num_looks=len(at), table=report.markdown(header, rows), published=PUBLISHED[sigma]["Gaussian"],
         radius=f"{whole.average_radius:.4f} +- {error:.4f}", met=verdict(is_near), grid_only=verdicts[0], tolerant=verdicts[1],
     )  # fmt: skip
 
@@ -131,11 +131,6 @@ def row(name: str, summary: certify.Summary, published: float, over: Gain) -> li
     """A row of the comparison."""
     share = 100 * summary.shares[certify.SHARES.index(0.99)]
     return [name, *_cells(summary)[:1], f"{published:g}", *_cells(summary)[1:-1], f"{share:.1f}", "" if name == "Gaussian" else str(over)]
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
 
 
 def verdict(is_met: bool) -> str:

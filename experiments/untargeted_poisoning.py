@@ -6,215 +6,35 @@ MNIST's test images, cell by cell: finished cells are kept under `--out`, so tha
 """
 
 import argparse
-import functools
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
-import scipy.optimize
 
 from experiments.lib import data, experiment, report
-from robustjax import base, bilevel, losses
-from robustjax.base import Array, Bilevel
-
-NUM_CLASSES = 10
-_REGULARISATION = 0.0025  # of |W|^2, as the authors'
-_CHUNK = 50  # updates in one compiled program
+from experiments.lib import learned_poisons as learned
+from robustjax.base import Array
 
 
-class Batch(NamedTuple):
-    """What the two losses take."""
-
-    x: Array  # [N, D] clean training images
-    y: Array  # [N]
-    x_val: Array  # [V, D]
-    y_val: Array  # [V]
-    y_poison: Array  # [M] wrong labels of the poisons, which are phi [M, D]
-
-
-class Split(NamedTuple):
-    """The images of one seed."""
-
-    train: tuple[Array, Array]
-    val: tuple[Array, Array]
-    test: tuple[Array, Array]
-
-
-class Method(NamedTuple):
-    """How poisons are learned: `init(phi, theta) -> state`, `step(state, batch, i) -> state`; state.phi are the poisons."""
-
-    init: Callable
-    step: Callable
-    num_updates: int
-
-
-def inner_loss(theta, phi, batch):
-    """Cross-entropy of a linear softmax without bias on clean images and poisons, with weight decay."""
-    x, y = jnp.concatenate([batch.x, phi]), jnp.concatenate([batch.y, batch.y_poison])
-    return losses.cross_entropy(x @ theta, y).mean() + _REGULARISATION * jnp.sum(theta**2)
-
-
-def outer_loss(theta, phi, batch):
-    """Minus the validation loss: what the adversary minimises."""
-    del phi
-    return -losses.cross_entropy(batch.x_val @ theta, batch.y_val).mean()
-
-
-PROBLEM = Bilevel(inner_loss, outer_loss)
-
-
-# --- methods ---------------------------------------------------------------------------------------------------------------------
-
-
-def _box(phi):
-    return jnp.clip(phi, 0.0, 1.0)
-
-
-def penalty(num_updates: int) -> Method:
-    """The penalty method with the authors' constants."""
-    constants = bilevel.PenaltyMethod(optax.adam(0.1), optax.adam(1e-3), num_inner_steps=20, project_fn=_box)
-
-    def init(phi, theta):
-        return bilevel.penalty_init(constants, phi, theta, rho=10.0, weight=100.0)
-
-    def step(state, batch, i):
-        del i
-        return bilevel.penalty_step(PROBLEM, constants, state, batch)
-
-    return Method(init, step, num_updates)
-
-
-class ApproxState(NamedTuple):
-    """What ApproxGrad carries on: both variables, the solution of the linear system, and Adam's moments for phi."""
-
-    phi: Array
-    theta: Array
-    p: Array
-    opt_phi: optax.OptState
-
-
-def approximate(num_updates: int) -> Method:
-    """ApproxGrad with the authors' constants: steps of theta, ten steps of Adam on the warm-started linear system, a step of phi.
-
-    Rates are halved five times in all. Adam's moments for theta and p start afresh in each update.
-    """
-    optimizer = optax.adam(1e-2)
-    linear_fn = base.bind(bilevel.adam, learning_rate=1e-2, num_steps=10)
-
-    def init(phi, theta):
-        return ApproxState(phi, theta, jnp.zeros_like(theta), optimizer.init(phi))
-
-    def step(state, batch, i):
-        rate = 0.5 ** jnp.floor(5 * i / num_updates)
-        solve = base.bind(bilevel.descend, inner_loss=inner_loss, optimizer=optax.adam(1e-3 * rate), num_steps=20)
-        made = bilevel.implicit(PROBLEM, solve, state.phi, state.theta, batch, linear_fn=linear_fn, damping=1e-3, linear_start=state.p)
-        updates, opt_phi = optimizer.update(made.grad, state.opt_phi)
-        return ApproxState(_box(state.phi + rate * updates), made.theta, made.info.solution, opt_phi)
-
-    return Method(init, step, num_updates)
-
-
-class BackState(NamedTuple):
-    """Back-gradient trains from scratch each time."""
-
-    phi: Array
-    opt_phi: optax.OptState
-
-
-def backward(num_updates: int) -> Method:
-    """Back-gradient through 100 steps from zero, all poisons at once."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(2e-2, num_updates))
-    solve = base.bind(bilevel.descend, inner_loss=inner_loss, step_size=0.05, num_steps=100)
-
-    def init(phi, theta):
-        del theta
-        return BackState(phi, optimizer.init(phi))
-
-    def step(state, batch, i):
-        del i
-        theta0 = jnp.zeros((state.phi.shape[1], NUM_CLASSES))
-        made = bilevel.back_gradient(PROBLEM, solve, state.phi, theta0, batch)
-        updates, opt_phi = optimizer.update(made.grad, state.opt_phi)
-        return BackState(_box(state.phi + updates), opt_phi)
-
-    return Method(init, step, num_updates)
-
-
-# --- attack and judge ------------------------------------------------------------------------------------------------------------
-
-
-def split(dataset: data.Dataset, seed: int, num_train: int = 1000, num_val: int = 1000) -> Split:
-    """Training, validation and test images of a seed, none twice; embedded digits are pooled first, of MNIST only the test set is used."""
-    images, labels = dataset.x_test, dataset.y_test
-    if dataset.name == "digits":
-        images, labels = np.concatenate([dataset.x_train, images]), np.concatenate([dataset.y_train, labels])
-    order = np.random.default_rng(seed).permutation(len(images))
-    x, y = jnp.asarray(images[order].reshape(len(images), -1)), jnp.asarray(labels[order])
-    ends = (slice(num_train), slice(num_train, num_train + num_val), slice(num_train + num_val, None))
-    return Split(*((x[rows], y[rows]) for rows in ends))
-
-
-def flip(images: Split, num_poisons: int, seed: int) -> tuple[Array, Batch]:
+def flip(images: learned.Split, num_poisons: int, seed: int) -> tuple[Array, learned.Batch]:
     """Copies of the first training images with random wrong labels: the first poisons, and the random control."""
     (x, y), (x_val, y_val) = images.train, images.val
-    shift = np.random.default_rng(seed).integers(1, NUM_CLASSES, num_poisons)
-    return x[:num_poisons], Batch(x, y, x_val, y_val, (y[:num_poisons] + shift) % NUM_CLASSES)
+    shift = np.random.default_rng(seed).integers(1, learned.NUM_CLASSES, num_poisons)
+    return x[:num_poisons], learned.Batch(x, y, x_val, y_val, (y[:num_poisons] + shift) % learned.NUM_CLASSES)
 
 
-def attack(method: Method, images: Split, num_poisons: int, seed: int) -> Array:
-    """The poisons that a method makes of flips."""
-    phi, batch = flip(images, num_poisons, seed)
-    clean = fit(phi[:0], batch._replace(y_poison=batch.y_poison[:0]))
-    state = method.init(phi, clean)
-    run_chunk = jax.jit(functools.partial(_chunk, method.step))
-    with experiment.progress() as bar:
-        task = bar.add_task(f"{num_poisons} poisons", total=method.num_updates)
-        for first in range(0, method.num_updates, _CHUNK):
-            state = jax.block_until_ready(run_chunk(state, batch, first + jnp.arange(min(_CHUNK, method.num_updates - first))))
-            bar.advance(task, _CHUNK)
-    return state.phi
-
-
-def _chunk(step, state, batch, numbers):
-    return jax.lax.scan(lambda state, i: (step(state, batch, i), None), state, numbers)[0]
-
-
-def fit(phi, batch) -> Array:
-    """The victim, from scratch: the one minimum of its strictly convex loss, by L-BFGS."""
-    shape = (batch.x.shape[1], NUM_CLASSES)
-
-    def value_and_grad(flat):
-        value, grad = _inner(jnp.asarray(flat.reshape(shape), jnp.float32), phi, batch)
-        return float(value), np.asarray(grad, np.float64).ravel()
-
-    found = scipy.optimize.minimize(value_and_grad, np.zeros(np.prod(shape)), jac=True, method="L-BFGS-B", options={"maxiter": 1000})
-    return jnp.asarray(found.x.reshape(shape), jnp.float32)
-
-
-_inner = jax.jit(jax.value_and_grad(inner_loss))
-
-
-def judge(phi, batch, images: Split) -> float:
-    """Test accuracy in % of a victim that is trained on the poisons from scratch."""
-    x, y = images.test
-    return 100.0 * float(jnp.mean((x @ fit(phi, batch)).argmax(axis=1) == y))
-
-
-def accuracies(methods: dict[str, Method | None], images: Split, num_poisons: int, seed: int, keep_fn=lambda name, make: make()):
+def accuracies(
+    methods: dict[str, learned.Method | None], images: learned.Split, num_poisons: int, seed: int, keep_fn=lambda name, make: make()
+):
     """Test accuracy in % by name, "clean" and "random flips" (None) among them."""
     phi, batch = flip(images, num_poisons, seed)
-    makers = {"clean": lambda: judge(phi[:0], batch._replace(y_poison=batch.y_poison[:0]), images)}
+    makers = {"clean": lambda: learned.accuracy(learned.fit_clean(batch), *images.test)}
     for name, method in methods.items():
-        make = lambda method=method: phi if method is None else attack(method, images, num_poisons, seed)  # noqa: E731
-        makers[name] = lambda make=make: judge(make(), batch, images)
+        make = lambda method=method: phi if method is None else learned.attack(method, phi, learned.fit_clean(batch), batch)  # noqa: E731
+        makers[name] = lambda make=make: learned.accuracy(learned.fit(make(), batch), *images.test)
     return {name: keep_fn(name, make) for name, make in makers.items()}
 
 
@@ -223,13 +43,13 @@ def accuracies(methods: dict[str, Method | None], images: Split, num_poisons: in
 
 def run(settings: experiment.Settings) -> report.Section:
     """Accuracy against the number of poisons."""
-    images = split(data.load(settings.dataset), settings.seed, *((100, 100) if settings.quick else (1000, 1000)))
+    images = learned.split(data.load(settings.dataset), settings.seed, *((100, 100) if settings.quick else (1000, 1000)))
     num_updates, num_backward = (2, 2) if settings.quick else (200, 30)
     methods = {
         "random flips": None,
-        "back-gradient": backward(num_backward),
-        "ApproxGrad": approximate(num_updates),
-        "penalty": penalty(num_updates),
+        "back-gradient": learned.backward(num_backward),
+        "ApproxGrad": learned.approximate(num_updates),
+        "penalty": learned.penalty(num_updates),
     }
     counts = (0, 5) if settings.quick else (0, 20, 60)
     curves: dict[str, list[float]] = {name: [] for name in methods}
@@ -261,13 +81,13 @@ def table(settings: experiment.Settings, path: pathlib.Path, command: str, count
     cells = json.loads(store.read_text()) if store.exists() else {}
     methods = {
         "random flips": None,
-        "ApproxGrad": approximate(num_updates),
-        "penalty": penalty(num_updates),
-        "back-gradient": backward(num_updates // 10),
+        "ApproxGrad": learned.approximate(num_updates),
+        "penalty": learned.penalty(num_updates),
+        "back-gradient": learned.backward(num_updates // 10),
     }
     dataset = data.load(settings.dataset)
     for seed in range(settings.seed, settings.seed + num_seeds):
-        images = split(dataset, seed)
+        images = learned.split(dataset, seed)
         for count in counts:
 
             def keep(name, make, seed=seed, count=count):

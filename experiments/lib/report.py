@@ -53,6 +53,11 @@ def figure(title: str, caption: str, plot) -> Figure:
     return Figure(title, caption, buffer.getvalue())
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a page of results."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
+
+
 def write(folder: pathlib.Path, section: Section, about: dict) -> None:
     """Writes a section to section.json and its pictures beside it, the JSON last and at once."""
     items = []

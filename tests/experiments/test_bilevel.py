@@ -5,16 +5,19 @@ import matplotlib
 import numpy as np
 import pytest
 
-from experiments import hypergradients, synthetic_bilevel, untargeted_poisoning
-from experiments.lib import data, experiment, oracles
+from experiments import synthetic_bilevel, targeted_poisoning, untargeted_poisoning
+from experiments.lib import data, experiment, learned_poisons, oracles
 
 matplotlib.use("agg")
 
 
-@pytest.mark.parametrize("script", [hypergradients, untargeted_poisoning], ids=["hypergradients", "untargeted_poisoning"])
-def test_sections_fill_their_page(script, tmp_path):
-    made = script.run(experiment.Settings(out=str(tmp_path), quick=True))
-    assert made.items and len(made.items[0].png) > 2000
+def test_targeted_poisons_aim(tmp_path):
+    made = targeted_poisoning.run(experiment.Settings(out=str(tmp_path), quick=True))
+    assert [len(table.rows) for table in made.items] == [2, 1] and all(len(row) == 5 for table in made.items for row in table.rows)
+    size = targeted_poisoning.Size(200, 200, 12, 250)
+    table = targeted_poisoning.swapped_labels(learned_poisons.split(data.load("digits"), 0, size.num_train, size.num_val), size)
+    clean, control, approximate, penalty = (float(cell.split()[0]) for cell in table.rows[0][1:])
+    assert approximate > control + 5 and penalty > control + 5 and control > clean
 
 
 @pytest.mark.parametrize("name", oracles.CONDITIONS)
@@ -48,7 +51,7 @@ def test_synthetic_problems_in_small():
 
 
 def test_flips_are_wrong_and_no_image_is_in_two_parts():
-    images = untargeted_poisoning.split(data.load("digits"), 0)
+    images = learned_poisons.split(data.load("digits"), 0)
     phi, batch = untargeted_poisoning.flip(images, 60, 0)
     assert phi.shape == (60, 784) and (batch.y_poison != batch.y[:60]).all() and set(map(int, batch.y_poison)) <= set(range(10))
     rows = np.concatenate([np.asarray(part[0]) for part in images])
