@@ -69,6 +69,8 @@ def spread(x, y, num_images: int):
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     options = _parser().parse_args(arguments)
+    if options.tolerance is not None and not options.sequential:
+        raise SystemExit("--tolerance is the rule of --sequential; pass both, or neither.")
     if options.coordinator is not None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)

@@ -20,10 +20,11 @@ def run(settings: experiment.Settings) -> report.Section:
     x, y = dataset.x_test[:50], dataset.y_test[:50]
     num_samples = 200 if settings.quick else 10_000
     folder = pathlib.Path(settings.out) / "vote_histogram"
-    few = votes.Poll(SIGMA, num_samples=100, num_step_samples=100, seed=settings.seed)
+    # Which images are shown is decided by other noise than that of their certificates.
+    few = votes.Poll(SIGMA, num_samples=100, num_step_samples=100, seed=settings.seed + 1)
     share = votes.cast(folder / "few.npz", few, model_fn, x).estimation[np.arange(len(y)), y] / 100
     shown = np.array([np.argmax(share), np.argmin(np.abs(share - 0.75))])
-    poll = few._replace(num_samples=num_samples)
+    poll = few._replace(num_samples=num_samples, seed=settings.seed)
     state = votes.cast(folder / "many.npz", poll, model_fn, x[shown])
     certificate = poll.certify(state)
     plot, axes = plt.subplots(len(shown), 3, figsize=(10, 5.4), width_ratios=(1, 1, 2.6))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robustjax import arrays, base
 from robustjax.base import Array, Key, ModelFn
@@ -44,7 +45,7 @@ def count_predictions(
       Votes [B, C] int32; each row sums to num_samples. Ties of logits go to the lower class.
 
     Raises:
-      ValueError: sigma or num_samples not positive, a chunk that does not divide num_samples.
+      ValueError: sigma, num_samples or chunk_size not positive, a chunk that does not divide num_samples, logits that are not [B, C].
 
     Source: Cohen et al., ICML 2019, SampleUnderNoise, arXiv:1902.02918. Differs: one key per image and sample.
     """
@@ -91,6 +92,7 @@ def count_soft(
 
 def noisy(keys: Array, x: Array, sigma, num_samples: int, noise_fn=noise.gaussian, first_sample=0) -> tuple[Array, Array]:
     """Samples [B, S, ...] of x [B, ...] under noise, and the keys [B, S] from which they were drawn."""
+    check(sigma, num_samples)
     sigma, first = (jnp.broadcast_to(value, x.shape[:1]) for value in (sigma, first_sample))
 
     def samples(key, x, sigma, first):
@@ -104,7 +106,20 @@ def logits_of(model_fn: ModelFn, samples: Array, keys: Array) -> Array:
     """Logits [B, S, C] of samples [B, S, ...]; a randomised model draws from keys [B, S]."""
     num_examples, num_samples = samples.shape[:2]
     model_fn = base.draw(model_fn, arrays.fold_in(keys.reshape(-1), 1))
-    return model_fn(samples.reshape(-1, *samples.shape[2:])).reshape(num_examples, num_samples, -1)
+    return grouped(model_fn(samples.reshape(-1, *samples.shape[2:])), num_examples, num_samples)
+
+
+def grouped(logits: Array, num_examples: int, num_samples: int) -> Array:
+    """Logits [B * S, C] of a model as [B, S, C].
+
+    Raises:
+      ValueError: they are of another shape.
+    """
+    if logits.ndim != 2 or len(logits) != num_examples * num_samples:
+        raise ValueError(
+            f"expected logits [{num_examples * num_samples}, C] of as many inputs, got {logits.shape}; flatten what the model gives."
+        )
+    return logits.reshape(num_examples, num_samples, -1)
 
 
 def leader(logits: Array) -> Array:
@@ -132,12 +147,14 @@ def check(sigma, num_samples: int) -> None:
     """
     if num_samples < 1:
         raise ValueError(f"expected a positive number of samples, got {num_samples}.")
-    if isinstance(sigma, int | float) and not sigma > 0:
+    if not isinstance(sigma, jax.core.Tracer) and not np.all(np.asarray(sigma) > 0):
         raise ValueError(f"sigma must be positive, got {sigma}; pass the standard deviation of the noise in the unit of x.")
 
 
 def _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, votes):
     check(sigma, num_samples)
+    if chunk_size < 1:
+        raise ValueError(f"expected a positive chunk_size, got {chunk_size}.")
     if num_samples % chunk_size:
         fitting = max(num_samples // chunk_size, 1) * chunk_size
         raise ValueError(f"num_samples={num_samples} is not a multiple of chunk_size={chunk_size}; pass e.g. num_samples={fitting}.")

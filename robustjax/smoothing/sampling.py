@@ -60,8 +60,8 @@ def sample(
       States; the last one is the result.
 
     Raises:
-      ValueError: an empty set, sigma not positive, numbers of samples that do not divide, logits that are not finite, or a state of another
-        data set or plan.
+      ValueError: an empty set, sigma or a number of samples not positive, numbers of samples that do not divide, logits that are not
+        finite, or a state of another data set or plan.
     """
     x = np.asarray(x)
     if len(x) == 0 or batch_size < 1 or (mesh is not None and batch_size % mesh.size):
@@ -69,14 +69,18 @@ def sample(
         raise ValueError(f"expected inputs, and a batch_size that is a multiple of the {devices} devices; got {len(x)} and {batch_size}.")
     if num_step_samples < 1 or num_samples % num_step_samples:
         raise ValueError(f"num_samples={num_samples} is not a multiple of num_step_samples={num_step_samples}; pass e.g. a tenth of it.")
-    counting.check(sigma, num_selection)
+    for number in (num_selection, num_samples):
+        counting.check(sigma, number)
+    if chunk_size < 1:
+        raise ValueError(f"expected a positive chunk_size, got {chunk_size}.")
     if num_selection % chunk_size or num_step_samples % chunk_size:
         raise ValueError(
             f"chunk_size={chunk_size} does not divide num_selection={num_selection} and num_step_samples={num_step_samples}; "
             f"pass e.g. {math.gcd(num_selection, num_step_samples)}."
         )
     run = _Runner(key, base.bind(model_fn), x, batch_size, chunk_size, sigma, noise_fn, mesh)
-    state = run.nothing() if state is None else VoteState(*(np.array(part) for part in state))
+    nothing = run.nothing()
+    state = nothing if state is None else VoteState(*(np.array(part) for part in state))
     _check_resumable(state, len(x), num_selection, num_samples, num_step_samples)
     yield state
     rows = np.flatnonzero(state.selection.sum(axis=1) == 0)

@@ -19,6 +19,7 @@ def binomial_lower(num_votes, num_samples, alpha) -> np.ndarray:
     Guarantee:
       Below the true probability with probability at least 1 - alpha, for a fixed number of samples.
     """
+    _check_alpha(alpha)
     num_votes, num_samples = np.asarray(num_votes, np.float64), np.asarray(num_samples, np.float64)
     bound = scipy.special.betaincinv(np.maximum(num_votes, 1.0), num_samples - num_votes + 1.0, alpha)
     return np.where(num_votes > 0, bound, 0.0)
@@ -54,6 +55,7 @@ def predict(counts, *, alpha=0.001) -> np.ndarray:
     """
     counts = _counts(counts)
     _check_alpha(alpha)
+    _require_fixed(counts.sum(axis=1))
     first, second = np.sort(counts, axis=1)[:, :-3:-1].T
     # The two-sided test of a fair coin is symmetric: twice the upper tail.
     p_value = np.minimum(2.0 * scipy.stats.binom.sf(first - 1, first + second, 0.5), 1.0)
@@ -201,12 +203,16 @@ def selected(selection, estimation, sigma, alpha) -> tuple[np.ndarray, np.ndarra
 
 def _selected_at_once(selection, estimation, sigma, alpha):
     chosen, votes, totals = selected(selection, estimation, sigma, alpha)
+    _require_fixed(totals)
+    return chosen, votes, totals
+
+
+def _require_fixed(totals):
     if totals.min() != totals.max():
         raise ValueError(
             f"expected as many votes for every input, got {totals.min()} to {totals.max()}: a bound for a fixed number does not hold where "
             "the votes decided when to stop; use certify_sequential with the planned num_samples."
         )
-    return chosen, votes, totals
 
 
 def _counts(counts):

@@ -83,7 +83,7 @@ def noisy_logits(
     """Logits [B, S, C] of S noisy copies of each example in training mode, and the statistics they leave."""
     samples, _ = counting.noisy(keys, x, sigma, num_noise, noise_fn)
     logits, model_state = apply_fn(params, model_state, samples.reshape(-1, *x.shape[1:]), "train")
-    return logits.reshape(*samples.shape[:2], -1), model_state
+    return counting.grouped(logits, *samples.shape[:2]), model_state
 
 
 def mean_loss(loss_fn: LossFn, logits: Array, y: Array) -> Array:

@@ -71,10 +71,11 @@ def test_neither_chunk_nor_batch_nor_interruption_changes_a_count():
 
 
 def test_a_new_sigma_or_start_does_not_trace_again():
+    count(KEY, MODEL, X, sigma=0.1, num_samples=12, chunk_size=4, first_sample=0)
     before = count._cache_size()
-    count(KEY, MODEL, X, sigma=0.1, num_samples=12, chunk_size=4)
     count(KEY, MODEL, X, sigma=0.2, num_samples=12, chunk_size=4, first_sample=12)
-    assert count._cache_size() <= before + 2  # int and absent default
+    count(jax.random.key(9), MODEL, X + 0.1, sigma=0.3, num_samples=12, chunk_size=4, first_sample=24)
+    assert count._cache_size() == before
     curve = jax.vmap(lambda s: smoothing.count_predictions(KEY, MODEL, X, sigma=s, num_samples=12, chunk_size=4))(jnp.array([0.1, 0.2]))
     np.testing.assert_array_equal(curve[0], count(KEY, MODEL, X, sigma=0.1, num_samples=12, chunk_size=4))
 
@@ -233,8 +234,15 @@ def test_what_a_user_can_get_wrong_is_named():
     run = functools.partial(smoothing.count_predictions, KEY, MODEL, X)
     with pytest.raises(ValueError, match="sigma must be positive, got 0"):
         run(sigma=0, num_samples=10, chunk_size=10)
+    for sigma in (np.float32(0), jnp.zeros(5), jnp.array([0.1, 0.1, -0.1, 0.1, 0.1])):
+        with pytest.raises(ValueError, match="sigma must be positive"):
+            run(sigma=sigma, num_samples=10, chunk_size=10)
     with pytest.raises(ValueError, match="positive number of samples, got 0"):
         run(sigma=0.1, num_samples=0, chunk_size=10)
+    with pytest.raises(ValueError, match="positive chunk_size, got 0"):
+        run(sigma=0.1, num_samples=10, chunk_size=0)
+    with pytest.raises(ValueError, match=r"expected logits \[50, C\]"):
+        smoothing.count_predictions(KEY, lambda x: MODEL(x)[:, None], X, sigma=0.1, num_samples=10, chunk_size=10)
     with pytest.raises(ValueError, match=r"not a multiple of chunk_size=10; pass e.g. num_samples=20"):
         run(sigma=0.1, num_samples=25, chunk_size=10)
     with pytest.raises(ValueError, match="overflow 31 bits"):
@@ -251,7 +259,11 @@ def test_what_a_user_can_get_wrong_is_named():
         next(sampled(num_selection=0))
     with pytest.raises(ValueError, match=r"chunk_size=8 does not divide .* pass e.g. 10"):
         next(sampled(chunk_size=8))
+    with pytest.raises(ValueError, match="positive number of samples, got 0"):
+        next(sampled(num_samples=0))
     *_, state = sampled()
+    with pytest.raises(ValueError, match="logits are not finite"):
+        next(sampled(model_fn=jax.tree_util.Partial(linear, WEIGHT * jnp.nan), state=state))
     for changes in ({"num_samples": 100}, {"num_samples": 240, "num_step_samples": 60}, {"num_selection": 20}):  # would end elsewhere
         with pytest.raises(ValueError, match="pass what it was begun with"):
             next(sampled(state, **changes))
