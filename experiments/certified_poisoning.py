@@ -83,11 +83,13 @@ def judge(name: str, split: Split, settings: experiment.Settings, size: Size) ->
     threat = Linf(EPS)
     provenance = poisons.Provenance(
         settings.dataset, "lower_radius", f"{ARCHITECTURE}, {name} at {SIGMA}", f"{len(rows)} images, linf {EPS}", settings.seed,
-        {"num_epochs": size.num_craft_epochs, "num_images": len(split.x)},
+        {"num_epochs": size.num_craft_epochs, "num_images": len(split.x), "linear_rate": _LINEAR_RATES[name]},
     )  # fmt: skip
     folder = pathlib.Path(settings.out) / "poisons"
     crafted = poisons.kept(
-        folder / f"certified-{name}-{settings.seed}.npz", provenance, functools.partial(craft, name, split, settings, size)
+        folder / f"certified-{settings.dataset}-{len(split.x)}-{name}-{settings.seed}.npz",
+        provenance,
+        functools.partial(craft, name, split, settings, size),
     )
     control = np.asarray(poisoning.random_control(jax.random.key(settings.seed), split.x[rows], threat))
     clean = split.x, split.y

@@ -97,9 +97,10 @@ def judge(trial: Trial, x, y, settings: experiment.Settings, size: Size) -> dict
     crafts = {"MetaPoison": metapoisons, "Witches' Brew": brew}
     for name in ATTACKS:
         craft = functools.partial(crafts[name], trial, x, y, size)
-        file = f"{crafts[name].__name__}-{len(trial.rows)}-{trial.seed}.npz"
+        file = f"{crafts[name].__name__}-{settings.dataset}-{len(x)}-{len(trial.rows)}-{trial.seed}.npz"
         provenance = poisons.Provenance(
-            settings.dataset, name, ARCHITECTURE, f"{len(trial.rows)} images, linf {EPS}", trial.seed, size._asdict()
+            settings.dataset, name, ARCHITECTURE, f"{len(trial.rows)} images, linf {EPS}", trial.seed,
+            size._asdict() | {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE},
         )  # fmt: skip
         made = poisons.kept(pathlib.Path(settings.out) / "poisons" / file, provenance, lambda craft=craft: _crafted(trial, y, craft()))
         changed[name] = made.x

@@ -65,8 +65,12 @@ def penalty_step(problem: Bilevel, method: PenaltyMethod, state: PenaltyState, b
 
     h = outer + <multiplier, d inner / d theta> + rho / 2 |d inner / d theta|^2.
 
+    Raises:
+      ValueError: phi has no effect on the outer loss.
+
     Source: Mehra & Hamm, ACML 2021, Algorithm 1, arXiv:1911.03432.
     """
+    parts.check(problem, state.phi, state.theta, batch)
 
     def penalised(theta, phi, weight=0.0):
         value, slope = jax.value_and_grad(problem.inner_loss)(theta, phi, batch)
@@ -104,7 +108,7 @@ def penalty_step(problem: Bilevel, method: PenaltyMethod, state: PenaltyState, b
 
 
 def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_steps: int = 50) -> None:
-    """Names a start whose inner problem curves downward; for concrete values, outside jit.
+    """Names a start whose inner problem curves downward; for concrete values, outside jit. A way down without curvature is not seen.
 
     With an outer loss that is unbounded below and a small rho, the penalised inner problem leads away from every minimum of the inner
     loss, and its stationary point has nothing to do with the bilevel problem's.

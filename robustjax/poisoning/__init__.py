@@ -6,7 +6,7 @@ from robustjax.poisoning.craft import PoisonResult, craft, differentiated, rando
 from robustjax.poisoning.example_weights import weighted, weights
 from robustjax.poisoning.features import Collision, bullseye, feature_collision
 from robustjax.poisoning.gradient_matching import cosine, gradient_matching
-from robustjax.poisoning.influence import Influence, influence, method_gradient, response_gradient
+from robustjax.poisoning.influence import Influence, Response, influence, method_gradient, response_gradient
 from robustjax.poisoning.metapoison import Surrogates, metapoison
 from robustjax.poisoning.regularization import Regularized, learn_regularization, penalized
 from robustjax.poisoning.sets import choose, insert
@@ -16,6 +16,7 @@ __all__ = [
     "Influence",
     "PoisonResult",
     "Regularized",
+    "Response",
     "Surrogates",
     "Victim",
     "bullseye",

@@ -23,6 +23,7 @@ class Victim(NamedTuple):
     params: Any
     opt_state: Any
     linear: Any  # like params: warm start of the next system
+    residual: Array  # of the last system; above 1 its hypergradient is worth nothing
 
 
 def soft_radius(apply_fn: Callable, params, keys: Array, x: Array, y: Array, *, sigma, num_noise: int, beta=16.0, smoothing=1e-3) -> Array:
@@ -114,7 +115,7 @@ def lower_radius(
 
     def fresh(key):
         params = init_fn(key)
-        return Victim(params, victim_optimizer.init(params), jax.tree.map(jnp.zeros_like, params))
+        return Victim(params, victim_optimizer.init(params), jax.tree.map(jnp.zeros_like, params), jnp.float32(jnp.inf))
 
     def train(victim, phi, batch):
         def step(carry, i):
@@ -144,7 +145,7 @@ def lower_radius(
         delta = threat.project(phi - learning_rate * updates - base_images, base_images)
         poisons = poisons.at[places].set(threat.apply(base_images, delta))
         moments = jax.tree.map(lambda all, some: all.at[places].set(some), moments, mine)
-        return (poisons, moments, victim._replace(linear=found.info.solution)), found.value
+        return (poisons, moments, victim._replace(linear=found.info.solution, residual=found.info.residual)), found.value
 
     def one_epoch(carry, epoch):
         poisons, moments, victim = carry

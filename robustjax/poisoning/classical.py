@@ -18,6 +18,7 @@ class Pullback(NamedTuple):
     x: np.ndarray  # [N, D]
     y: np.ndarray  # [N] with labels as real numbers; NaN where the learner takes signs alone
     slack: float  # how near the solution is to where its formula changes (the active set of an SVM); inf where it is smooth
+    active: np.ndarray | None = None  # [N] the SVM's set that each point is in: 0 idle, 1 on the margin, 2 at the bound
 
 
 class Poisoned(NamedTuple):
@@ -27,7 +28,7 @@ class Poisoned(NamedTuple):
     theta: np.ndarray
     loss: np.ndarray  # [num_steps + 1] the attacker's, without the effort
     effort: float  # |x - x0|, l2 or l1
-    active_set_changes: int  # steps at which an SVM's formula may have changed; gradients on either side are one-sided
+    active_set_changes: int  # steps at which an SVM's formula changed; gradients on either side are one-sided
 
 
 def attack(
@@ -71,20 +72,20 @@ def attack(
     free = np.ones(len(origin), bool) if rows is None else np.isin(np.arange(len(origin)), rows)
     if len(y) != len(origin) or (rows is not None and free.sum() != len(rows)):
         raise ValueError(f"expected labels of {len(origin)} points and different rows among them, got {len(y)} labels and rows {rows}.")
-    x, losses, slack, changes = origin.copy(), [], np.inf, 0
+    x, losses, active, changes = origin.copy(), [], None, 0
     for _ in range(num_steps):
         theta = fit_fn(x, y)
         value, v = outer_fn(theta)
         pulled = pullback_fn(x, y, theta, v)
         losses.append(value)
-        changes += pulled.slack < 1e-6 or (np.isfinite(slack) and abs(pulled.slack - slack) > 0.5 * slack)
-        slack = pulled.slack
+        changes += active is not None and not np.array_equal(active, pulled.active)
+        active = pulled.active
         moved = x - step_size * pulled.x - origin
         if effort_order == 2:
             moved -= 2.0 * step_size * weight * (x - origin)
         else:
             moved = np.sign(moved) * np.maximum(np.abs(moved) - step_size * weight, 0.0)
-        x = np.clip(origin + np.where(free[:, None], moved, 0.0), *box)
+        x = np.where(free[:, None], np.clip(origin + moved, *box), origin)
     theta = fit_fn(x, y)
     losses.append(outer_fn(theta)[0])
     return Poisoned(x, theta, np.array(losses), float(np.linalg.norm((x - origin).ravel(), effort_order)), int(changes))
@@ -128,7 +129,7 @@ def least_label_change(x, y, *, coefficient: int, value: float = 0.0, reg: float
 
 def logistic(x, y, *, reg: float) -> np.ndarray:
     """argmin of mean log(1 + exp(-y <theta, (x, 1)>)) + reg / 2 |theta|^2, y = -1 or 1; [D + 1], the bias last."""
-    x, y = _with_one(x), np.asarray(y, np.float64)
+    x, y = _with_one(x), _signs(y)
 
     def value(theta):
         margin = y * (x @ theta)
@@ -177,7 +178,7 @@ def svm_pullback(x, y, theta, v, *, dual, c: float, tolerance: float = 1e-6) -> 
 
     Source: Mei & Zhu, AAAI 2015; Biggio et al., ICML 2012, arXiv:1206.6389.
     """
-    x, y, dual = np.asarray(x, np.float64), np.asarray(y, np.float64), np.asarray(dual, np.float64)
+    x, y, dual = np.asarray(x, np.float64), _signs(y), np.asarray(dual, np.float64)
     num_features = x.shape[1]
     margin = np.flatnonzero((dual > tolerance * c) & (dual < (1.0 - tolerance) * c))
     if len(margin) == 0 and v[num_features] != 0:
@@ -196,7 +197,16 @@ def svm_pullback(x, y, theta, v, *, dual, c: float, tolerance: float = 1e-6) -> 
     others = np.abs(y * (x @ theta[:num_features] + theta[-1]) - 1.0)
     others[margin] = np.inf
     slack = min(dual[margin].min(initial=np.inf), (c - dual[margin]).min(initial=np.inf), others.min())
-    return Pullback(by_x, np.full(len(y), np.nan), float(slack))
+    active = np.where(dual >= (1.0 - tolerance) * c, 2, 0)
+    active[margin] = 1
+    return Pullback(by_x, np.full(len(y), np.nan), float(slack), active)
+
+
+def _signs(y):
+    y = np.asarray(y, np.float64)  # as real numbers they need not be -1 or 1
+    if (y == 0).any():
+        raise ValueError(f"expected labels -1 or 1, got {np.unique(y)[:5]}; for 0 and 1 pass 2 * y - 1.")
+    return y
 
 
 def _with_one(x):

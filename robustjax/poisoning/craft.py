@@ -46,7 +46,7 @@ def craft(
       optimizer: an optax transformation of the gradient to *descend*; `signed(...)` for the sign of it.
       num_steps: gradients.
       delta: start, as for `attacks.pgd`: None at random, 0. for x itself.
-      state: of the gradient function: surrogates, warm starts.
+      state: of the gradient function: surrogates, warm starts; None where it carries nothing, or needs no start.
 
     Returns:
       The poisons after the last step.
@@ -58,6 +58,9 @@ def craft(
     delta = objective.start(threat, arrays.example_keys(key_start, x.shape[0]), x, delta)
     step = base.bind(_step, key=key_steps, x=x, threat=threat, gradient_fn=gradient_fn, optimizer=optimizer)
     losses = jnp.zeros(num_steps, x.dtype)
+    if state is None:
+        made = jax.eval_shape(gradient_fn, key, threat.apply(x, delta), None)[2]
+        state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), made)
     delta, _, state, losses = loops.scan(step, (delta, optimizer.init(delta), state, losses), num_steps)
     return PoisonResult(threat.apply(x, delta), delta, losses[-1], losses, state)
 
@@ -78,11 +81,18 @@ def random_control(key: Key, x: Array, threat: Any) -> Array:
     Args:
       key: one key, or one per image.
       x: base images [M, ...].
-      threat: a ball.
+      threat: a ball of inputs or of something else, such as `Recolor`.
+
+    Directions that would leave the box at once are turned around, so that clipping takes nothing from the budget.
     """
-    noise = arrays.sample(jax.random.normal, arrays.example_keys(key, x.shape[0]), x)
-    unit = threat.steepest(noise, x, jnp.zeros_like(x))
-    return threat.apply(x, threat.project(arrays.per_example(threat.radius(), x) * unit, x))
+    keys = arrays.example_keys(key, x.shape[0])
+    noise = arrays.sample(jax.random.normal, keys, jnp.zeros_like(jax.eval_shape(threat.init, keys, x)))
+    unit = threat.steepest(noise, x, jnp.zeros_like(noise))
+    delta = arrays.per_example(threat.radius(), noise) * unit
+    if noise.shape == x.shape:
+        blocked = jnp.abs(threat.project(delta, x)) < jnp.abs(threat.project(-delta, x))
+        delta = jnp.where(blocked, -delta, delta)
+    return threat.apply(x, threat.project(delta, x))
 
 
 def _step(i, carry, *, key, x, threat, gradient_fn, optimizer):

@@ -15,7 +15,7 @@ from robustjax.poisoning.craft import PoisonResult, craft, differentiated
 class Collision(NamedTuple):
     """Poisons whose features are the target's."""
 
-    x: Array  # [M, ...] in [0, 1]
+    x: Array  # [M, ...] in the box
     distance: Array  # [M] |features(x) - features(target)|
     change: Array  # [M] |x - base|
 
@@ -30,8 +30,9 @@ def feature_collision(
     num_steps: int,
     watermark=0.0,
     num_memory: int = 40,
+    box: tuple = (0.0, 1.0),
 ) -> Collision:
-    """min over x' of |features(x') - features(target)| + beta |x' - base|^2 in [0, 1], by forward-backward splitting.
+    """min over x' of |features(x') - features(target)| + beta |x' - base|^2 in a box, by forward-backward splitting.
 
     Forward: a gradient step on the distance (not squared); backward: the proximal step (x' + step_size beta base) / (1 + step_size beta).
 
@@ -44,6 +45,7 @@ def feature_collision(
       num_steps: 1,500 at most in the paper.
       watermark: opacity of the target blended into the base to start with; 0.3 in the paper where training is end to end.
       num_memory: steps between two looks at the objective's mean.
+      box: of valid inputs.
 
     Returns:
       The poisons with their distances.
@@ -69,7 +71,7 @@ def feature_collision(
         size = jnp.where(look & (cost >= total / num_memory), 0.5 * size, size)
         scale = arrays.per_example(size, x)
         moved = (poisons - scale * grad + scale * beta * origin) / (1.0 + scale * beta)
-        return (jnp.clip(moved, min=0.0, max=1.0), size, jnp.where(look, 0.0, total)), None
+        return (jnp.clip(moved, min=box[0], max=box[1]), size, jnp.where(look, 0.0, total)), None
 
     zeros = jnp.zeros(x.shape[0], x.dtype)
     (poisons, _, _), _ = jax.lax.scan(step, (origin, zeros + step_size, zeros), jnp.arange(num_steps))

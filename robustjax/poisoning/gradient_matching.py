@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robustjax import base, losses
+from robustjax import arrays, base, losses
 from robustjax.base import Array, Key, LossFn
 from robustjax.bilevel import problem
 from robustjax.poisoning.craft import PoisonResult, craft, differentiated, signed
@@ -67,7 +67,7 @@ def gradient_matching(
     steps = [round(num_steps * share) for share in (3 / 8, 5 / 8, 7 / 8)]
     schedule = optax.piecewise_constant_schedule(1.0, dict.fromkeys(steps, 0.1))
     optimizer = signed(optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda count: -schedule(count))))
-    scaled = optax.chain(optimizer, optax.scale(learning_rate), optax.stateless(lambda u, _: threat.radius() * u))
+    scaled = optax.chain(optimizer, optax.scale(learning_rate), optax.stateless(lambda u, _: arrays.per_example(threat.radius(), u) * u))
     one = base.bind(
         craft, x=x, threat=threat, gradient_fn=differentiated(mismatch), optimizer=scaled, num_steps=num_steps, delta=None
     )  # fmt: skip

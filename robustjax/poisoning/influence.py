@@ -1,7 +1,7 @@
 """Influence functions: what a training point does to a test loss, without training again (Koh & Liang, 2017)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,16 @@ class Influence(NamedTuple):
     """Predicted changes of a test loss, and how far to trust them."""
 
     removal: Array  # [N] of the test loss when a training point is left out
-    residual: Array  # |H p - v| / |v| of the linear system
+    residual: Array  # |H p - v| / |v| of the linear system without damping
     stationarity: Array  # |d training loss|, 0 at the minimum that the method assumes
+
+
+class Response(NamedTuple):
+    """What `response_gradient` carries on: the victim, and how well its linear system was solved."""
+
+    theta: Any
+    solution: Any  # of the linear system, like theta
+    residual: Any = jnp.inf  # of the last one; above 1 the gradient is worth nothing
 
 
 def influence(
@@ -60,7 +68,8 @@ def influence(
     product = parts.hessian(risk, params, None, None, damping)
     v = jax.tree.map(parts.wide, jax.grad(test_loss_fn)(params))
     p = linear_fn(product, v, jax.tree.map(jnp.zeros_like, v))
-    residual = parts.norm(jax.tree.map(jnp.subtract, product(p), v)) / parts.norm(v)
+    undamped = parts.hessian(risk, params, None, None)
+    residual = parts.norm(jax.tree.map(jnp.subtract, undamped(p), v)) / parts.norm(v)
 
     def slope(example):  # <p, gradient of one loss> as a forward derivative: no gradient per example is ever stored
         point = lambda params: loss_fn(params, *example) + penalty(params)  # noqa: E731
@@ -78,8 +87,7 @@ def response_gradient(problem: Bilevel, solve: Callable, batch=None, *, linear_f
       solve, batch, linear_fn, damping: as for `bilevel.implicit`.
 
     Returns:
-      (key, poisons, state) -> (loss, gradient, state); the state is (theta, solution of the linear system): start with
-      `(theta, zeros like theta)`.
+      (key, poisons, state) -> (loss, gradient, state); the state is a `Response`: start with `Response(theta, zeros like theta)`.
 
     Source: Koh & Liang, ICML 2017, section 5.2, arXiv:1703.04730; with Adam on the linear system Mehra & Hamm's ApproxGrad,
       arXiv:1911.03432.
@@ -96,7 +104,8 @@ def method_gradient(problem: Bilevel, method: Callable, solve: Callable, theta0,
       method: (problem, solve, phi, theta0, batch) -> HyperGradient, its own arguments bound.
 
     Returns:
-      (key, poisons, state) -> (loss, gradient, state); the state is the last theta: start with theta0.
+      (key, poisons, state) -> (loss, gradient, state); the state is the method's last `HyperGradient`, whose info says how far to trust
+        it: start with None.
 
     Source: Munoz-Gonzalez et al., AISec 2017, Algorithm 1, arXiv:1708.08689.
     """
@@ -106,11 +115,10 @@ def method_gradient(problem: Bilevel, method: Callable, solve: Callable, theta0,
 def _differentiated(key: Key, poisons, state, *, problem, method, solve, theta0, batch):
     del key, state
     found = method(problem, solve, poisons, theta0, batch)
-    return found.value, found.grad, found.theta
+    return found.value, found.grad, found
 
 
 def _respond(key: Key, poisons, state, *, problem, solve, batch, linear_fn, damping):
     del key
-    theta, start = state
-    found = implicit(problem, solve, poisons, theta, batch, linear_fn=linear_fn, damping=damping, linear_start=start)
-    return found.value, found.grad, (found.theta, found.info.solution)
+    found = implicit(problem, solve, poisons, state.theta, batch, linear_fn=linear_fn, damping=damping, linear_start=state.solution)
+    return found.value, found.grad, Response(found.theta, found.info.solution, found.info.residual)

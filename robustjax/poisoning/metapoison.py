@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from robustjax import losses
@@ -64,11 +65,21 @@ def metapoison(
     Returns:
       The poisons and, as state, the `Surrogates`.
 
+    Raises:
+      ValueError: rows that repeat or lie beyond the set, as far as they are known at trace time; batches larger than the set.
+
     Guarantee:
       feasibility only.
     Source: Huang et al., NeurIPS 2020, Algorithm 1, arXiv:2004.00225. Differs: the largest of the other logits, where the authors' code
       masks with 0; the target is looked at alone, not inside a batch.
     """
+    if batch_size > len(x) or num_surrogates < 1 or num_unroll_steps < 1:
+        raise ValueError(
+            f"expected batches of at most {len(x)} images, surrogates and unrolled steps, got batch_size={batch_size}, "
+            f"num_surrogates={num_surrogates} and num_unroll_steps={num_unroll_steps}."
+        )
+    if not isinstance(rows, jax.core.Tracer) and (len(np.unique(rows)) < len(rows) or not np.isin(rows, np.arange(len(x))).all()):
+        raise ValueError(f"expected different rows of {len(x)} images, got {np.asarray(rows)}; `poisoning.choose` draws some.")
     place = jnp.full(len(x), -1).at[rows].set(jnp.arange(len(rows)))
     key_init, key_warm, key_craft = jax.random.split(key, 3)
     epoch = _Epoch(x, y, place, x_target, y_adversarial, apply_fn, init_fn, num_unroll_steps, batch_size, step_size)

@@ -18,6 +18,7 @@ class Regularized(NamedTuple):
     theta: Any
     values: Array  # [num_steps] validation loss before each step
     log_strengths: Array  # [num_steps]
+    info: Any  # the method's, of every step: how far to trust its hypergradients
 
 
 def learn_regularization(
@@ -61,11 +62,11 @@ def learn_regularization(
         by_poisons, by_strength = found.grad
         moved = jnp.clip(poisons + poison_step * arrays.normalize(by_poisons, 2), min=box[0], max=box[1])
         eased = jnp.clip(log_strength - strength_step * by_strength, min=bounds[0], max=bounds[1])
-        return (moved, eased, found.theta), (found.value, log_strength)
+        return (moved, eased, found.theta), (found.value, log_strength, found.info)
 
     start = poisons, jnp.asarray(log_strength, poisons.dtype), theta0
-    (poisons, log_strength, theta), (values, history) = jax.lax.scan(step, start, length=num_steps)
-    return Regularized(poisons, log_strength, theta, values, history)
+    (poisons, log_strength, theta), (values, history, info) = jax.lax.scan(step, start, length=num_steps)
+    return Regularized(poisons, log_strength, theta, values, history, info)
 
 
 def penalized(training_loss: Callable, validation_loss: Callable) -> Bilevel:

@@ -39,7 +39,11 @@ def insert(x: np.ndarray, y: np.ndarray, rows: np.ndarray, poisons: np.ndarray, 
     x, y, rows, poisons = np.array(x), np.array(y), np.asarray(rows), np.asarray(poisons)
     if len(rows) > len(x) or len(np.unique(rows)) != len(rows) or poisons.shape != (len(rows), *x.shape[1:]):
         raise ValueError(f"expected one poison {x.shape[1:]} for each of {len(rows)} different rows of {len(x)}, got {poisons.shape}.")
+    if not np.isfinite(poisons).all():
+        raise ValueError("poisons are not finite; look at the loss they were crafted with.")
     if threat is not None:
+        if not hasattr(threat, "within"):
+            raise ValueError(f"{type(threat).__name__} is no ball around inputs that could be looked at; pass threat=None.")
         if labels is not None and (np.asarray(labels) != y[rows]).any():
             raise ValueError("labels change under a threat on inputs, which is clean-label; pass labels=None, or threat=None.")
         threat.check(poisons)

@@ -86,6 +86,17 @@ METHODS = {
 }
 
 
+def test_a_short_tail_leaves_out_what_came_before_it():
+    with jax.enable_x64(True):
+        phi, theta0, batch = setting()
+        truth = exact(phi, theta0, batch)[1]
+        errors = []
+        for num_last in (1, 10, 60):
+            method = base.bind(bilevel.truncated, tail=descent(ridge_inner, num_last))
+            errors.append(error(jax.jit(functools.partial(method, RIDGE, LONG))(phi, theta0, batch).grad, truth))
+        assert errors[0] > 0.2 and errors[0] > errors[1] > 2 * errors[2] > 0
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_gives_the_gradient_of_the_closed_form(name):
     method, tolerance = METHODS[name]

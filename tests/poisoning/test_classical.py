@@ -1,6 +1,7 @@
 """KKT pullbacks against finite differences of the refitted learner; attacks that reach what they want with little effort."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -93,6 +94,30 @@ def test_an_svm_without_a_margin_vector_still_says_how_its_weights_move():
     pulled = classical.svm_pullback(x, y, weights, np.array([1.0, 2.0, 0.0]), dual=dual, c=c)
     np.testing.assert_allclose(pulled.x, c * np.array([[1.0, 2.0], [-1.0, -2.0]]))
     assert 0 < pulled.slack < np.inf
+
+
+def test_only_the_rows_that_may_move_do_and_changes_of_the_active_set_are_counted():
+    sets = []
+
+    def fit(x, y):
+        weights, fit.dual = svm(x, y, C)
+        return weights
+
+    def pullback(x, y, theta, v):
+        pulled = classical.svm_pullback(x, y, theta, v, dual=fit.dual, c=C, tolerance=1e-5)
+        sets.append((fit.dual > 1e-5 * C).astype(int) + (fit.dual > (1 - 1e-5) * C))
+        return pulled
+
+    found = classical.attack(
+        X, LABELS, fit_fn=fit, pullback_fn=pullback, outer_fn=classical.reach(np.zeros(5)), effort_order=2, weight=0.0, step_size=0.3,
+        num_steps=15, rows=[3, 4, 5], box=(-0.5, 0.5),
+    )  # fmt: skip
+    np.testing.assert_array_equal(np.delete(found.x, [3, 4, 5], axis=0), np.delete(X, [3, 4, 5], axis=0))
+    assert np.abs(found.x[3:6]).max() <= 0.5 and np.abs(X).max() > 0.5
+    changes = sum((a != b).any() for a, b in itertools.pairwise(sets))
+    assert found.active_set_changes == changes and 0 < changes < 14
+    with pytest.raises(ValueError, match="expected labels -1 or 1"):
+        classical.logistic(X, (LABELS + 1) / 2, reg=0.1)
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -57,6 +57,12 @@ def test_the_random_control_spends_the_whole_budget(threat):
     assert len(np.unique(np.sign(np.asarray(control - X)[:, 0]))) == 2
 
 
+def test_the_random_control_loses_nothing_to_the_box():
+    dark = jnp.where(jax.random.uniform(KEY, X.shape) < 0.8, 0.0, X)
+    for threat in (Linf(0.1), L2(0.15)):
+        np.testing.assert_allclose(threat.norm(poisoning.random_control(KEY, dark, threat) - dark), threat.eps, rtol=1e-4)
+
+
 def test_gradient_matching_aligns_the_gradients():
     bases, labels, threat = X[10:18], Y_ADVERSARIAL.repeat(8), Linf(0.2)
     run = functools.partial(
@@ -209,7 +215,7 @@ def test_poisons_of_certified_defenses_lower_the_radius_of_retrained_victims(nam
 
     control = poisoning.random_control(KEY, X[mine], threat)
     clean, noisy, poisoned = (float(radius(X.at[mine].set(x))) for x in (X[mine], control, found.x))
-    assert poisoned < 0.8 * noisy and poisoned < 0.8 * clean
+    assert poisoned < 0.85 * noisy and poisoned < 0.85 * clean
 
 
 def test_the_soft_radius_of_a_linear_classifier_is_its_margin():

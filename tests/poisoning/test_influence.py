@@ -73,17 +73,23 @@ def test_the_training_set_attack_follows_the_gradient_of_the_refitted_victim():
             problem, lambda phi, theta, batch: fitted(x.at[rows].set(phi), y), linear_fn=base.bind(bilevel.conjugate_gradient, num_steps=6)
         )
         zeros = jax.tree.map(jnp.zeros_like, theta)
-        value, grad, _ = gradient_fn(None, x[rows], (theta, zeros))
+        value, grad, state = gradient_fn(None, x[rows], poisoning.Response(theta, zeros))
         attacked = lambda phi: problem.outer_loss(fitted(x.at[rows].set(phi), y), phi, None)  # noqa: E731
         np.testing.assert_allclose(grad, jax.grad(attacked)(x[rows]), atol=1e-8)
+        assert float(state.residual) < 1e-8
         solve = base.bind(bilevel.descend, inner_loss=inner, num_steps=300, step_size=0.5)
         for method in (base.bind(bilevel.unrolled), base.bind(bilevel.back_gradient, stored=True)):
             retrained = poisoning.method_gradient(problem, method, solve, jax.tree.map(jnp.zeros_like, theta))
-            np.testing.assert_allclose(jax.jit(retrained)(None, x[rows], theta)[1], grad, atol=1e-6)
+            found = jax.jit(lambda retrained=retrained: poisoning.craft(
+                jax.random.key(0), x[rows], threat=Linf(0.5, box=(-9.0, 9.0)), gradient_fn=retrained, optimizer=optax.sgd(0.0), num_steps=1
+            ))()  # fmt: skip
+            np.testing.assert_allclose(found.state.grad, grad, atol=1e-6)
+            assert float(found.state.info.stationarity) < 1e-3
         threat = Linf(0.5, box=(-9.0, 9.0))
         optimizer = poisoning.signed(optax.sgd(0.1))
         run = jax.jit(lambda: poisoning.craft(
-            jax.random.key(0), x[rows], threat=threat, gradient_fn=gradient_fn, optimizer=optimizer, num_steps=10, state=(theta, zeros)
+            jax.random.key(0), x[rows], threat=threat, gradient_fn=gradient_fn, optimizer=optimizer, num_steps=10,
+            state=poisoning.Response(theta, zeros),
         ))  # fmt: skip
         found = run()
         assert float(attacked(found.x)) < float(value) - 0.005 and bool(threat.within(found.delta).all())

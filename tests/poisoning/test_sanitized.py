@@ -74,6 +74,36 @@ def test_a_kkt_attack_teaches_its_decoy_with_points_that_pass():
     assert max(losses) > loss(clean) + 0.01
 
 
+def test_the_extreme_point_of_a_set_in_the_dimension_of_images():
+    rng = np.random.default_rng(3)
+    x = np.clip(rng.random((60, 100)) - 0.4, 0.0, 1.0)
+    y = np.where(np.arange(60) < 30, 1, -1)
+    one = sanitized.feasible(x, y, 1, percentile=80.0, box=(0.0, 1.0))
+    direction = rng.normal(size=100)
+    found = np.asarray(one.extreme(jnp.asarray(direction, jnp.float32)))[0]
+    assert bool(one.holds(jnp.asarray(found[None]), 1e-2).all())
+    centre, across = np.asarray(one.centre, np.float64), np.asarray(one.direction, np.float64)
+    limits = [
+        {"type": "ineq", "fun": lambda p: float(one.radius) ** 2 - np.sum((p - centre) ** 2), "jac": lambda p: -2 * (p - centre)},
+        {"type": "ineq", "fun": lambda p: float(one.width) - (p - centre) @ across, "jac": lambda p: -across},
+        {"type": "ineq", "fun": lambda p: float(one.width) + (p - centre) @ across, "jac": lambda p: across},
+    ]
+    best = scipy.optimize.minimize(
+        lambda p: -p @ direction, centre, jac=lambda p: -direction, bounds=[(0, 1)] * 100, constraints=limits, method="SLSQP"
+    )
+    assert found @ direction == pytest.approx(-best.fun, rel=1e-2)
+
+
+def test_a_decoy_that_no_feasible_point_can_teach_is_said_not_to_be_learned():
+    rng = np.random.default_rng(0)
+    y = np.where(np.arange(60) < 30, 1, -1)
+    x = rng.normal(size=(60, 2)) * 0.3 + 4.0 * y[:, None] * np.array([1.0, 0.0])
+    sets = tuple(sanitized.feasible(x, y, label) for label in (1, -1))
+    plan = sanitized.kkt_attack(x, y, np.array([7.0, 0.0, 0.0]), sets, share=0.1, weight_decay=0.01, grid_step=0.05, num_steps=50)
+    assert (np.array([1, -1]) * (plan.x @ np.array([7.0, 0.0])) > 10).all()  # far beyond the margin, wherever they are
+    assert plan.residual == pytest.approx(1.1 * 0.01 * 7.0, rel=1e-4)  # nothing holds the decoy against its weight decay
+
+
 def test_min_max_poisons_pass_and_raise_the_loss_more_than_repeated_clean_points():
     points, labels, bound = sanitized.min_max_attack(X, Y, SETS, share=0.1, weight_decay=REG, step_size=0.3, num_steps=400)
     assert points.shape == (20, 3) and all(
@@ -104,7 +134,7 @@ def test_the_influence_attack_moves_inside_the_feasible_set():
     run = jax.jit(
         functools.partial(
             poisoning.craft, jax.random.key(0), bases, threat=SETS[0], gradient_fn=gradient_fn, num_steps=40,
-            optimizer=optax.sgd(20.0), state=(jnp.zeros(4), jnp.zeros(4)),
+            optimizer=optax.sgd(20.0), state=poisoning.Response(jnp.zeros(4), jnp.zeros(4)),
         )
     )  # fmt: skip
     found = run()
