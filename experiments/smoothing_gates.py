@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sigmas", type=float, nargs="+", choices=tuple(EFFORTS), default=list(EFFORTS))
     parser.add_argument("--num-images", type=int, default=500, help="on which methods are compared")
     parser.add_argument("--n", type=int, default=10_000, help="samples of each of them")
-    parser.add_argument("--num-fixed", type=int, default=500, help="images of the Gaussian models with 100,000 samples")
+    parser.add_argument("--num-fixed", type=int, nargs="+", default=[500], help="images with 100,000 samples: of all, or of each sigma")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", default="runs/smoothing_gates", help="where models and votes are kept")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results/smoothing.md"))
@@ -58,8 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = [_HEAD.format(command=command)]
     for sigma in options.sigmas:
         parts.append(compare(sigma, settings, mnist, options.num_images, options.n))
-    for sigma in options.sigmas:
-        parts.append(sequential(sigma, settings, mnist, options.num_fixed))
+    if len(options.num_fixed) not in (1, len(options.sigmas)):
+        parser.error(f"--num-fixed takes one number, or one for each of the {len(options.sigmas)} sigmas")
+    for sigma, num_images in zip(options.sigmas, options.num_fixed * (len(options.sigmas) // len(options.num_fixed)), strict=True):
+        parts.append(sequential(sigma, settings, mnist, num_images))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text("\n".join(parts))
     print("\n".join(parts))
@@ -81,7 +83,7 @@ def compare(sigma: float, settings: experiment.Settings, mnist: data.Dataset, nu
     over = gain(radii["MACER"], radii["Gaussian"])
     return _COMPARED.format(
         sigma=sigma, num_images=num_images, num_samples=num_samples, cut=described(EFFORTS[sigma]), table=report.markdown(header, rows),
-        lead=f"{lead} ({verdict(lead.mean > 0)})", over=f"{over} ({verdict(over.mean > 0)})",
+        lead=f"{lead} ({verdict(lead.mean > lead.error)})", over=f"{over} ({verdict(over.mean > over.error)})",
     )  # fmt: skip
 
 
@@ -171,7 +173,7 @@ Trained: {cut}.
 {table}
 
 Bars: SmoothAdv above every other: {lead} over the next; MACER above Gaussian: {over}. Differences are of the ACR over the same images,
-+- one standard error.
++- one standard error, and count as met beyond it.
 """
 _SEQUENTIAL = """\
 ## Sequential certification: Gaussian, sigma {sigma}

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import pathlib
+import re
+import zipfile
 
 import jax
 import numpy as np
@@ -29,10 +31,15 @@ def read_arrays(path: pathlib.Path, **about) -> dict[str, np.ndarray]:
     """What `write_arrays` wrote.
 
     Raises:
-      ValueError: it belongs to something else; every setting that differs is named with both values.
+      ValueError: it belongs to something else; every setting that differs is named with both values. Or it is no such file.
     """
-    with np.load(path) as file:
-        arrays = dict(file)
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as file:
+            arrays = dict(file)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{path} is not a whole npz file ({error}). Choose another file, or delete it.") from error
+    if "about" not in arrays:
+        raise ValueError(f"{path} does not say what it was made for, so it was not written here. Choose another file.")
     stored, about = json.loads(str(arrays.pop("about"))), json.loads(json.dumps(about))
     changed = [name for name in sorted(stored.keys() | about.keys()) if stored.get(name) != about.get(name)]
     if changed:
@@ -42,8 +49,9 @@ def read_arrays(path: pathlib.Path, **about) -> dict[str, np.ndarray]:
 
 
 def digest(tree) -> str:
-    """The SHA-256 of the arrays of a pytree, their types, shapes and places."""
-    sha = hashlib.sha256()
+    """The SHA-256 of a pytree: its arrays with types, shapes and places, and the names of what it is made of, functions among them."""
+    structure = re.sub(r" at 0x[0-9a-f]+", "", str(jax.tree.structure(tree)))
+    sha = hashlib.sha256(structure.encode())
     for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(leaf)
         sha.update(f"{jax.tree_util.keystr(place)} {array.dtype} {array.shape}".encode())

@@ -32,6 +32,13 @@ class Poll(NamedTuple):
         """Whether images stop early."""
         return bool(self.grid) or self.tolerance is not None
 
+    def about(self) -> dict:
+        """What the votes depend on: alpha, and how often they are looked at, only where they decide when to stop."""
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha must lie in (0, 1), got {self.alpha}; 0.001 is usual.")
+        deciding = ("alpha", "grid", "tolerance", "num_step_samples")
+        return {name: value for name, value in self._asdict().items() if self.is_sequential or name not in deciding}
+
     def undecided_fn(self) -> Callable | None:
         """The rule to stop by, None for all samples of every image."""
         if not self.is_sequential:
@@ -76,7 +83,7 @@ def cast(
       ValueError: the file is of another model, data set or poll; what differs is named.
     """
     path, mesh = pathlib.Path(path), experiment.mesh() if mesh is None else mesh
-    about = {"model": files.digest(model_fn), "data": files.digest(x)} | poll._asdict()
+    about = {"model": files.digest(model_fn), "data": files.digest(x)} | poll.about()
     num_classes = jax.eval_shape(lambda keys, x: base.draw(model_fn, keys)(x), jax.random.split(jax.random.key(0), 1), x[:1]).shape[1]
     if start is None:
         start = smoothing.VoteState(*(np.zeros((len(x), num_classes), np.int32) for _ in range(2)))

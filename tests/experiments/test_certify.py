@@ -126,6 +126,21 @@ def test_votes_of_something_else_are_refused_by_name(name, changes, tmp_path):
         votes.cast(tmp_path / "votes.npz", POLL._replace(**changes), model_fn, x, chunk_size=20)
 
 
+def test_votes_are_kept_for_another_alpha_but_not_for_another_rule_to_stop_by(tmp_path):
+    once = votes.cast(tmp_path / "fixed.npz", POLL, MODEL, X, chunk_size=20)
+    again = votes.cast(tmp_path / "fixed.npz", POLL._replace(alpha=0.01, num_step_samples=500), MODEL, X, chunk_size=20)
+    np.testing.assert_array_equal(again.estimation, once.estimation)
+    poll = POLL._replace(grid=(0.0, 0.2))
+    votes.cast(tmp_path / "sequential.npz", poll, MODEL, X, chunk_size=20)
+    with pytest.raises(ValueError, match=r"made with another alpha: 0.001 there, 0.01 here"):
+        votes.cast(tmp_path / "sequential.npz", poll._replace(alpha=0.01), MODEL, X, chunk_size=20)
+    with pytest.raises(ValueError, match="alpha must lie in"):
+        votes.cast(tmp_path / "never.npz", POLL._replace(alpha=1.5), MODEL, X, chunk_size=20)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "fixed.npz").read_bytes()[:100])
+    with pytest.raises(ValueError, match="not a whole npz file"):
+        votes.cast(tmp_path / "cut.npz", POLL, MODEL, X, chunk_size=20)
+
+
 def test_a_replayed_sequential_run_is_the_run_itself(tmp_path):
     poll = POLL._replace(grid=(0.0, 0.1, 0.2, 0.3))
     real = votes.cast(tmp_path / "sequential.npz", poll, MODEL, X, chunk_size=20)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.lib import checkpoint, data, files, models, report
+from robustjax import training
 
 
 def write_idx(path, array):
@@ -157,6 +158,10 @@ def test_digests_tell_values_types_and_places_apart():
     ]
     assert len({files.digest(tree) for tree in trees}) == len(trees)
     assert files.digest({"a": jnp.zeros(2)}) == files.digest({"a": np.zeros(2, np.float32)})
+    alike = [models.build(name) for name in ("convnet", "convnet_silu", "convnet_pooled")]  # the same parameters
+    functions = [training.classifier(model.apply_fn, alike[0].params, None) for model in (*alike, models.build("convnet"))]
+    digests = [files.digest(function) for function in functions]
+    assert len(set(digests)) == 3 and digests[0] == digests[3]
 
 
 def test_report_is_self_contained_and_kept(tmp_path):
