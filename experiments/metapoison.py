@@ -217,7 +217,7 @@ def main() -> None:
     if options.table is None:
         experiment.section(run, settings)
         return
-    size = Size(200, (10,), 2, 2, 4, 2, 2) if settings.quick else Size(2000, (25, 100), 40, 20, 100)
+    size = Size(200, (10,), 2, 2, 4, 2, 2) if settings.quick else Size(2000, (100,), 40, 20, 100)
     start = time.perf_counter()
     found = successes(data.load(settings.dataset), settings, size)
     command = " ".join(["python -m experiments.metapoison", *sys.argv[1:]])

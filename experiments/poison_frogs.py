@@ -75,7 +75,7 @@ def run(settings: experiment.Settings) -> report.Section:
     text = (
         "The body of the network is frozen and shared, only a head is trained, as in transfer learning. The poison looks like its base and "
         "carries its label, but its features are the target's: a head that fits it misreads the target. A network that is trained as a "
-        "whole moves the features apart again: there it takes many poisons and a watermark."
+        "whole moves the features apart again: there it takes many poisons and a watermark of the target, which does most of the work."
     )
     table = report.Table("One image is enough", caption, header, rows)
     return report.Section("Poison frogs", text, [_pictures(features_fn, trials, frogs), table])

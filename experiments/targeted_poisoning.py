@@ -1,12 +1,8 @@
 """Targeted poisoning through the training set: digits read as another, and single images by poisons with right labels (Mehra & Hamm, 2021).
 
-`python -m experiments.targeted_poisoning --table docs/results/targeted_poisoning.md` writes both tables as a page of results.
+`python -m experiments.targeted_poisoning --page docs/results/targeted_poisoning.md` writes both tables as a page of results.
 """
 
-import argparse
-import pathlib
-import sys
-import time
 from typing import NamedTuple
 
 import jax
@@ -135,26 +131,7 @@ def _rate(success):
     return f"{100 * success.mean():.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
-def main() -> None:
-    """The section of a report, or with --table the page of results."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--table", type=pathlib.Path, help="write this page")
-    settings, options = experiment.parse(parser)
-    if options.table is None:
-        from experiments import targeted_poisoning
-
-        experiment.section(targeted_poisoning.run, settings)
-        return
-    start = time.perf_counter()
-    made = run(settings)
-    lines = ["# Targeted poisoning", made.text, "    " + " ".join(["python -m experiments.targeted_poisoning", *sys.argv[1:]])]
-    for table in made.items:
-        assert isinstance(table, report.Table)
-        lines += [f"## {table.title}", table.caption, report.markdown(table.header, table.rows)]
-    lines.append(f"Seed {settings.seed}, {time.perf_counter() - start:.0f} s.\n")
-    options.table.parent.mkdir(parents=True, exist_ok=True)
-    options.table.write_text("\n\n".join(lines))
-
-
 if __name__ == "__main__":
-    main()
+    from experiments import targeted_poisoning
+
+    experiment.main(targeted_poisoning.run, __doc__)

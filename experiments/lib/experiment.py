@@ -11,7 +11,7 @@ import jax
 import rich.console
 import rich.progress
 
-from experiments.lib import data, report
+from experiments.lib import data, files, report
 from robustjax import parallel
 
 console = rich.console.Console(stderr=True)
@@ -28,9 +28,13 @@ class Settings:
 
 
 def main(run: Callable[[Settings], report.Section], description: str | None) -> None:
-    """The command line of a single experiment."""
-    settings = parse(argparse.ArgumentParser(description=(description or "").splitlines()[0]))[0]
-    section(run, settings)
+    """The command line of a single experiment; with --page its tables become a page of results."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--page", type=pathlib.Path, help="write the tables here, as Markdown")
+    settings, options = parse(parser)
+    made = section(run, settings)
+    if options.page is not None:
+        files.write(options.page, report.markdown_page(made).encode())
 
 
 def parse(parser: argparse.ArgumentParser) -> tuple[Settings, argparse.Namespace]:

@@ -6,9 +6,13 @@ import html
 import io
 import json
 import pathlib
+import textwrap
 from collections.abc import Sequence
 
 from experiments.lib import files
+
+
+_WIDTH = 140  # of lines in pages of results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,15 @@ def figure(title: str, caption: str, plot) -> Figure:
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table for a page of results."""
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
+
+
+def markdown_page(section: Section) -> str:
+    """The tables of a section, with the command that made them."""
+    lines = [f"# {section.title}", textwrap.fill(section.text, _WIDTH), f"    {section.command}"]
+    for item in section.items:
+        if isinstance(item, Table):
+            lines += [f"## {item.title}", textwrap.fill(item.caption, _WIDTH), markdown(item.header, item.rows)]
+    return "\n\n".join([*lines, f"{section.seconds:.0f} s.\n"])
 
 
 def write(folder: pathlib.Path, section: Section, about: dict) -> None:
