@@ -5,9 +5,9 @@
 
 import argparse
 import functools
+import json
 import pathlib
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.lib import experiment
+from experiments.lib import experiment, files, report
 from robustjax import base, bilevel
 from robustjax.base import Array, Bilevel
 
@@ -174,40 +174,48 @@ def _box(value):
 
 
 def main(arguments=None) -> None:
-    """The command line."""
+    """The command line; every cell is kept when it is done, so that a run goes on where it was stopped."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--updates", type=int, default=40_001)
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--size", type=int, default=20)
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
+    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/synthetic_bilevel"), help="where cells are kept")
     parser.add_argument("--out", type=pathlib.Path, help="where to write the table, as Markdown")
     options = parser.parse_args(arguments)
     experiment.prepare()
-    begin = time.perf_counter()
-    rows, solved = [], {}
-    for method_name, method in METHODS.items():
-        cells = []
+    store = options.runs / f"{options.updates}-{options.trials}-{options.size}.json"
+    cells: dict[str, list[float]] = json.loads(store.read_text()) if store.exists() else {}
+    command = " ".join(["python -m experiments.synthetic_bilevel", *(sys.argv[1:] if arguments is None else arguments)])
+    for method in options.methods:
         for name in problems():
-            found = distances(name, method, num_updates=options.updates, num_trials=options.trials, size=options.size)
-            solved[method_name, name] = bool(found.mean() <= BAR)
-            cells.append(f"{found.mean():.2g} ({found.min():.2g} to {found.max():.2g})")
-            print(method_name, name, cells[-1], flush=True)
-        rows.append(f"| {method_name} | {' | '.join(cells)} |")
-    bars = {
-        f"the penalty method solves all four (mean distance <= {BAR})": all(solved["penalty", name] for name in problems()),
-        "no other method solves SMD23": not any(solved[name, "SMD23"] for name in METHODS if name != "penalty"),
-    }
-    text = _PAGE.format(
-        command=" ".join(["python -m experiments.synthetic_bilevel", *(sys.argv[1:] if arguments is None else arguments)]),
-        options=options,
-        names=" | ".join(problems()),
-        rows="\n".join(rows),
-        bars="\n".join(f"- {what}: {'met' if met else 'MISSED'}." for what, met in bars.items()),
-        seconds=time.perf_counter() - begin,
-    )
+            if f"{method} {name}" not in cells:
+                found = distances(name, METHODS[method], num_updates=options.updates, num_trials=options.trials, size=options.size)
+                cells[f"{method} {name}"] = found.tolist()
+                files.write(store, json.dumps(cells, indent=1).encode())
+    text = page(cells, command, options.updates, options.trials, options.size)
     print(text)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
+        files.write(options.out, text.encode())
+
+
+def page(cells: dict[str, list[float]], command: str, num_updates: int, num_trials: int, size: int) -> str:
+    """The table of what is measured, by "method problem", with its bars."""
+    solved = {cell: bool(np.mean(found) <= BAR) for cell, found in cells.items()}
+    rows = []
+    for method in METHODS:
+        found = [cells.get(f"{method} {name}") for name in problems()]
+        told = ["" if part is None else f"{np.mean(part):.2g} ({min(part):.2g} to {max(part):.2g})" for part in found]
+        if any(told):
+            rows.append([method, *told])
+    bars = {
+        f"the penalty method solves all four (mean distance <= {BAR})": all(solved.get(f"penalty {name}", False) for name in problems()),
+        "no other method here solves SMD23": not any(solved.get(f"{method} SMD23", False) for method in METHODS if method != "penalty"),
+    }
+    return _PAGE.format(
+        command=command, updates=num_updates, trials=num_trials, size=size, table=report.markdown(["method", *problems()], rows),
+        bars="\n".join(f"- {what}: {'met' if met else 'MISSED'}." for what, met in bars.items()),
+    )  # fmt: skip
 
 
 _PAGE = """\
@@ -215,14 +223,12 @@ _PAGE = """\
 
     {command}
 
-Distances to the optimum after {options.updates:,} updates, means (and range) of {options.trials} trials; u and v in [-5, 5]^{options.size}
+Distances to the optimum after {updates:,} updates, means (and range) of {trials} trials; u and v in [-5, 5]^{size}
 from random starts, 10 steps of v in an update, float32. In SMD23 and SMD24 the inner Hessian has half its rank. SMD23 alone asks which of
 the inner minima the outer loss prefers: what descends in v along the inner loss alone cannot see it, whatever its hypergradient.
-The problems' formulas are in `experiments/synthetic_bilevel.py`. {seconds:.0f} s.
+The problems' formulas are in `experiments/synthetic_bilevel.py`.
 
-| method | {names} |
-|---|---|---|---|---|
-{rows}
+{table}
 
 {bars}
 """

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from experiments.lib import files
 
-
 _WIDTH = 140  # of lines in pages of results
 
 
