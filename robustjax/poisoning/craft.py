@@ -11,6 +11,8 @@ from robustjax import arrays, base, loops
 from robustjax.attacks import objective
 from robustjax.base import Array, Delta, Key, Threat
 
+_NUM_SPENT = 20  # rounds in which a random direction is lengthened and clipped
+
 GradientFn = Callable[[Key, Array, Any], tuple[Array, Array, Any]]  # (key, poisons [M, ...], state) -> (loss, gradient [M, ...], state)
 
 
@@ -83,16 +85,18 @@ def random_control(key: Key, x: Array, threat: Any) -> Array:
       x: base images [M, ...].
       threat: a ball of inputs or of something else, such as `Recolor`.
 
-    Directions that would leave the box at once are turned around, so that clipping takes nothing from the budget.
+    What the box takes from a direction is spent on the coordinates that it leaves free.
     """
     keys = arrays.example_keys(key, x.shape[0])
     noise = arrays.sample(jax.random.normal, keys, jnp.zeros_like(jax.eval_shape(threat.init, keys, x)))
     unit = threat.steepest(noise, x, jnp.zeros_like(noise))
-    delta = arrays.per_example(threat.radius(), noise) * unit
-    if noise.shape == x.shape:
-        blocked = jnp.abs(threat.project(delta, x)) < jnp.abs(threat.project(-delta, x))
-        delta = jnp.where(blocked, -delta, delta)
-    return threat.apply(x, threat.project(delta, x))
+
+    def spend(_, delta):
+        size = threat.norm(delta)
+        factor = jnp.where(size > 0, threat.radius() / jnp.where(size > 0, size, 1.0), 0.0)
+        return threat.project(arrays.per_example(factor, noise) * delta, x)
+
+    return threat.apply(x, jax.lax.fori_loop(0, _NUM_SPENT, spend, unit))
 
 
 def _step(i, carry, *, key, x, threat, gradient_fn, optimizer):
