@@ -28,7 +28,8 @@ _FORWARD_BATCHES = (100, 250, 500, 1000)
 _SHAPES = ((1, 100), (1, 500), (1, 1000), (4, 250), (20, 25))  # images at once, samples of each at once
 _TORCH_BATCHES = (50, 100, 250, 1000)
 _TORCH_DEFAULT = 1000  # of the reference
-_DRIVER = "smoothing.sample, 4 images, chunks of 250"
+_DRIVER_SHAPES = ((1, 500), (4, 250))
+_DRIVER_SAMPLES = 2000  # of each of four images, beside those of the selection
 
 
 def main(arguments=None) -> None:
@@ -95,7 +96,9 @@ def own_runs(module, x) -> dict[str, bench.Run]:
     for num_images, chunk_size in _SHAPES:
         vote = functools.partial(_votes, module, jnp.asarray(x[:num_images]), _NUM_SAMPLES // num_images, chunk_size)
         runs[f"count_predictions, {num_images} images, chunks of {chunk_size}"] = bench.Run(vote, _NUM_SAMPLES)
-    runs[_DRIVER] = bench.Run(functools.partial(_drive, module, x[:4], jax.random.key(0), _SIGMA), 4 * (250 + 2000))
+    for num_images, chunk_size in _DRIVER_SHAPES:
+        drive = functools.partial(_drive, module, x[:4], num_images, chunk_size)
+        runs[f"smoothing.sample, {num_images} images, chunks of {chunk_size}"] = bench.Run(drive, 4 * (chunk_size + _DRIVER_SAMPLES))
     return runs
 
 
@@ -137,13 +140,13 @@ def check(times: dict[str, bench.Times], thread_counts) -> list[bench.Bar]:
     def speed(name, reference):
         return bench.time_ratio(times, reference, name, "cpu")
 
-    floor, ours = best("forward"), best("count_predictions")
-    bars = [bench.Bar(f"{name}: its throughput over that of {floor}", speed(name, floor), 0.85, is_lower=True) for name in (ours, _DRIVER)]
+    floor, ours = best("forward"), (best("count_predictions"), best("smoothing.sample"))
+    bars = [bench.Bar(f"{name}: its throughput over that of {floor}", speed(name, floor), 0.85, is_lower=True) for name in ours]
     for num_threads in thread_counts:
         rows = [_torch_row(size, num_threads) for size in _TORCH_BATCHES]
         fastest = min(rows, key=lambda row: np.median(times[row].cpu))
         for row, bound in ((_torch_row(_TORCH_DEFAULT, num_threads), 7.0), (fastest, 5.5)):
-            for name in (ours, _DRIVER):
+            for name in ours:
                 bars.append(bench.Bar(f"{name}: its throughput over that of {row}", speed(name, row), bound, is_lower=True))
     return bars
 
@@ -204,10 +207,11 @@ def _states(model_fn, x, key, sigma, state=None):
     )
 
 
-def _drive(model_fn, x, key, sigma):
+def _drive(model_fn, x, batch_size, chunk_size):
     for _ in smoothing.sample(
-        key, model_fn, x, sigma=sigma, num_selection=250, num_samples=2000, num_step_samples=1000, batch_size=4, chunk_size=250
-    ):
+        jax.random.key(0), model_fn, x, sigma=_SIGMA, num_selection=chunk_size, num_samples=_DRIVER_SAMPLES,
+        num_step_samples=_DRIVER_SAMPLES // 2, batch_size=batch_size, chunk_size=chunk_size,
+    ):  # fmt: skip
         pass
 
 
