@@ -100,7 +100,8 @@ def judge(trial: Trial, x, y, settings: experiment.Settings, size: Size) -> dict
         file = f"{crafts[name].__name__}-{settings.dataset}-{len(x)}-{len(trial.rows)}-{trial.seed}.npz"
         provenance = poisons.Provenance(
             settings.dataset, name, ARCHITECTURE, f"{len(trial.rows)} images, linf {EPS}", trial.seed,
-            size._asdict() | {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE},
+            {name: value for name, value in size._asdict().items() if name not in ("budgets", "num_trials")}
+            | {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE},
         )  # fmt: skip
         made = poisons.kept(pathlib.Path(settings.out) / "poisons" / file, provenance, lambda craft=craft: _crafted(trial, y, craft()))
         changed[name] = made.x
@@ -217,7 +218,7 @@ def main() -> None:
     if options.table is None:
         experiment.section(run, settings)
         return
-    size = Size(200, (10,), 2, 2, 4, 2, 2) if settings.quick else Size(2000, (100,), 40, 20, 100)
+    size = Size(200, (10,), 2, 2, 4, 2, 2) if settings.quick else Size(2000, (100,), 100, 20, 100)
     start = time.perf_counter()
     found = successes(data.load(settings.dataset), settings, size)
     command = " ".join(["python -m experiments.metapoison", *sys.argv[1:]])
