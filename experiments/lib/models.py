@@ -28,9 +28,10 @@ def build(name: str, seed: int = 0, num_classes: int = 10, input_shape: tuple[in
     if name not in ARCHITECTURES:
         raise ValueError(f"unknown model {name!r}; choose one of {tuple(ARCHITECTURES)}.")
     architecture = ARCHITECTURES[name]
-    if issubclass(architecture, linen.Module):
-        return from_linen(architecture(num_classes), seed, input_shape)
-    return from_nnx(architecture(input_shape, num_classes, rngs=nnx.Rngs(seed)))
+    with jax.ensure_compile_time_eval():  # what is kept must not be of whatever program is being traced
+        if issubclass(architecture, linen.Module):
+            return from_linen(architecture(num_classes), seed, input_shape)
+        return from_nnx(architecture(input_shape, num_classes, rngs=nnx.Rngs(seed)))
 
 
 def write(path: pathlib.Path, params, model_state) -> None:

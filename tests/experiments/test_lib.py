@@ -148,6 +148,17 @@ def test_weights_are_read_back_and_refused_by_another_architecture(tmp_path):
         models.read(tmp_path / "model.npz", models.build("linear", num_classes=3))
 
 
+def test_a_model_that_is_first_built_inside_a_program_is_whole_outside():
+    shape = (6, 6, 1)
+    x = jnp.ones((2, *shape))
+
+    def logits(x):
+        model = models.build("convnet_fast", 7, 3, shape)
+        return model.apply_fn(model.params, model.model_state, x, "eval")[0]
+
+    np.testing.assert_allclose(jax.jit(logits)(x), logits(x), rtol=1e-5)
+
+
 def test_digests_tell_values_types_and_places_apart():
     trees = [
         {"a": np.zeros(2)},
