@@ -305,9 +305,7 @@ def table(path: pathlib.Path, command: str, num_rounds: int, with_jaxopt: bool) 
         load=os.getloadavg()[2],
         rounds=num_rounds,
         rows="\n".join(lines),
-        bars="\n".join(
-            f"| {b.what} | {b.value:.3g} | {'>=' if b.is_lower else '<='} {b.bound:g} | {'met' if b.met else 'MISSED'} |" for b in bars
-        ),
+        bars="\n".join(bar.row for bar in bars),
         worse=", ".join(f"{what} ({ratio:.1f}x)" for ratio, what in worse) or "none",
         conditions=", ".join(f"{name} {o.condition:.2f}" for name, o in problems.items()),
     )

@@ -15,8 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from experiments.lib import data, experiment, models, poisons, report
-from robustjax import base, evaluate, poisoning, training
+from experiments.lib import data, evaluation, experiment, models, poisons, report
+from robustjax import base, poisoning, training
 from robustjax.threats import Linf
 
 ARCHITECTURE = "mlp_shallow"
@@ -159,20 +159,14 @@ def _logits(key, x, y, x_test, num_epochs):
 _compiled = jax.jit(lambda verb, *args: verb(*args))
 
 
-def interval(success: np.ndarray) -> tuple[float, float, float]:
-    """A rate in % with its Clopper-Pearson interval."""
-    low, high = evaluate.confidence_interval(int(success.sum()), len(success))
-    return 100 * float(success.mean()), 100 * low, 100 * high
-
-
 def beats_noise(found: dict[tuple[str, int], np.ndarray], attack: str, budget: int) -> bool:
     """Whether the interval of an attack lies above that of random noise of the same budget."""
-    return interval(found[attack, budget])[1] > interval(found["random noise", budget])[2]
+    return evaluation.interval(found[attack, budget])[1] > evaluation.interval(found["random noise", budget])[2]
 
 
 def _cells(found, size):
     for budget in size.budgets:
-        told = ["{:.0f} % ({:.0f} to {:.0f})".format(*interval(found[column, budget])) for column in COLUMNS]
+        told = [evaluation.rate(found[column, budget]) for column in COLUMNS]
         yield [f"{budget} ({100 * budget / size.num_images:g} %)", *told]
 
 
@@ -188,7 +182,7 @@ def _table(found, size):
 def _plot(found, size):
     plot, axis = plt.subplots(figsize=(6, 3.8))
     for index, column in enumerate(COLUMNS):
-        rates = np.array([interval(found[column, budget]) for budget in size.budgets])
+        rates = np.array([evaluation.interval(found[column, budget]) for budget in size.budgets])
         place = np.array(size.budgets) * (1 + 0.03 * (index - 1.5))  # side by side
         errors = np.abs(rates[:, 1:] - rates[:, :1]).T
         axis.errorbar(place, rates[:, 0], errors, fmt="o-", capsize=3, color=("C7", "k", "C3", "C0")[index], label=column)

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from experiments.lib import data, experiment, models, report, training
-from robustjax import base, evaluate, poisoning
+from experiments.lib import data, evaluation, experiment, models, report, training
+from robustjax import base, poisoning
 from robustjax import training as methods
 from robustjax.threats import L2, Linf
 
@@ -50,7 +50,7 @@ def run(settings: experiment.Settings) -> report.Section:
     alone = trials.rows[:, :1]
 
     def cells(judge, rows, control, poisoned):
-        return [rate(judge(rows, part)) for part in (trials.x[rows], control, poisoned)]
+        return [evaluation.rate(judge(rows, part)) for part in (trials.x[rows], control, poisoned)]
 
     def heads(features_fn):
         return lambda rows, poisons: successes(features_fn, trials, rows, poisons, settings.seed)
@@ -98,7 +98,7 @@ def end_to_end(model: models.Model, params, features_fn, trials: Trials, setting
         for part in (bases, blended, poisons)
     ]
     budget = f"l2 {float(np.mean(np.linalg.norm((poisons - bases).reshape(-1, bases[0, 0].size), axis=1))):.1f} on average"
-    return [f"collision, watermark {WATERMARK:.0%}", "the whole network", str(num_poisons), budget, *map(rate, fooled)]
+    return [f"collision, watermark {WATERMARK:.0%}", "the whole network", str(num_poisons), budget, *map(evaluation.rate, fooled)]
 
 
 def pretrain(architecture: str, dataset: data.Dataset, settings: experiment.Settings):
@@ -148,12 +148,6 @@ def bullseye(features_fn, trials: Trials, num_steps: int):
 def successes(features_fn, trials: Trials, rows: np.ndarray, poisons, seed: int) -> np.ndarray:
     """Whether the target [T] is read as the base's class by a head trained with poisons [T, M, ...] in the rows [T, M]."""
     return np.asarray(_fooled(features_fn, trials.x, trials.y, trials.targets, rows, poisons, seed))
-
-
-def rate(success) -> str:
-    """A share of trials with its interval."""
-    low, high = evaluate.confidence_interval(int(np.sum(success)), len(success))
-    return f"{100 * np.mean(success):.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def _frogs(features_fn, bases, targets, *, num_steps):

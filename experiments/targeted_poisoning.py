@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lib import data, experiment, report
+from experiments.lib import data, evaluation, experiment, report
 from experiments.lib import learned_poisons as learned
-from robustjax import evaluate, poisoning
+from robustjax import poisoning
 from robustjax.base import Array, Bilevel
 from robustjax.threats import Linf
 
@@ -83,7 +83,7 @@ def clean_labels(images: learned.Split, size: Size, seed: int) -> report.Table:
         f"{size.num_kept_updates} updates. {size.num_trials} trials with 95 % Clopper-Pearson intervals; clean are the copies as they are, "
         "the control are random signs of the same size."
     )
-    return report.Table("Single images, labels kept", caption, ["", *COLUMNS], [["success", *map(_rate, found.T)]])
+    return report.Table("Single images, labels kept", caption, ["", *COLUMNS], [["success", *map(evaluation.rate, found.T)]])
 
 
 def trial(methods: dict[str, learned.Method], images: learned.Split, size: Size, seed: int) -> list[bool]:
@@ -124,11 +124,6 @@ def _inner_loss(theta, phi, made):
 
 def _outer_loss(theta, phi, made):
     return learned.TARGETED.outer_loss(theta, phi, made.batch)
-
-
-def _rate(success):
-    low, high = evaluate.confidence_interval(int(success.sum()), len(success))
-    return f"{100 * success.mean():.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
 if __name__ == "__main__":

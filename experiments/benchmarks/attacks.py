@@ -68,6 +68,11 @@ class Bar(NamedTuple):
     def met(self) -> bool:
         return self.value >= self.bound if self.is_lower else self.value <= self.bound
 
+    @property
+    def row(self) -> str:
+        """Its line in a page of results."""
+        return f"| {self.what} | {self.value:.3g} | {'>=' if self.is_lower else '<='} {self.bound:g} | {'met' if self.met else 'MISSED'} |"
+
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -409,9 +414,7 @@ def _report(options, runs, times, bars, arguments):
         load=os.getloadavg()[2],
         floor=_FLOOR,
         rows="\n".join(_row(name, run, times) for name, run in runs.items()),
-        bars="\n".join(
-            f"| {b.what} | {b.value:.3g} | {'>=' if b.is_lower else '<='} {b.bound:g} | {'met' if b.met else 'MISSED'} |" for b in bars
-        ),
+        bars="\n".join(bar.row for bar in bars),
     )
 
 

@@ -53,7 +53,7 @@ def main(arguments=None) -> None:
         cores=os.cpu_count(),
         load=os.getloadavg()[2],
         rows="\n".join(f"| {name} | {1e3 * np.median(t.wall):.1f} | {1e3 * np.median(t.cpu):.1f} |" for name, t in times.items()),
-        bars="\n".join(f"| {b.what} | {b.value:.3g} | <= {b.bound:g} | {'met' if b.met else 'MISSED'} |" for b in bars),
+        bars="\n".join(bar.row for bar in bars),
     )
     print(text)
     if options.out:

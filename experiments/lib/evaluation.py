@@ -45,3 +45,14 @@ def run(folder: str | pathlib.Path, key, attacks, model_fn, x, y, *, batch_size:
 
 def _arrays(state):
     return {name: value.copy() for name, value in state._asdict().items() if name != "names"}
+
+
+def interval(success) -> tuple[float, float, float]:
+    """The rate of success over trials in %, with its Clopper-Pearson interval."""
+    low, high = evaluate.confidence_interval(int(np.sum(success)), len(success))
+    return 100 * float(np.mean(success)), 100 * low, 100 * high
+
+
+def rate(success) -> str:
+    """The same as a cell of a table."""
+    return "{:.0f} % ({:.0f} to {:.0f})".format(*interval(success))

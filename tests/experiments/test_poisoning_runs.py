@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import certified_poisoning, classical_poisoning, influence_scatter, metapoison, poison_frogs
-from experiments.lib import data, models, poisons
+from experiments.lib import data, evaluation, models, poisons
 from robustjax import base
 from robustjax.base import Certificate
 from robustjax.poisoning import classical
@@ -101,7 +101,7 @@ def outcomes(num_clean, num_noise, num_attack, num_trials=20):
 def test_an_attack_beats_noise_when_the_intervals_are_apart():
     found = outcomes(0, 1, 14)
     size = metapoison.Size(200, (10,), 20, 2, 4)
-    assert metapoison.interval(found["MetaPoison", 10]) == pytest.approx((70.0, 45.7, 88.1), abs=0.1)  # Clopper-Pearson's of 14 of 20
+    assert evaluation.interval(found["MetaPoison", 10]) == pytest.approx((70.0, 45.7, 88.1), abs=0.1)  # Clopper-Pearson's of 14 of 20
     assert metapoison.beats_noise(found, "MetaPoison", 10) and not metapoison.beats_noise(found, "Witches' Brew", 10)
     page = metapoison.page(found, size, "python -m x", 1.0)
     row = "| 10 (5 %) | 0 % (0 to 17) | 5 % (0 to 25) | 70 % (46 to 88) | 30 % (12 to 54) | MetaPoison: yes, Witches' Brew: no |"
@@ -148,4 +148,4 @@ def test_one_frog_changes_what_a_retrained_head_says_of_its_target():
     left = poison_frogs.successes(identity, trials, rows[:, :1], x[rows[:, :1]], 0)
     hit = poison_frogs.successes(identity, trials, rows[:, :1], targets[:, None], 0)
     assert not left.any() and hit.all()
-    assert poison_frogs.rate(hit) == "100 % (16 to 100)"
+    assert evaluation.rate(hit) == "100 % (16 to 100)"
