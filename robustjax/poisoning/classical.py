@@ -25,9 +25,10 @@ class Poisoned(NamedTuple):
     """A poisoned training set and what it teaches."""
 
     x: np.ndarray  # [N, D]
+    y: np.ndarray  # [N]
     theta: np.ndarray
     loss: np.ndarray  # [num_steps + 1] the attacker's, without the effort
-    effort: float  # |x - x0|, l2 or l1
+    effort: float  # |x - x0| or |y - y0|, l2 or l1
     active_set_changes: int  # steps at which an SVM's formula changed; gradients on either side are one-sided
 
 
@@ -42,59 +43,97 @@ def attack(
     weight: float,
     step_size: float,
     num_steps: int,
+    moving: str = "x",
     rows=None,
     box: tuple[float, float] = (-np.inf, np.inf),
 ) -> Poisoned:
-    """min over training inputs of outer(theta(x)) + weight * effort; effort |x - x0|_2^2 (order 2) or |x - x0|_1 (order 1).
+    """min over training inputs (or labels) of outer(theta(x, y)) + weight * effort; effort |x - x0|_2^2 (order 2) or |x - x0|_1 (order 1).
 
     Args:
-      x: [N, D] training inputs. y: [N] labels, kept.
+      x: [N, D] training inputs. y: [N] labels.
       fit_fn: (x, y) -> theta. The learner may be anybody's; scikit-learn's, retrained at every step.
       pullback_fn: (x, y, theta, v) -> `Pullback`.
-      outer_fn: theta -> (value, gradient in theta): a distance to the theta that the attacker wants, or minus a validation loss.
+      outer_fn: theta -> (value, gradient in theta): `reach`, a distance to the theta that the attacker wants, or `ruin`, minus a
+        validation loss.
       effort_order: 1 or 2. Order 1 is a proximal step, which leaves most coordinates where they were.
       weight: of the effort.
       step_size, num_steps: of projected gradient descent.
+      moving: "x", or "y" where labels are real numbers; the other stays.
       rows: which points may move; None for all.
-      box: of the inputs.
+      box: of what moves.
 
     Returns:
       The poisoned set.
 
     Raises:
-      ValueError: another order of effort, labels of another length, or rows beyond the set.
+      ValueError: another order of effort, nothing that can move, labels of another length, or rows beyond the set.
 
     Source: Mei & Zhu, AAAI 2015, eq. 5 and 6.
     """
-    origin, y = np.asarray(x, np.float64), np.asarray(y)
-    if effort_order not in (1, 2):
-        raise ValueError(f"effort_order must be 1 or 2, got {effort_order}.")
+    data = {"x": np.asarray(x, np.float64), "y": np.asarray(y)}
+    if effort_order not in (1, 2) or moving not in data:
+        raise ValueError(f"effort_order must be 1 or 2 and moving 'x' or 'y', got {effort_order} and {moving!r}.")
+    origin = data[moving].astype(np.float64)
     free = np.ones(len(origin), bool) if rows is None else np.isin(np.arange(len(origin)), rows)
-    if len(y) != len(origin) or (rows is not None and free.sum() != len(rows)):
-        raise ValueError(f"expected labels of {len(origin)} points and different rows among them, got {len(y)} labels and rows {rows}.")
-    x, losses, active, changes = origin.copy(), [], None, 0
+    if len(data["x"]) != len(data["y"]) or (rows is not None and free.sum() != len(rows)):
+        raise ValueError(
+            f"expected as many labels as points and different rows among them, got {len(data['y'])} labels for {len(data['x'])} points and "
+            f"rows {rows}."
+        )
+    free = free.reshape(-1, *[1] * (origin.ndim - 1))
+    losses, active, changes = [], None, 0
     for _ in range(num_steps):
-        theta = fit_fn(x, y)
+        theta = fit_fn(**data)
         value, v = outer_fn(theta)
-        pulled = pullback_fn(x, y, theta, v)
+        pulled = pullback_fn(**data, theta=theta, v=v)
+        gradient = getattr(pulled, moving)
+        if np.isnan(gradient).all():
+            raise ValueError(f"this learner has no derivative in {moving}: its labels are signs; expected moving='x'.")
         losses.append(value)
         changes += active is not None and not np.array_equal(active, pulled.active)
         active = pulled.active
-        moved = x - step_size * pulled.x - origin
+        moved = data[moving] - step_size * gradient - origin
         if effort_order == 2:
-            moved -= 2.0 * step_size * weight * (x - origin)
+            moved -= 2.0 * step_size * weight * (data[moving] - origin)
         else:
             moved = np.sign(moved) * np.maximum(np.abs(moved) - step_size * weight, 0.0)
-        x = np.where(free[:, None], np.clip(origin + moved, *box), origin)
-    theta = fit_fn(x, y)
+        data[moving] = np.where(free, np.clip(origin + moved, *box), origin)
+    theta = fit_fn(**data)
     losses.append(outer_fn(theta)[0])
-    return Poisoned(x, theta, np.array(losses), float(np.linalg.norm((x - origin).ravel(), effort_order)), int(changes))
+    effort = float(np.linalg.norm((data[moving] - origin).ravel(), effort_order))
+    return Poisoned(data["x"], data["y"], theta, np.array(losses), effort, int(changes))
 
 
 def reach(target) -> Callable:
     """The outer function of an attacker who wants a certain theta: |theta - target|^2."""
     target = np.asarray(target, np.float64)
     return lambda theta: (float(np.sum((theta - target) ** 2)), 2.0 * (theta - target))
+
+
+def ruin(x, y, *, loss: str) -> Callable:
+    """The outer function of an attacker who wants large errors: minus the mean loss of theta on data [N, D] that the victim will meet.
+
+    Args:
+      x: [N, D]; theta is [D], or [D + 1] with the bias last. y: [N], -1 or 1 for the losses of classification.
+      loss: "squared", "logistic" or "hinge" of the score <theta, x>. None is bounded: the effort's weight and the box must hold the attack.
+
+    Raises:
+      ValueError: another loss, labels of another length, or labels that are not -1 and 1 where they must be.
+    """
+    if loss not in _LOSSES:
+        raise ValueError(f"loss must be one of {sorted(_LOSSES)}, got {loss!r}.")
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if len(x) != len(y):
+        raise ValueError(f"expected as many labels as points, got {len(y)} labels for {len(x)} points.")
+    if loss != "squared" and not np.isin(y, (-1.0, 1.0)).all():
+        raise ValueError(f"expected labels -1 or 1, got {np.unique(y)[:5]}; for 0 and 1 pass 2 * y - 1.")
+
+    def outer(theta):
+        inputs = x if len(theta) == x.shape[1] else _with_one(x)
+        value, slope = _LOSSES[loss](inputs @ theta, y)
+        return -float(value.mean()), -slope @ inputs / len(y)
+
+    return outer
 
 
 def ridge(x, y, *, reg: float) -> np.ndarray:
@@ -200,6 +239,14 @@ def svm_pullback(x, y, theta, v, *, dual, c: float, tolerance: float = 1e-6) -> 
     active = np.where(dual >= (1.0 - tolerance) * c, 2, 0)
     active[margin] = 1
     return Pullback(by_x, np.full(len(y), np.nan), float(slack), active)
+
+
+# (score, y) -> the loss of each point and its derivative in the score.
+_LOSSES: dict[str, Callable] = {
+    "squared": lambda score, y: (0.5 * (score - y) ** 2, score - y),
+    "logistic": lambda score, y: (np.logaddexp(0.0, -y * score), -y * scipy.special.expit(-y * score)),
+    "hinge": lambda score, y: (np.maximum(1.0 - y * score, 0.0), np.where(y * score < 1.0, -y, 0.0)),
+}
 
 
 def _signs(y):

@@ -154,7 +154,7 @@ def test_rows_and_box_are_kept_and_wrong_arguments_named():
     assert moved[[1, 5]].all() and moved.sum() == 2 and np.abs(found.x[[1, 5]]).max() <= 3
     with pytest.raises(ValueError, match="effort_order must be 1 or 2"):
         classical.attack(X, y, effort_order=3, **options)
-    with pytest.raises(ValueError, match="labels of 30 points"):
+    with pytest.raises(ValueError, match="29 labels for 30 points"):
         classical.attack(X, y[:-1], effort_order=2, **options)
     with pytest.raises(ValueError, match="rows"):
         classical.attack(X, y, effort_order=2, rows=[40], **options)
@@ -169,3 +169,67 @@ def test_the_least_change_of_labels_that_hides_a_coefficient():
         other += row * ((row @ change - row @ other) / (row @ row))  # any other change with the same effect costs more
         assert np.linalg.norm(change, order) < np.linalg.norm(other, order)
         assert (change != 0).sum() == (1 if order == 1 else 30)
+
+
+def test_moving_labels_finds_the_least_change_by_itself():
+    fit, pullback, y, _ = LEARNERS["ols"]
+    hide = lambda theta: (float(theta[1] ** 2), 2 * theta[1] * np.eye(4)[1])  # noqa: E731
+    run = functools.partial(classical.attack, X, y, moving="y", fit_fn=fit, pullback_fn=pullback, outer_fn=hide, num_steps=3000)
+    row = np.linalg.solve(X.T @ X, X.T)[1]
+    free = run(effort_order=2, weight=0.0, step_size=0.4 / (row @ row))
+    least = classical.least_label_change(X, y, coefficient=1)
+    np.testing.assert_allclose(free.y - y, least, atol=1e-9)
+    assert free.effort == pytest.approx(np.linalg.norm(least)) and free.loss[-1] < 1e-20
+    np.testing.assert_array_equal(free.x, X)
+    weight, best = 0.01, np.argmax(np.abs(row))
+    priced = run(effort_order=1, weight=weight, step_size=0.4 / (row @ row))
+    change = classical.least_label_change(X, y, coefficient=1, effort_order=1)
+    change[best] -= np.sign(change[best]) * weight / (2 * row[best] ** 2)  # where the price equals what one more unit would bring
+    np.testing.assert_allclose(priced.y - y, change, atol=1e-9)
+    with pytest.raises(ValueError, match="no derivative in y"):
+        fit, pullback, y, _ = LEARNERS["svm"]
+        classical.attack(
+            X, y, moving="y", fit_fn=fit, pullback_fn=pullback, outer_fn=classical.reach(np.zeros(5)), effort_order=2, weight=0.0,
+            step_size=0.1, num_steps=1,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic", "hinge"])
+def test_ruin_is_minus_the_loss_and_has_its_gradient(loss):
+    y = Y if loss == "squared" else LABELS
+    theta = RNG.normal(size=4 if loss == "squared" else 5)
+    score = X @ theta[:4] + (theta[4] if len(theta) == 5 else 0.0)
+    by_hand = {"squared": 0.5 * (score - y) ** 2, "logistic": np.log1p(np.exp(-y * score)), "hinge": np.clip(1 - y * score, 0, None)}
+    outer = classical.ruin(X, y, loss=loss)
+    value, slope = outer(theta)
+    assert value == pytest.approx(-by_hand[loss].mean())
+    numeric = [(outer(theta + h)[0] - outer(theta - h)[0]) / 2e-6 for h in 1e-6 * np.eye(len(theta))]
+    np.testing.assert_allclose(slope, numeric, atol=1e-8)
+
+
+@pytest.mark.parametrize(("name", "loss"), [("svm", "hinge"), ("logistic", "logistic")])
+def test_ruin_costs_a_retrained_learner_its_accuracy_where_random_moves_do_not(name, loss):
+    fit, pullback, y, _ = LEARNERS[name]
+    truth = np.random.default_rng(1)
+    x_new = truth.normal(size=(400, 4))
+    y_new = np.where(x_new @ TRUTH > 0, 1, -1)
+    accuracy = lambda theta: np.mean(np.where(x_new @ theta[:4] + theta[4] > 0, 1, -1) == y_new)  # noqa: E731
+    found = classical.attack(
+        X, y, fit_fn=fit, pullback_fn=pullback, outer_fn=classical.ruin(x_new[:200], y_new[:200], loss=loss), effort_order=2, weight=0.0,
+        step_size=30.0 if name == "svm" else 3.0, num_steps=60, rows=range(10), box=(-3.0, 3.0),
+    )  # fmt: skip
+    control = np.zeros_like(X)
+    control[:10] = truth.normal(size=(10, 4))
+    control *= found.effort / np.linalg.norm(control)
+    clean, moved = accuracy(fit(X, y)), accuracy(fit(X + control, y))
+    assert clean > 0.85 and accuracy(found.theta) < moved - 0.2 and moved > clean - 0.2
+    assert found.loss[-1] < found.loss[0]
+
+
+def test_wrong_arguments_of_ruin_are_named():
+    with pytest.raises(ValueError, match="loss must be one of"):
+        classical.ruin(X, Y, loss="0-1")
+    with pytest.raises(ValueError, match="labels -1 or 1"):
+        classical.ruin(X, Y, loss="hinge")
+    with pytest.raises(ValueError, match="as many labels"):
+        classical.ruin(X, Y[:3], loss="squared")
