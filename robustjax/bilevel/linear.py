@@ -9,6 +9,8 @@ from jax.flatten_util import ravel_pytree
 
 from robustjax.bilevel import problem
 
+_PROBE_STEPS = 20  # of Lanczos' iteration
+
 
 def conjugate_gradient(product: Callable, v, start, *, num_steps: int, tolerance=0.0):
     """Conjugate gradients; H positive definite. The error falls like ((sqrt(k) - 1) / (sqrt(k) + 1))^steps, k its condition number.
@@ -64,31 +66,49 @@ def adam(product: Callable, v, start, *, learning_rate, num_steps: int):
     return jax.lax.scan(step, (start, optimizer.init(start)), length=num_steps)[0][0]
 
 
-def lissa(product: Callable, v, start, *, key, sampled_fn: Callable, scale, damping=0.0, num_steps: int, num_repeats: int = 1):
+def lissa(
+    product: Callable,
+    v,
+    start,
+    *,
+    key,
+    sampled_fn: Callable,
+    scale=None,
+    damping=None,
+    num_steps: int,
+    num_repeats: int = 1,
+    num_probes: int = 8,
+):
     """The Neumann series with Hessians of samples: q <- v + q - (H_i + damping) q / scale, p = q / scale, averaged over repeats.
 
     Args:
-      product: not used; `implicit` needs it for the residual.
+      product: p -> H p of the whole, undamped; only where damping is None.
       v, start: the right side and the first p.
       key: of the samples.
       sampled_fn: (key, p) -> H_i p of a random part of the data, H being the mean of all H_i.
-      scale: above the largest eigenvalue of every H_i, or it diverges; `1.1 * largest_eigenvalue(...)` of the whole, and more for small
-        samples. About scale / lambda_min steps are needed.
-      damping: above minus the most negative eigenvalue.
+      scale: above the largest eigenvalue of every H_i + damping, or it diverges. About scale / lambda_min steps are needed. None: 1.1 times
+        the largest of `num_probes` samples, by 20 products each.
+      damping: above minus the most negative eigenvalue of H. None: 1.1 times that of the product, 0 where it has none.
       num_steps: of one run.
       num_repeats: runs.
 
     Source: Agarwal et al., JMLR 2017, arXiv:1602.03943; Koh & Liang, ICML 2017, arXiv:1703.04730. Differs: damping has the unit of H;
       theirs is divided by scale.
     """
-    del product
+    if damping is None:
+        smallest, _ = extreme_eigenvalues(product, v, num_steps=_PROBE_STEPS)
+        damping = 1.1 * jnp.maximum(-smallest, 0.0)
+    if scale is None:
+        keys = jax.random.split(jax.random.fold_in(key, num_repeats), num_probes)
+        probes = jax.lax.map(lambda key: extreme_eigenvalues(lambda p: sampled_fn(key, p), v, num_steps=_PROBE_STEPS)[1], keys)
+        scale = 1.1 * (probes.max() + damping)
 
     def run(key):
         def step(q, i):
             h = sampled_fn(jax.random.fold_in(key, i), q)
-            return jax.tree.map(lambda v, q, h: v + q - (h + damping * q) / scale, v, q, h), None
+            return jax.tree.map(lambda v, q, h: (v + q - (h + damping * q) / scale).astype(q.dtype), v, q, h), None
 
-        first = jax.tree.map(lambda p: scale * p, start)
+        first = jax.tree.map(lambda p: (scale * p).astype(p.dtype), start)
         return jax.lax.scan(step, first, jnp.arange(num_steps))[0]
 
     runs = jax.lax.map(run, jax.random.split(key, num_repeats))

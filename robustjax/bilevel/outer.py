@@ -30,6 +30,7 @@ def minimize(
     optimizer: optax.GradientTransformation,
     num_steps: int,
     project_fn: Callable = lambda phi: phi,
+    batch_fn: Callable = lambda batch, step: batch,
 ) -> Outer:
     """min over phi of outer_loss(theta(phi), phi).
 
@@ -39,17 +40,18 @@ def minimize(
       optimizer: of phi, down the hypergradient.
       num_steps: outer steps.
       project_fn: phi -> the nearest phi that is allowed.
+      batch_fn: (batch, outer step, int32) -> what the losses get as batch in that step: other rows, or a key folded with the step.
 
     Returns:
       The last phi, the theta of the last hypergradient, values and infos; residuals among the infos tell whether to believe them.
     """
 
-    def step(carry, _):
+    def step(carry, i):
         phi, theta, opt_state = carry
-        found = method(problem, solve, phi, theta, batch)
+        found = method(problem, solve, phi, theta, batch_fn(batch, i))
         updates, opt_state = optimizer.update(found.grad, opt_state, phi)
         info = jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) == 0 else None, found.info)  # scalars: solutions are as large as theta
         return (project_fn(optax.apply_updates(phi, updates)), found.theta, opt_state), (found.value, info)
 
-    (phi, theta, _), (values, info) = jax.lax.scan(step, (phi, theta0, optimizer.init(phi)), length=num_steps)
+    (phi, theta, _), (values, info) = jax.lax.scan(step, (phi, theta0, optimizer.init(phi)), jnp.arange(num_steps))
     return Outer(phi, theta, values, info)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from robustjax import base, bilevel, loops
@@ -184,7 +185,8 @@ def test_bfloat16_keeps_its_type_and_solves_in_float32():
     assert error(result.grad.astype(jnp.float32), jnp.asarray(truth, jnp.float32)) < 0.1
 
 
-def test_lissa_solves_in_the_mean_over_samples():
+@pytest.mark.parametrize("scale", [4.0, None])
+def test_lissa_solves_in_the_mean_over_samples(scale):
     with jax.enable_x64(True):
         phi, theta0, batch = setting()
         theta = ridge_solution(phi, theta0, batch)
@@ -196,9 +198,22 @@ def test_lissa_solves_in_the_mean_over_samples():
             h = some.T @ (some @ flat) / 30 + REG * flat
             return {"w": h[:-1], "b": h[-1]}
 
-        lissa = base.bind(bilevel.lissa, key=jax.random.key(0), sampled_fn=sampled, scale=4.0, num_steps=400, num_repeats=10)
+        lissa = base.bind(bilevel.lissa, key=jax.random.key(0), sampled_fn=sampled, scale=scale, num_steps=400, num_repeats=10)
         result = bilevel.implicit(RIDGE, lambda phi, theta0, batch: theta, phi, theta0, batch, linear_fn=lissa)
         assert error(result.grad, exact(phi, theta0, batch)[1]) < 0.05 and float(result.info.residual) < 0.1
+
+
+def test_lissa_finds_its_scale_and_its_damping_by_itself():
+    diagonal, v = jnp.array([2.0, 1.0, 30.0, -0.5]), jnp.ones(4)
+    jitter = lambda key: jax.random.uniform(key, (4,), minval=0.8, maxval=1.2)  # noqa: E731
+    sampled = lambda key, p: diagonal * jitter(key) * p  # noqa: E731
+    run = functools.partial(
+        bilevel.lissa, lambda p: diagonal * p, v, jnp.zeros(4), key=jax.random.key(0), sampled_fn=sampled, num_steps=4000, num_repeats=4
+    )
+    damped = v / (diagonal + 0.55)  # 1.1 times the most negative eigenvalue
+    np.testing.assert_allclose(run()[:3], damped[:3], rtol=0.1)
+    for diverging in ({"damping": 0.0}, {"scale": 10.0}):
+        assert not float(jnp.abs(run(**diverging)).max()) < 1e6
 
 
 def test_the_largest_eigenvalue():
@@ -233,3 +248,18 @@ def test_what_a_user_can_get_wrong_is_named():
         bilevel.value_function(RIDGE, ridge_solution, phi, theta0, batch, weight=10.0)
     with pytest.raises(ValueError, match="either step_size"):
         bilevel.descend(phi, theta0, batch, inner_loss=ridge_inner, num_steps=2)
+
+
+def test_the_outer_loop_can_change_its_batch():
+    phi, theta0, batch = setting(jnp.float32)
+    solve = descent(ridge_inner, 60, step_size=0.3)
+    method = base.bind(bilevel.implicit, linear_fn=base.bind(bilevel.conjugate_gradient, num_steps=8))
+    part = lambda batch, step: jax.tree.map(lambda leaf: jnp.roll(leaf, step, axis=0)[: N // 2], batch)  # noqa: E731
+    options = {"optimizer": optax.sgd(0.1), "num_steps": 3}
+    found = jax.jit(lambda: bilevel.minimize(RIDGE, method, solve, phi, theta0, batch, batch_fn=part, **options))()
+    theta = theta0
+    for i in range(3):
+        result = method(RIDGE, solve, phi, theta, part(batch, i))
+        np.testing.assert_allclose(found.values[i], result.value, rtol=1e-5)
+        phi, theta = phi - 0.1 * result.grad, result.theta
+    np.testing.assert_allclose(found.phi, phi, rtol=1e-4, atol=1e-6)
