@@ -17,9 +17,10 @@ def run(settings: experiment.Settings) -> report.Section:
     dataset, effort = smoothed.images(settings), smoothed.effort_of(settings)
     x, y = certify.spread(dataset.x_test, dataset.y_test, 8 if settings.quick else 100)
     num_samples = 100 if settings.quick else 1000
-    plot, axes = plt.subplots(1, len(smoothed.SIGMAS), figsize=(11, 4.4), sharey=True)
-    rows = []
-    for axis, sigma in zip(axes, smoothed.SIGMAS, strict=True):
+    sigmas = smoothed.SIGMAS[:1] if settings.quick else smoothed.SIGMAS
+    plot, axes = plt.subplots(1, len(sigmas), figsize=(11, 4.4), sharey=True, squeeze=False)
+    axes, rows = axes[0], []
+    for axis, sigma in zip(axes, sigmas, strict=True):
         models = {
             name: smoothed.train(name, sigma, settings, dataset.x_train, dataset.y_train, effort) for name in smoothed.METHODS
         } | denoisers.classifiers(sigma, settings, dataset, effort)

@@ -279,6 +279,7 @@ class WideResNet2810(_PreActResNet):
         super().__init__(input_shape, num_classes, first=16, widths=(160, 320, 640), num_blocks=4, rngs=rngs)
 
 
+TINY = "mlp_shallow"  # compiles fast: of quick runs
 ARCHITECTURES = {
     "linear": Linear,
     "mlp": Mlp,

@@ -31,7 +31,7 @@ class Effort(NamedTuple):
 def effort_of(settings: experiment.Settings) -> Effort:
     """What the tutorial can afford."""
     if settings.quick:
-        return Effort(num_warm_epochs=1, num_epochs=1, num_attack_steps=1, num_radius_copies=2)
+        return Effort(models.TINY, num_warm_epochs=1, num_epochs=1, num_attack_steps=1, num_radius_copies=2)
     return Effort() if settings.dataset == "digits" else Effort(num_warm_epochs=1, num_epochs=1)
 
 

@@ -27,9 +27,11 @@ EPS = {"digits": 0.3, "mnist": 0.3, "fashion_mnist": 0.1, "cifar10": 8 / 255}
 def recipes(dataset: str, quick: bool) -> dict[str, Recipe]:
     """The recipes of the two victims for a data set."""
     num_epochs, num_ramp_epochs = (16, 5) if dataset == "digits" else (6, 2)
-    natural = Recipe(num_epochs=1 if quick else num_epochs // 2)
+    natural = Recipe(num_epochs=num_epochs // 2)
     robust = Recipe(eps=EPS[dataset], num_ramp_epochs=num_ramp_epochs, num_epochs=num_epochs)
-    return {"undefended": natural, "robust": robust._replace(num_epochs=1, num_steps=1) if quick else robust}
+    if quick:
+        natural, robust = (recipe._replace(architecture=models.TINY, num_epochs=1, num_steps=1) for recipe in (natural, robust))
+    return {"undefended": natural, "robust": robust}
 
 
 def load(settings: experiment.Settings, dataset: data.Dataset) -> dict[str, ModelFn]:
