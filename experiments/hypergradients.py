@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.benchmarks import attacks as bench
-from experiments.lib import experiment, oracles, peers, report
+from experiments.lib import bench, experiment, files, oracles, peers, report
 from robustjax import base, bilevel, loops
 from robustjax.base import Bilevel
 from robustjax.bilevel import problem as parts
@@ -310,8 +309,7 @@ def table(path: pathlib.Path, command: str, num_rounds: int, with_jaxopt: bool) 
         conditions=", ".join(f"{name} {o.condition:.2f}" for name, o in problems.items()),
     )
     print(text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    files.write(path, text)
 
 
 def _against_python(o, num_rounds, with_jaxopt):

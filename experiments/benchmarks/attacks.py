@@ -13,8 +13,6 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.lib import data, models, peers
+from experiments.lib import bench, data, files, models, peers
 from robustjax import attacks, base, loops, losses, lowering, parallel, threats, training
 
 _NETWORKS = {"convnet": (28, 28, 1), "convnet_pooled": (28, 28, 1), "wrn-28-10": (32, 32, 3)}
@@ -39,39 +37,6 @@ _PEERS = {  # module, distribution
 _PEER_BARS = {"foolbox on JAX, plain model": 2.1, "foolbox on JAX, jitted model": 1.5, "torchattacks": 1.6, "ART": 2.1}
 _FLOOR = "jitted step, plain"
 _THREADS = ", torch on {} thread(s)"
-
-
-class Run(NamedTuple):
-    """Something to time: `num_passes` forward and backward passes of the model."""
-
-    function: Callable  # () -> None, returns when the work is done
-    num_passes: int
-    floor: str | None = None  # the bare gradients in the same kind of loop
-
-
-class Times(NamedTuple):
-    """Seconds of one row in every round, per pass."""
-
-    wall: np.ndarray
-    cpu: np.ndarray  # of all threads of this process
-
-
-class Bar(NamedTuple):
-    """A measured value against what it must not pass."""
-
-    what: str
-    value: float
-    bound: float
-    is_lower: bool = False  # whether the bound is the least allowed value
-
-    @property
-    def met(self) -> bool:
-        return self.value >= self.bound if self.is_lower else self.value <= self.bound
-
-    @property
-    def row(self) -> str:
-        """Its line in a page of results."""
-        return f"| {self.what} | {self.value:.3g} | {'>=' if self.is_lower else '<='} {self.bound:g} | {'met' if self.met else 'MISSED'} |"
 
 
 def main(arguments=None) -> None:
@@ -98,13 +63,12 @@ def main(arguments=None) -> None:
     if on_cpu and options.network == "convnet":
         runs |= pooled_runs(options.batch_size)
     runs |= peer_runs(options.peers, model_fn, x, y, options.torch_threads)
-    times = measure(runs, options.rounds)
+    times = bench.measure(runs, options.rounds)
     bars = check(times, compiled, count_compilations(), on_cpu)
     text = _report(options, runs, times, bars, sys.argv[1:] if arguments is None else arguments)
     print(text)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
+        files.write(options.out, text)
 
 
 def make_model(network: str, dtype: str, batch_size: int):
@@ -120,22 +84,7 @@ def make_model(network: str, dtype: str, batch_size: int):
     return model_fn, x, jnp.argmax(_compiled(model_fn, x), axis=1)
 
 
-def measure(runs: dict[str, Run], num_rounds: int) -> dict[str, Times]:
-    """Times of all the runs in turn, after a first call each that compiles."""
-    for run in runs.values():
-        run.function()
-    wall, cpu = ({name: [] for name in runs} for _ in range(2))
-    for round_ in range(num_rounds):
-        for name, run in runs.items():
-            wall_start, cpu_start = time.perf_counter(), time.process_time()
-            run.function()
-            wall[name].append((time.perf_counter() - wall_start) / run.num_passes)
-            cpu[name].append((time.process_time() - cpu_start) / run.num_passes)
-        print(f"round {round_ + 1} of {num_rounds}", file=sys.stderr, flush=True)
-    return {name: Times(np.array(wall[name]), np.array(cpu[name])) for name in runs}
-
-
-def own_runs(model_fn, x, y, on_cpu: bool) -> dict[str, Run]:
+def own_runs(model_fn, x, y, on_cpu: bool) -> dict[str, bench.Run]:
     """The floors, and both attacks by every way to run them. Off CPU the rewrite is the identity and there is one device."""
     variants = {"plain": model_fn}
     if on_cpu:
@@ -144,22 +93,24 @@ def own_runs(model_fn, x, y, on_cpu: bool) -> dict[str, Run]:
     apgd = base.bind(attacks.apgd, threat=threats.Linf(_EPS), num_steps=_APGD_STEPS)
     runs = {}
     for name, variant in variants.items():
-        runs[f"jitted step, {name}"] = Run(functools.partial(_step_floor, variant, x, y), _PGD_STEPS)
-        runs[f"loop of steps, {name}"] = Run(functools.partial(_loop_floor, variant, x, y), _PGD_STEPS)
+        runs[f"jitted step, {name}"] = bench.Run(functools.partial(_step_floor, variant, x, y), _PGD_STEPS)
+        runs[f"loop of steps, {name}"] = bench.Run(functools.partial(_loop_floor, variant, x, y), _PGD_STEPS)
     for label, attack, num_passes in ((_PGD, pgd, _PGD_STEPS), (_APGD, apgd, _APGD_STEPS)):
         for name, variant in variants.items():
-            runs[f"{label}, scan, {name}"] = Run(functools.partial(_attack, attack, variant, x, y), num_passes, f"loop of steps, {name}")
+            runs[f"{label}, scan, {name}"] = bench.Run(
+                functools.partial(_attack, attack, variant, x, y), num_passes, f"loop of steps, {name}"
+            )
             host = functools.partial(_attack_from_host, base.bind(attack, loop_fn=loops.host), variant, x, y)
-            runs[f"{label}, host, {name}"] = Run(host, num_passes, f"jitted step, {name}")
+            runs[f"{label}, host, {name}"] = bench.Run(host, num_passes, f"jitted step, {name}")
         if on_cpu:
             mesh = parallel.data_mesh(2)
             batch = (parallel.replicate(variants["rewritten"], mesh), *parallel.shard_batch((x, y), mesh))
             sharded = functools.partial(_attack, attack, *batch)
-            runs[f"{label}, scan, rewritten, 2 devices"] = Run(sharded, num_passes, "loop of steps, rewritten")
+            runs[f"{label}, scan, rewritten, 2 devices"] = bench.Run(sharded, num_passes, "loop of steps, rewritten")
     return runs
 
 
-def pooled_runs(batch_size: int) -> dict[str, Run]:
+def pooled_runs(batch_size: int) -> dict[str, bench.Run]:
     """PGD and a training epoch inside loops on the network with max-pooling, where XLA:CPU needs the rewrite most."""
     model_fn, x, y = make_model("convnet_pooled", "float32", batch_size)
     attack = base.bind(attacks.pgd, threat=threats.Linf(_EPS), step_size=_STEP_SIZE, num_steps=_PGD_STEPS)
@@ -171,13 +122,15 @@ def pooled_runs(batch_size: int) -> dict[str, Run]:
     state = training.init(params, None, optimizer)
     runs = {}
     for name, rewrite in (("plain", lambda function: function), ("rewritten", lowering.rewrite)):
-        runs[f"pooled net, {_PGD}, scan, {name}"] = Run(functools.partial(_attack, attack, rewrite(model_fn), x, y), _PGD_STEPS)
+        runs[f"pooled net, {_PGD}, scan, {name}"] = bench.Run(functools.partial(_attack, attack, rewrite(model_fn), x, y), _PGD_STEPS)
         step_fn = training.step(base.bind(training.natural, apply_fn=rewrite(apply_fn)), optimizer)
-        runs[f"pooled net, SGD epoch in scan, {name}"] = Run(functools.partial(_epoch, state, *epoch, step_fn, batch_size), _EPOCH_STEPS)
+        runs[f"pooled net, SGD epoch in scan, {name}"] = bench.Run(
+            functools.partial(_epoch, state, *epoch, step_fn, batch_size), _EPOCH_STEPS
+        )
     return runs
 
 
-def peer_runs(names, model_fn, x, y, thread_counts) -> dict[str, Run]:
+def peer_runs(names, model_fn, x, y, thread_counts) -> dict[str, bench.Run]:
     """The same attacks of other libraries on the same weights; what runs on torch, once for each number of threads."""
     if not names:
         return {}
@@ -188,11 +141,13 @@ def peer_runs(names, model_fn, x, y, thread_counts) -> dict[str, Run]:
     for num_threads in thread_counts:
         for name in names:
             for row, run in makers[name](module, x_torch, y_torch).items():
-                runs[row + _THREADS.format(num_threads)] = run._replace(function=functools.partial(on_threads, num_threads, run.function))
+                runs[row + _THREADS.format(num_threads)] = run._replace(
+                    function=functools.partial(bench.on_threads, num_threads, run.function)
+                )
     return runs
 
 
-def compile_times(model_fn, x, y, num_rounds: int) -> dict[int, Times]:
+def compile_times(model_fn, x, y, num_rounds: int) -> dict[int, bench.Times]:
     """Seconds to trace, lower and compile APGD on the rewritten model, by its number of steps."""
     rounds: dict[int, list[tuple[float, float]]] = {20: [], _APGD_STEPS: []}
     rewritten = lowering.rewrite(model_fn)
@@ -203,7 +158,7 @@ def compile_times(model_fn, x, y, num_rounds: int) -> dict[int, Times]:
             wall_start, cpu_start = time.perf_counter(), time.process_time()
             jax.jit(_call).lower(attack, jax.random.key(0), rewritten, x, y).compile()
             seconds.append((time.perf_counter() - wall_start, time.process_time() - cpu_start))
-    return {num_steps: Times(*np.array(seconds).T) for num_steps, seconds in rounds.items()}
+    return {num_steps: bench.Times(*np.array(seconds).T) for num_steps, seconds in rounds.items()}
 
 
 def count_compilations() -> int:
@@ -236,29 +191,31 @@ def count_compilations() -> int:
     return len(compilations)
 
 
-def check(times: dict[str, Times], compiled: dict[int, Times], num_compilations: int, on_cpu: bool) -> list[Bar]:
+def check(times: dict[str, bench.Times], compiled: dict[int, bench.Times], num_compilations: int, on_cpu: bool) -> list[bench.Bar]:
     """The bars: in CPU time on CPU, where the machine may be shared, in wall time elsewhere."""
     kind = "cpu" if on_cpu else "wall"
 
     def ratio(name, reference):
-        return time_ratio(times, name, reference, kind)
+        return bench.time_ratio(times, name, reference, kind)
 
     bars = []
     for label in (_PGD, _APGD):
         best = min((name for name in times if name.startswith(f"{label}, ")), key=lambda name: ratio(name, _FLOOR))
-        bars.append(Bar(f"{best}, to the {_FLOOR}", ratio(best, _FLOOR), 1.05 if on_cpu else 1.10))
-        bars.append(Bar(f"{label}, scan, plain, to the loop of steps", ratio(f"{label}, scan, plain", "loop of steps, plain"), 1.05))
+        bars.append(bench.Bar(f"{best}, to the {_FLOOR}", ratio(best, _FLOOR), 1.05 if on_cpu else 1.10))
+        bars.append(bench.Bar(f"{label}, scan, plain, to the loop of steps", ratio(f"{label}, scan, plain", "loop of steps, plain"), 1.05))
         for peer, bound in _PEER_BARS.items():
             for row in (name for name in times if name.startswith(f"{peer}, {label}")):
-                bars.append(Bar(f"{row}, to {best}", ratio(row, best), bound, is_lower=True))
+                bars.append(bench.Bar(f"{row}, to {best}", ratio(row, best), bound, is_lower=True))
     for what, bound in ((f"{_PGD}, scan", 0.35), ("SGD epoch in scan", 0.06)):
         if f"pooled net, {what}, plain" in times:
             name = f"pooled net, {what}"
-            bars.append(Bar(f"{name}, rewritten to plain", ratio(f"{name}, rewritten", f"{name}, plain"), bound))
+            bars.append(bench.Bar(f"{name}, rewritten to plain", ratio(f"{name}, rewritten", f"{name}, plain"), bound))
     wall, cpu = (float(np.median(seconds)) for seconds in compiled[_APGD_STEPS])
-    bars.append(Bar(f"wall seconds to compile {_APGD} (on a quiet machine; {cpu:.1f} CPU s)", wall, 1.5))
-    bars.append(Bar(f"the same over that of {min(compiled)} steps", time_ratio(compiled, _APGD_STEPS, min(compiled), kind), 1.1))
-    bars.append(Bar("compilations after the first across eps, seed, target, batch tail", num_compilations, 0))
+    bars.append(bench.Bar(f"wall seconds to compile {_APGD} (on a quiet machine; {cpu:.1f} CPU s)", wall, 1.5))
+    bars.append(
+        bench.Bar(f"the same over that of {min(compiled)} steps", bench.time_ratio(compiled, _APGD_STEPS, min(compiled), kind), 1.1)
+    )
+    bars.append(bench.Bar("compilations after the first across eps, seed, target, batch tail", num_compilations, 0))
     return bars
 
 
@@ -329,14 +286,6 @@ def _in_bfloat16(x, *, model_fn):
 # --- peers -----------------------------------------------------------------------------------------------------------------------
 
 
-def on_threads(num_threads, function):
-    """Runs a function of torch on so many threads."""
-    import torch
-
-    torch.set_num_threads(num_threads)
-    function()
-
-
 def _foolbox_on_jax_runs(model_fn, x, y):
     import foolbox
 
@@ -344,7 +293,7 @@ def _foolbox_on_jax_runs(model_fn, x, y):
 
     def on_jax(function):
         model = foolbox.JAXModel(function, bounds=(0, 1))
-        return Run(lambda: jax.block_until_ready(attack.run(model, x, y, epsilon=_EPS)), _PGD_STEPS)
+        return bench.Run(lambda: jax.block_until_ready(attack.run(model, x, y, epsilon=_EPS)), _PGD_STEPS)
 
     jitted = functools.partial(_compiled, model_fn)
     return {
@@ -358,7 +307,7 @@ def _foolbox_runs(module, x, y):
 
     attack = foolbox.attacks.LinfPGD(abs_stepsize=_STEP_SIZE, steps=_PGD_STEPS)
     model = foolbox.PyTorchModel(module, bounds=(0, 1), device="cpu")
-    return {f"foolbox on torch, {_PGD}": Run(lambda: attack.run(model, x, y, epsilon=_EPS), _PGD_STEPS)}
+    return {f"foolbox on torch, {_PGD}": bench.Run(lambda: attack.run(model, x, y, epsilon=_EPS), _PGD_STEPS)}
 
 
 def _torchattacks_runs(module, x, y):
@@ -366,7 +315,10 @@ def _torchattacks_runs(module, x, y):
 
     pgd = torchattacks.PGD(module, eps=_EPS, alpha=_STEP_SIZE, steps=_PGD_STEPS)
     apgd = torchattacks.APGD(module, eps=_EPS, steps=_APGD_STEPS)
-    return {f"torchattacks, {_PGD}": Run(lambda: pgd(x, y), _PGD_STEPS), f"torchattacks, {_APGD}": Run(lambda: apgd(x, y), _APGD_STEPS)}
+    return {
+        f"torchattacks, {_PGD}": bench.Run(lambda: pgd(x, y), _PGD_STEPS),
+        f"torchattacks, {_APGD}": bench.Run(lambda: apgd(x, y), _APGD_STEPS),
+    }
 
 
 def _art_runs(module, x, y):
@@ -382,8 +334,8 @@ def _art_runs(module, x, y):
     )
     x, y = x.numpy(), y.numpy()
     return {
-        f"ART, {_PGD}": Run(lambda: pgd.generate(x=x, y=y), _PGD_STEPS),
-        f"ART, {_APGD}": Run(lambda: apgd.generate(x=x, y=y), _APGD_STEPS),
+        f"ART, {_PGD}": bench.Run(lambda: pgd.generate(x=x, y=y), _PGD_STEPS),
+        f"ART, {_APGD}": bench.Run(lambda: apgd.generate(x=x, y=y), _APGD_STEPS),
     }
 
 
@@ -391,15 +343,10 @@ def _autoattack_runs(module, x, y):
     from pyautoattack import autopgd_base
 
     apgd = autopgd_base.APGDAttack(module, n_iter=_APGD_STEPS, eps=_EPS, logger=logging.getLogger())
-    return {f"AutoAttack, {_APGD}": Run(lambda: apgd.perturb(x, y), _APGD_STEPS)}
+    return {f"AutoAttack, {_APGD}": bench.Run(lambda: apgd.perturb(x, y), _APGD_STEPS)}
 
 
 # --- the table -------------------------------------------------------------------------------------------------------------------
-
-
-def time_ratio(times, name, reference, kind):
-    """The median over rounds of the time of one row over that of another."""
-    return float(np.median(getattr(times[name], kind) / getattr(times[reference], kind)))
 
 
 def _report(options, runs, times, bars, arguments):
@@ -441,7 +388,7 @@ attacked to the end. The best way of ours, which bars compare with peers, is the
 
 def _row(name, run, times):
     def ratios(reference):
-        return f"{time_ratio(times, name, reference, 'cpu'):.2f} ({time_ratio(times, name, reference, 'wall'):.2f})"
+        return f"{bench.time_ratio(times, name, reference, 'cpu'):.2f} ({bench.time_ratio(times, name, reference, 'wall'):.2f})"
 
     wall, cpu = (float(np.median(seconds)) * run.num_passes for seconds in times[name])
     to_floor = "" if name.startswith("pooled") else ratios(_FLOOR)

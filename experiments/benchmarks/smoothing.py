@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.benchmarks import attacks as bench
-from experiments.lib import data, peers
+from experiments.lib import bench, data, files, peers
 from robustjax import arrays, smoothing
 from robustjax.smoothing import counting
 
@@ -65,8 +64,7 @@ def main(arguments=None) -> None:
     )
     print(text)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
+        files.write(options.out, text)
 
 
 class Network(nnx.Module):

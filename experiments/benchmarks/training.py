@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.benchmarks import attacks as bench
-from experiments.lib import data, models
+from experiments.lib import bench, data, files, models
 from experiments.lib import training as runs
 from robustjax import base, losses, training
 from robustjax.threats import Linf
@@ -57,8 +56,7 @@ def main(arguments=None) -> None:
     )
     print(text)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
+        files.write(options.out, text)
 
 
 def rows(x, y) -> dict[str, bench.Run]:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.benchmarks import attacks as bench
 from experiments.benchmarks import training
+from experiments.lib import bench
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
