@@ -14,7 +14,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.lib import data, evaluation, experiment, files, models, poisons, report, smoothed, training
+from experiments.lib import data, evaluation, experiment, models, poisons, report, smoothed, training
 from robustjax import base, poisoning, smoothing
 from robustjax.base import Certificate
 from robustjax.threats import Linf
@@ -202,9 +202,9 @@ def gates(seeds: list[dict[str, Judged]]) -> list[Gate]:
     ]
 
 
-def section(name: str, seeds: list[dict[str, Judged]], command: str, seconds: float) -> str:
+def section(seeds: list[dict[str, Judged]], command: str, seconds: float) -> str:
     """A victim's part of the page."""
-    lines = [f"## {name}", "", "| trained on | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
+    lines = ["| trained on | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
     for label in SETS:
         values = [
             [sets[label].radius(LABEL), sets[label].curve(LABEL, [1e-9])[0], others(sets[label]), sets[label].accuracy] for sets in seeds
@@ -239,16 +239,9 @@ def main() -> None:
         seeds = [
             judge(name, split, experiment.Settings("mnist", seed, settings.out, settings.quick), size) for seed in range(options.seeds)
         ]
-        made = section(name, seeds, command, time.perf_counter() - start)
+        made = section(seeds, command, time.perf_counter() - start)
         print(made, flush=True)
-        replace_section(options.table, name, made)
-
-
-def replace_section(path: pathlib.Path, name: str, made: str) -> None:
-    """Writes a victim's section; the page keeps those that other runs wrote, each with its own command."""
-    kept = path.read_text().split("\n## ")[1:] if path.exists() else []
-    sections = {text.partition("\n")[0]: f"## {text.rstrip()}\n" for text in kept} | {name: made}
-    files.write(path, "\n".join([_HEAD, *(sections[name] for name in VICTIMS if name in sections)]).encode())
+        report.replace_section(options.table, _HEAD, name, made, VICTIMS)
 
 
 _COLUMNS = (f"ACR of class {LABEL} (by seed)", f"certified accuracy of class {LABEL} at 0", "ACR of the other classes", "accuracy")

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.lib import data, models, peers
+from experiments.lib import data, files, models, peers
 from robustjax import attacks, base, evaluate, losses, threats, training
 
 _TRAINED_EPS = 0.2  # of the PGD-trained model
@@ -92,8 +92,7 @@ def main(arguments=None) -> None:
             print(_line(row), flush=True)
             rows.append(row)
         if not options.quick:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(_report(rows, options, sys.argv[1:] if arguments is None else arguments))
+            files.write(options.out, _report(rows, options, sys.argv[1:] if arguments is None else arguments))
 
 
 def make_cases(dataset: str, num_images: int, names) -> Iterator[Case]:

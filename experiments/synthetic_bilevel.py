@@ -192,11 +192,11 @@ def main(arguments=None) -> None:
             if f"{method} {name}" not in cells:
                 found = distances(name, METHODS[method], num_updates=options.updates, num_trials=options.trials, size=options.size)
                 cells[f"{method} {name}"] = found.tolist()
-                files.write(store, json.dumps(cells, indent=1).encode())
+                files.write(store, json.dumps(cells, indent=1))
     text = page(cells, command, options.updates, options.trials, options.size)
     print(text)
     if options.out:
-        files.write(options.out, text.encode())
+        files.write(options.out, text)
 
 
 def page(cells: dict[str, list[float]], command: str, num_updates: int, num_trials: int, size: int) -> str:

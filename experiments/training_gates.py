@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from experiments import accuracy_against_robustness, adversarial_training, manifolds
-from experiments.lib import data, evaluation, experiment, victims
+from experiments.lib import data, evaluation, experiment, report, victims
 from robustjax import attacks, evaluate
 from robustjax.threats import Linf
 
@@ -64,7 +64,7 @@ def main(arguments=None) -> None:
         print("\n".join(rows), flush=True)
         made = f"    ROBUSTJAX_DATA=DIR {command}\n\n{time.perf_counter() - start:.0f} s for this section."
         body = "\n\n".join(filter(None, ["\n".join([_HEADER, *rows]), _NOTES.get(name), made]))
-        _replace_section(options.out, _TITLES[name], body)
+        report.replace_section(options.out, _HEAD, _TITLES[name], body, tuple(_TITLES.values()))
 
 
 def digits(options) -> Iterator[Gate]:
@@ -180,14 +180,6 @@ def _trained_and_judged(name, recipe, seed, split, options, num_strong) -> dict[
             row["AutoAttack"] = 100 * evaluate.accuracies(state)["worst case"]
     print(name, seed, row, flush=True)
     return row
-
-
-def _replace_section(path: pathlib.Path, title: str, body: str) -> None:
-    # The page keeps what other runs wrote, each section with its own command.
-    kept = path.read_text().split("\n## ")[1:] if path.exists() else []
-    sections = dict(section.split("\n\n", 1) for section in kept) | {title: body}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_HEAD + "".join(f"\n## {name}\n\n{sections[name].rstrip()}\n" for name in _TITLES.values() if name in sections))
 
 
 def _line(gate):

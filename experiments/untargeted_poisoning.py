@@ -14,7 +14,7 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.lib import data, experiment, report
+from experiments.lib import data, experiment, files, report
 from experiments.lib import learned_poisons as learned
 from robustjax.base import Array
 
@@ -95,8 +95,7 @@ def table(settings: experiment.Settings, path: pathlib.Path, command: str, count
                 if cell not in cells:
                     start = time.perf_counter()
                     cells[cell] = [make(), time.perf_counter() - start]
-                    store.parent.mkdir(parents=True, exist_ok=True)
-                    store.write_text(json.dumps(cells, indent=1))
+                    files.write(store, json.dumps(cells, indent=1))
                     print(cell, cells[cell], flush=True)
                     _write(path, command, settings.dataset, num_updates, cells, ("clean", *methods))
                 return cells[cell][0]
@@ -128,8 +127,7 @@ def _write(path, command, dataset, num_updates, cells, names):
             lines.append(
                 f"| {name} | {count} | {accuracy.mean():.1f} | {seeds} | {_PUBLISHED[name].get(count, '')} | {bar} | {seconds:.0f} |"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_PAGE.format(command=command, rows="\n".join(lines), updates=num_updates, back=num_updates // 10))
+    files.write(path, _PAGE.format(command=command, rows="\n".join(lines), updates=num_updates, back=num_updates // 10))
 
 
 _PAGE = """\

@@ -34,7 +34,7 @@ def main(run: Callable[[Settings], report.Section], description: str | None) -> 
     settings, options = parse(parser)
     made = section(run, settings)
     if options.page is not None:
-        files.write(options.page, report.markdown_page(made).encode())
+        files.write(options.page, report.markdown_page(made))
 
 
 def parse(parser: argparse.ArgumentParser) -> tuple[Settings, argparse.Namespace]:

@@ -80,7 +80,7 @@ def write(folder: pathlib.Path, section: Section, about: dict) -> None:
             files.write(folder / entry["file"], item.png)
         items.append(entry)
     content = dataclasses.asdict(dataclasses.replace(section, items=())) | {"items": items, "about": about}
-    files.write(folder / "section.json", json.dumps(content, indent=1).encode())
+    files.write(folder / "section.json", json.dumps(content, indent=1))
 
 
 def read(folder: pathlib.Path, about: dict) -> Section | None:
@@ -104,7 +104,21 @@ def page(path: pathlib.Path, title: str, parts: dict[str, Sequence[Section]]) ->
     for part, sections in parts.items():
         body.append(f"<h2>{html.escape(part)}</h2>")
         body += [_section_html(section) for section in sections]
-    files.write(path, _PAGE.format(title=html.escape(title), body="\n".join(body)).encode())
+    files.write(path, _PAGE.format(title=html.escape(title), body="\n".join(body)))
+
+
+def replace_section(path: pathlib.Path, head: str, title: str, body: str, order: Sequence[str] = ()) -> None:
+    """Writes a section of a page of results; the page keeps those that other runs wrote, each with its own command.
+
+    Args:
+      path: of the page, Markdown. head: what stands above all sections.
+      title, body: of the section.
+      order: titles that come first, in this order.
+    """
+    kept = path.read_text().split("\n## ")[1:] if path.exists() else []
+    sections = dict(section.split("\n\n", 1) for section in kept) | {title: body}
+    titles = [*(name for name in order if name in sections), *(name for name in sections if name not in order)]
+    files.write(path, head + "".join(f"\n## {name}\n\n{sections[name].rstrip()}\n" for name in titles))
 
 
 def _section_html(section):

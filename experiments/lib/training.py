@@ -84,7 +84,7 @@ def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> 
     free = lambda leaf: jnp.asarray(np.asarray(leaf))  # noqa: E731  (of the mesh: results go where they are used)
     trained = Trained(jax.tree.map(free, state), jax.tree.map(free, best), scores)
     if seconds:
-        files.write(_seconds_file(settings.out, name), json.dumps(min(seconds[1:] or seconds)).encode())
+        files.write(_seconds_file(settings.out, name), json.dumps(min(seconds[1:] or seconds)))
     models.write(weights_file(settings.out, name), _params(trained.best), trained.best.model_state)
     return trained
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import certified_poisoning, classical_poisoning, influence_scatter, metapoison, poison_frogs
-from experiments.lib import data, evaluation, models, poisons
+from experiments.lib import data, evaluation, models, poisons, report
 from robustjax import base
 from robustjax.base import Certificate
 from robustjax.poisoning import classical
@@ -65,22 +65,18 @@ def test_the_gates_of_certified_poisoning_are_ratios_of_average_radii():
     weak = sets | {"poisoned": judged(0.42, 0.87)}
     assert [gate.met for gate in certified_poisoning.gates([sets, weak])] == [False, True]
     assert [gate.met for gate in certified_poisoning.gates([weak, weak])] == [False, False]
-    page = certified_poisoning.section("Gaussian", [sets, weak], "python -m x", 1.0)
+    page = certified_poisoning.section([sets, weak], "python -m x", 1.0)
     assert "| poisoned | 0.205 (0.200, 0.210) | 0.500 (0.500, 0.500) | 0.455 (0.475, 0.435) |" in page
     assert "| ACR of class 8, poisoned / random noise | 0.512 | <= 0.5 | MISSED |" in page
 
 
 def test_a_page_keeps_the_sections_that_other_runs_wrote(tmp_path):
     path = tmp_path / "results" / "page.md"
-    for name, made in (
-        ("MACER", "## MACER\n\nfirst\n"),
-        ("Gaussian", "## Gaussian\n\n    python -m x\n"),
-        ("MACER", "## MACER\n\nsecond\n"),
-    ):
-        certified_poisoning.replace_section(path, name, made)
+    for name, made in (("new", "of its own\n"), ("MACER", "first\n"), ("Gaussian", "    python -m x\n"), ("MACER", "second\n")):
+        report.replace_section(path, "# Head\n", name, made, ("Gaussian", "MACER"))
     head, *sections = path.read_text().split("\n## ")
-    assert head.startswith("# Poisoned certificates")
-    assert sections == ["Gaussian\n\n    python -m x\n", "MACER\n\nsecond\n"]
+    assert head == "# Head\n"
+    assert sections == ["Gaussian\n\n    python -m x\n", "MACER\n\nsecond\n", "new\n\nof its own\n"]
 
 
 def test_attacks_on_classical_learners_turn_the_model_and_random_moves_do_not():
@@ -103,9 +99,21 @@ def test_an_attack_beats_noise_when_the_intervals_are_apart():
     size = metapoison.Size(200, (10,), 20, 2, 4)
     assert evaluation.interval(found["MetaPoison", 10]) == pytest.approx((70.0, 45.7, 88.1), abs=0.1)  # Clopper-Pearson's of 14 of 20
     assert metapoison.beats_noise(found, "MetaPoison", 10) and not metapoison.beats_noise(found, "Witches' Brew", 10)
-    page = metapoison.page(found, size, "python -m x", 1.0)
+    page = metapoison.section(found, size, "python -m x", 1.0)
     row = "| 10 (5 %) | 0 % (0 to 17) | 5 % (0 to 25) | 70 % (46 to 88) | 30 % (12 to 54) | MetaPoison: yes, Witches' Brew: no |"
     assert row in page and "    python -m x" in page
+
+
+def test_poisons_can_be_recoloured_and_networks_convolutional():
+    rng = np.random.default_rng(0)
+    x, y = rng.random((40, 8, 8, 3)).astype(np.float32), np.repeat(np.arange(10), 4).astype(np.int32)
+    size = metapoison.Size(40, (4,), 1, 2, 2, 2, 1, "convnet_fast", 0.05, is_colour=True)
+    trial = metapoison.Trial(x[:1], np.array([3], np.int32), np.flatnonzero(y == 3), 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metapoison, "BATCH_SIZE", 20)
+        found = metapoison.metapoisons(trial, x, y, size)
+    moved = np.abs(np.asarray(found) - x[trial.rows])
+    assert 1e-3 < moved.max() <= 0.05 + 1e-6
 
 
 def test_trials_ask_for_the_second_choice_and_poison_the_images_of_it_that_are_least_like_the_target():
