@@ -12,6 +12,7 @@ from experiments.lib import experiment, report
 from robustjax.poisoning import classical
 
 SVM_C, LOGISTIC_REG = 1.0, 0.01
+_RUIN_STEP = 30.0
 _ORDERS = {1: "l1", 2: "l2"}
 
 
@@ -44,7 +45,7 @@ def run(settings: experiment.Settings) -> report.Section:
         "of logistic regression, or in closed form for least squares. Who pays for the sum of all moves (l1) moves few points far; who "
         "pays for their squares (l2) moves all of them a little; of an SVM, those that it stands on."
     )
-    return report.Section("Poisoning classical learners", text, [*figures, _labels(settings)])
+    return report.Section("Poisoning classical learners", text, [*figures, _labels(settings), _ruined(tumours(), num_steps, settings)])
 
 
 def wine() -> Task:
@@ -90,6 +91,37 @@ def random_distance(task: Task, order: int, effort: float, seed: int) -> float:
     noise = np.random.default_rng(seed).normal(size=task.x.shape)
     moved = task.x + noise * effort / np.linalg.norm(noise.ravel(), order)
     return float(np.sqrt(task.outer_fn()(task.fit_fn(moved, task.y))[0]))
+
+
+def ruined(task: Task, share: float, num_steps: int, seed: int) -> tuple[float, float, float]:
+    """Accuracy in % on points that nobody saw: clean, after random moves of a share of the training points, and after chosen ones."""
+    train, mine, new = np.array_split(np.random.default_rng(seed).permutation(len(task.x)), 3)  # the second third is the attacker's
+    x, y, rows, box = task.x[train], task.y[train], np.arange(int(share * len(train))), (task.x.min(), task.x.max())
+    found = classical.attack(
+        x, y, fit_fn=task.fit_fn, pullback_fn=task.pullback_fn, outer_fn=classical.ruin(task.x[mine], task.y[mine], loss="logistic"),
+        effort_order=2, weight=0.0, step_size=_RUIN_STEP, num_steps=num_steps, rows=rows, box=box,
+    )  # fmt: skip
+    noise = np.zeros_like(x)
+    noise[rows] = np.random.default_rng(seed).normal(size=(len(rows), x.shape[1]))
+    noise *= found.effort / np.linalg.norm(noise)
+
+    def accuracy(theta):
+        return 100 * float(np.mean(np.sign(task.x[new] @ theta[:-1] + theta[-1]) == task.y[new]))
+
+    return accuracy(task.fit_fn(x, y)), accuracy(task.fit_fn(np.clip(x + noise, *box), y)), accuracy(found.theta)
+
+
+def _ruined(task, num_steps, settings):
+    splits = range(settings.seed, settings.seed + (1 if settings.quick else 10))
+    rows = []
+    for share in (0.05, 0.1, 0.2):
+        found = np.array([ruined(task, share, num_steps // 3, seed) for seed in splits])
+        rows.append([f"{100 * share:.0f} %", *(f"{mean:.1f}" for mean in found.mean(axis=0))])
+    caption = (
+        f"{task.title}, whose predictions the attacker wants wrong: accuracy in % on a third of the points, which neither learner nor "
+        f"attacker saw, means of {len(splits)} splits. Points keep their label and move within the data's range; random moves have the same effort."
+    )
+    return report.Table("Ruined predictions", caption, ["points that move", "clean", "random moves", "attack"], rows)
 
 
 def _picture(task, num_steps, settings):

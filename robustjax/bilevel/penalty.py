@@ -14,6 +14,8 @@ from robustjax.base import Array, Bilevel
 from robustjax.bilevel import linear
 from robustjax.bilevel import problem as parts
 
+_FALL = 1e-3  # of the slope at the start: what falls less steeply far away is taken as level
+
 
 class PenaltyState(NamedTuple):
     """Everything that the method changes."""
@@ -108,7 +110,7 @@ def penalty_step(problem: Bilevel, method: PenaltyMethod, state: PenaltyState, b
 
 
 def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_steps: int = 50) -> None:
-    """Names a start whose inner problem curves downward; for concrete values, outside jit. A way down without curvature is not seen.
+    """Names a start whose inner problem curves downward, or falls on and on along its gradient; for concrete values, outside jit.
 
     With an outer loss that is unbounded below and a small rho, the penalised inner problem leads away from every minimum of the inner
     loss, and its stationary point has nothing to do with the bilevel problem's.
@@ -118,7 +120,8 @@ def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_step
       num_steps: products with a Hessian, for its smallest eigenvalue (Lanczos: from above, so that a slight curvature may be missed).
 
     Raises:
-      ValueError: the Hessian in theta has a negative eigenvalue, or is not finite; with what to do.
+      ValueError: the Hessian in theta has a negative eigenvalue, or is not finite; or the problem still falls steeply 10,000 times as far
+        from the start as theta is long. With what to do.
     """
 
     def penalised(theta, phi, batch):
@@ -130,8 +133,16 @@ def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_step
     like = jax.tree.map(parts.wide, state.theta)
     smallest, largest = map(float, linear.extreme_eigenvalues(product, like, num_steps=num_steps))
     rounding = 100 * jnp.finfo(jnp.result_type(*jax.tree.leaves(like))).eps * max(abs(smallest), abs(largest))
+    at = f"at rho={float(state.rho):g} and weight={float(state.weight):g} the penalised inner problem"
+    remedy = "may be unbounded below; start with a larger rho, keep the weight, or bound the outer loss."
     if not smallest >= -rounding:
-        raise ValueError(
-            f"at rho={float(state.rho):g} and weight={float(state.weight):g} the penalised inner problem curves downward (smallest "
-            f"eigenvalue about {smallest:.3g}) and may be unbounded below; start with a larger rho, or bound the outer loss."
-        )
+        raise ValueError(f"{at} curves downward (smallest eigenvalue about {smallest:.3g}) and {remedy}")
+    grad = jax.grad(penalised)(state.theta, state.phi, batch)
+    steepness, far = parts.norm(grad), 1e4 * (1.0 + parts.norm(state.theta))
+
+    def value(distance):  # down the gradient
+        step = distance / jnp.where(steepness == 0, 1.0, steepness)
+        return penalised(jax.tree.map(lambda t, g: t - (step * g).astype(t.dtype), state.theta, grad), state.phi, batch)
+
+    if float(value(far) - value(2.0 * far)) > _FALL * float(far * steepness):
+        raise ValueError(f"{at} still falls at {float(far):.3g} from its start and {remedy}")

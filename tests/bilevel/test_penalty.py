@@ -157,6 +157,17 @@ def test_the_check_names_a_small_rho_and_passes_a_large_one():
         bilevel.penalty_check(problem, start(rho=jnp.nan, weight=0.0))
 
 
+def test_a_start_that_falls_without_curvature_is_named():
+    # The inner loss is a Huber function: beyond 1 its gradient is constant, so that the penalty no longer grows; the attack's gain does.
+    huber = lambda theta, phi, batch: jnp.where(jnp.abs(theta - phi) < 1, 0.5 * (theta - phi) ** 2, jnp.abs(theta - phi) - 0.5).sum()  # noqa: E731
+    problem = Bilevel(huber, lambda theta, phi, batch: -0.7 * theta.sum())
+    zero = jnp.zeros(1)
+    state = lambda weight: bilevel.penalty_init(METHOD, zero, zero, rho=10.0, weight=weight)  # noqa: E731
+    with pytest.raises(ValueError, match="still falls"):
+        bilevel.penalty_check(problem, state(0.5))
+    bilevel.penalty_check(problem, state(0.8))  # the inner loss itself outweighs the gain
+
+
 def test_jit_and_vmap_give_the_eager_steps_and_stages_end_once_an_update_at_most():
     starts = jnp.array([[0.4], [-0.9], [0.1]])
 

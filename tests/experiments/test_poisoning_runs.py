@@ -89,6 +89,11 @@ def test_attacks_on_classical_learners_turn_the_model_and_random_moves_do_not():
             assert classical_poisoning.random_distance(task, order, found.effort, 0) / start > 0.85
 
 
+def test_predictions_are_ruined_by_few_points_and_not_by_random_moves_of_them():
+    clean, moved, poisoned = np.mean([classical_poisoning.ruined(classical_poisoning.tumours(), 0.1, 40, seed) for seed in (0, 1)], axis=0)
+    assert clean > 85 and moved > clean - 6 and poisoned < moved - 4
+
+
 def outcomes(num_clean, num_noise, num_attack, num_trials=20):
     counts = {"clean": num_clean, "random noise": num_noise, "MetaPoison": num_attack, "Witches' Brew": num_attack - 8}
     return {(name, 10): np.arange(num_trials) < count for name, count in counts.items()}
