@@ -119,7 +119,8 @@ def _ruined(task, num_steps, settings):
         rows.append([f"{100 * share:.0f} %", *(f"{mean:.1f}" for mean in found.mean(axis=0))])
     caption = (
         f"{task.title}, whose predictions the attacker wants wrong: accuracy in % on a third of the points, which neither learner nor "
-        f"attacker saw, means of {len(splits)} splits. Points keep their label and move within the data's range; random moves have the same effort."
+        f"attacker saw, means of {len(splits)} splits. Points keep their label and move within the data's range, at random with the same "
+        "effort."
     )
     return report.Table("Ruined predictions", caption, ["points that move", "clean", "random moves", "attack"], rows)
 

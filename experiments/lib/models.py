@@ -279,6 +279,59 @@ class WideResNet2810(_PreActResNet):
         super().__init__(input_shape, num_classes, first=16, widths=(160, 320, 640), num_blocks=4, rngs=rngs)
 
 
+class _Block(nnx.Module):
+    def __init__(self, inputs, outputs, stride, *, rngs):
+        self.convs = nnx.List([
+            nnx.Conv(inputs, outputs, (3, 3), (stride, stride), use_bias=False, rngs=rngs),
+            nnx.Conv(outputs, outputs, (3, 3), use_bias=False, rngs=rngs),
+        ])  # fmt: skip
+        self.norms = nnx.List([nnx.BatchNorm(outputs, rngs=rngs) for _ in range(2)])
+        narrow = stride == 1 and inputs == outputs
+        self.shortcut = None if narrow else nnx.Conv(inputs, outputs, (1, 1), (stride, stride), use_bias=False, rngs=rngs)
+        self.norm = None if narrow else nnx.BatchNorm(outputs, rngs=rngs)
+
+    def __call__(self, x):
+        h = nnx.relu(self.norms[0](self.convs[0](x)))
+        skip = x if self.shortcut is None else self.norm(self.shortcut(x))
+        return nnx.relu(skip + self.norms[1](self.convs[1](h)))
+
+
+class _CifarResNet(nnx.Module):
+    """Three stages of 16, 32 and 64 channels for images of 32x32, with projections where they meet (He et al., 2016)."""
+
+    def __init__(self, input_shape, num_classes, *, num_blocks, rngs):
+        self.stem = nnx.Conv(input_shape[-1], 16, (3, 3), use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        blocks, inputs = [], 16
+        for stage, outputs in enumerate((16, 32, 64)):
+            for block in range(num_blocks):
+                blocks.append(_Block(inputs, outputs, 2 if block == 0 and stage > 0 else 1, rngs=rngs))
+                inputs = outputs
+        self.blocks = nnx.List(blocks)
+        self.head = nnx.Linear(inputs, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        """[B, H, W, C] -> [B, C]."""
+        x = nnx.relu(self.norm(self.stem(x)))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(axis=(1, 2)))
+
+
+class ResNet20(_CifarResNet):
+    """Three blocks a stage."""
+
+    def __init__(self, input_shape, num_classes, *, rngs):
+        super().__init__(input_shape, num_classes, num_blocks=3, rngs=rngs)
+
+
+class ResNet110(_CifarResNet):
+    """Eighteen blocks a stage: the network of randomized smoothing's papers on CIFAR-10."""
+
+    def __init__(self, input_shape, num_classes, *, rngs):
+        super().__init__(input_shape, num_classes, num_blocks=18, rngs=rngs)
+
+
 TINY = "mlp_shallow"  # compiles fast: of quick runs
 ARCHITECTURES = {
     "linear": Linear,
@@ -291,5 +344,7 @@ ARCHITECTURES = {
     "convnet_linen": LinenConvNet,
     "lenet": LeNet,
     "preactresnet18": PreActResNet18,
+    "resnet20": ResNet20,
+    "resnet110": ResNet110,
     "wrn-28-10": WideResNet2810,
 }

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments.lib import checkpoint, data, files, models, report
 from robustjax import training
@@ -101,9 +102,9 @@ def test_without_files_the_error_comes_at_once_and_says_both_ways(tmp_path, monk
         data.load("imagenet")
 
 
-@pytest.mark.parametrize("name", sorted(set(models.ARCHITECTURES) - {"wrn-28-10"}))
+@pytest.mark.parametrize("name", sorted(set(models.ARCHITECTURES) - {"wrn-28-10", "resnet110"}))
 def test_models_share_one_face(name):
-    shape = {"preactresnet18": (8, 8, 3), "lenet": (16, 16, 1)}.get(name, (12, 12, 1))
+    shape = {"preactresnet18": (8, 8, 3), "resnet20": (8, 8, 3), "lenet": (16, 16, 1)}.get(name, (12, 12, 1))
     model = models.build(name, seed=0, num_classes=4, input_shape=shape)
     x = jax.random.uniform(jax.random.key(0), (4, *shape))
     forward = jax.jit(model.apply_fn, static_argnames="mode")
@@ -118,9 +119,11 @@ def test_models_share_one_face(name):
         jax.tree.map(np.testing.assert_array_equal, kept, model.model_state)
 
 
-def test_wide_resnet_has_the_published_size():
-    shapes = jax.eval_shape(lambda: models.build("wrn-28-10", input_shape=(32, 32, 3)).params)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == pytest.approx(36.5e6, rel=0.005)
+@pytest.mark.parametrize(("name", "size"), [("wrn-28-10", 36.5e6), ("resnet20", 272_474), ("resnet110", 1_730_714)])
+def test_residual_networks_have_the_published_sizes(name, size):
+    module = nnx.eval_shape(lambda: models.ARCHITECTURES[name]((32, 32, 3), 10, rngs=nnx.Rngs(0)))
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+    assert num_params == (pytest.approx(size, rel=0.005) if name.startswith("wrn") else size)
 
 
 def test_checkpoints_restore_and_refuse(tmp_path):
