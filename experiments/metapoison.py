@@ -121,7 +121,8 @@ def judge(trial: Trial, x, y, settings: experiment.Settings, size: Size) -> dict
         made = poisons.kept(pathlib.Path(settings.out) / "poisons" / file, provenance, lambda craft=craft: _crafted(trial, y, craft()))
         changed[name] = made.x
     key_victim = jax.random.fold_in(key, 1)  # not the surrogates'
-    sets = {name: poisoning.insert(x, y, trial.rows, part, threat=threat)[0] for name, part in changed.items()}
+    ball = Linf(size.eps)  # a recolouring stays in it
+    sets = {name: poisoning.insert(x, y, trial.rows, part, threat=ball)[0] for name, part in changed.items()}
     return {
         name: bool(_logits(key_victim, part, y, trial.x_target, size.architecture, size.num_epochs)[0].argmax() == trial.y_adversarial[0])
         for name, part in sets.items()
