@@ -59,6 +59,12 @@ def digest(tree) -> str:
     return sha.hexdigest()
 
 
+def program(function, *args) -> tuple:
+    """What a function does to arguments like these, for `digest`: operations and constants, those of closures among them."""
+    made = jax.make_jaxpr(function)(*args)
+    return re.sub(r"0x[0-9a-f]+", "", str(made.jaxpr)), *made.consts
+
+
 def named(tree) -> dict[str, np.ndarray]:
     """The arrays of a pytree by their places in it."""
     return {jax.tree_util.keystr(place): np.asarray(leaf) for place, leaf in jax.tree_util.tree_leaves_with_path(tree)}

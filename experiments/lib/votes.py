@@ -83,14 +83,18 @@ def cast(
       ValueError: the file is of another model, data set or poll; what differs is named.
     """
     path, mesh = pathlib.Path(path), experiment.mesh() if mesh is None else mesh
-    about = {"model": files.digest(model_fn), "data": files.digest(x)} | poll.about()
-    num_classes = jax.eval_shape(lambda keys, x: base.draw(model_fn, keys)(x), jax.random.split(jax.random.key(0), 1), x[:1]).shape[1]
+    about = {
+        "model": files.digest((model_fn, files.program(base.bind(_logits, model_fn=model_fn), x[:1]))),
+        "data": files.digest(x),
+    } | poll.about()
+    num_classes = jax.eval_shape(base.bind(_logits, model_fn=model_fn), x[:1]).shape[1]
     if start is None:
         start = smoothing.VoteState(*(np.zeros((len(x), num_classes), np.int32) for _ in range(2)))
     state = _resumed(path, start, about)
     undecided_fn = poll.undecided_fn()
+    key = jax.random.key(poll.seed, impl="threefry2x32")
     states = smoothing.sample(
-        jax.random.key(poll.seed), model_fn, x, sigma=poll.sigma, num_selection=poll.num_selection, num_samples=poll.num_samples,
+        key, model_fn, x, sigma=poll.sigma, num_selection=poll.num_selection, num_samples=poll.num_samples,
         num_step_samples=poll.num_step_samples, batch_size=images_per_device * mesh.size, chunk_size=chunk_size,
         undecided_fn=undecided_fn, mesh=mesh, state=state,
     )  # fmt: skip
@@ -128,6 +132,10 @@ def replay(poll: Poll, selection: np.ndarray, estimations: np.ndarray) -> smooth
         stopped[waiting] = estimation[waiting]
         waiting[waiting] = undecided_fn(selection[waiting], estimation[waiting])
     return smoothing.VoteState(selection, stopped)
+
+
+def _logits(x, *, model_fn):
+    return base.draw(model_fn, jax.random.split(jax.random.key(0), len(x)))(x)
 
 
 def _resumed(path, start, about):

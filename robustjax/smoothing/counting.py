@@ -1,7 +1,8 @@
 """Votes of a classifier under noise, counted on the device: the state of every certificate.
 
 Sample n of an image is drawn from fold_in(key of the image, n), so that neither the chunk, the batch, the mesh nor an interruption
-changes what is drawn: counts of consecutive samples add up to the counts of all.
+changes what is drawn: counts of consecutive samples add up to the counts of all. That holds for keys of threefry, the default; those of
+"rbg" draw other noise, no worse, when another number of them draws at once.
 """
 
 from typing import NamedTuple
@@ -70,6 +71,8 @@ def count_soft(
 ) -> SoftVotes:
     """Sums of softmax(logits / temperature) at x + noise, in fixed point: they add up exactly, and bracket the sum on both sides.
 
+    A sample whose logits are not finite counts as nothing, so that `certify_soft` misses it and refuses.
+
     Args:
       key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn: as for `count_predictions`.
       temperature: 1 / beta of MACER; toward 0 the votes harden.
@@ -83,7 +86,11 @@ def count_soft(
         raise ValueError(f"num_samples={num_samples} soft votes overflow 31 bits; add up calls of at most {int(SOFT_UNIT * 2**31) - 1}.")
 
     def votes(logits):
-        scaled = jax.nn.softmax(logits.astype(jnp.float32) / temperature, axis=-1) / SOFT_UNIT  # in bfloat16 they would not sum to 1
+        finite = jnp.isfinite(logits).all(axis=-1, keepdims=True)
+        logits = jnp.where(finite, logits, 0.0)
+        scaled = (
+            finite * jax.nn.softmax(logits.astype(jnp.float32) / temperature, axis=-1) / SOFT_UNIT
+        )  # in bfloat16 they would not sum to 1
         rounded = jnp.floor(scaled), jnp.ceil(scaled), jnp.ceil(jnp.square(scaled) * SOFT_UNIT)
         return SoftVotes(*(part.astype(jnp.int32).sum(axis=1) for part in rounded))
 

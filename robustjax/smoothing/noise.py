@@ -1,5 +1,7 @@
 """The noise of a smoothed classifier: `noise_fn(key, x, sigma) -> noisy x`, of one example; sigma is a standard deviation in the unit of x.
 
+`splitting` alone adds no noise: there sigma names the length of its cells, so that its radius is that of `uniform`.
+
 Which norm is certified, and how far, is a matter of the noise: see `radii`. It is drawn in float32 at least, whatever the type of x:
 normals of bfloat16 are 128 different numbers, none beyond 2.6 sigma. The sum is rounded to the type of x, as a first layer would.
 """

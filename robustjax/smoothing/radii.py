@@ -48,9 +48,9 @@ def pixel_dp_l2(p_lower, sigma):
     privacy = np.linspace(1e-3, 1.0, 1000)  # any of them is a valid radius; the grid costs at most a thousandth
     delta = (p - np.exp(2.0 * privacy) * (1.0 - p)) / (1.0 + np.exp(privacy))
     valid = delta > 0
-    radius = sigma * privacy / np.sqrt(2.0 * np.log(1.25 / np.where(valid, delta, 1.0)))
+    radius = privacy / np.sqrt(2.0 * np.log(1.25 / np.where(valid, delta, 1.0)))
     best = np.where(valid, radius, -np.inf).max(axis=-1)
-    return np.where(np.isfinite(best), best, np.minimum(gaussian_l2(p_lower, sigma), 0.0))
+    return np.where(np.isfinite(best), sigma * np.maximum(best, 0.0), np.minimum(gaussian_l2(p_lower, sigma), 0.0))
 
 
 def renyi_l2(p_lower, sigma):

@@ -32,6 +32,7 @@ def anytime_lower(num_votes, num_drawn, alpha) -> np.ndarray:
       With probability at least 1 - alpha the bounds at all times are below the truth, whatever rule stops the sampling.
     Source: Robbins, 1970; Howard et al., Annals of Statistics 2021, arXiv:1810.08240. Differs: a prior with its mass near 1.
     """
+    statistics.check_alpha(alpha)
     votes, total = np.broadcast_arrays(np.asarray(num_votes, np.float64), np.asarray(num_drawn, np.float64))
     rest = total - votes
     log_mixture = scipy.special.betaln(votes + _PRIOR[0], rest + _PRIOR[1]) - scipy.special.betaln(*_PRIOR)
@@ -56,8 +57,9 @@ def lower_bound(num_votes, num_drawn, *, num_samples: int, alpha=0.001) -> np.nd
       Below the true probability with probability at least 1 - alpha, whatever rule stopped the sampling.
 
     Raises:
-      ValueError: more votes drawn than num_samples.
+      ValueError: more votes drawn than num_samples, or alpha outside (0, 1).
     """
+    statistics.check_alpha(alpha)
     num_drawn = np.asarray(num_drawn)
     if (num_drawn > num_samples).any():
         raise ValueError(

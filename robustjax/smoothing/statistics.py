@@ -19,7 +19,7 @@ def binomial_lower(num_votes, num_samples, alpha) -> np.ndarray:
     Guarantee:
       Below the true probability with probability at least 1 - alpha, for a fixed number of samples.
     """
-    _check_alpha(alpha)
+    check_alpha(alpha)
     num_votes, num_samples = np.asarray(num_votes, np.float64), np.asarray(num_samples, np.float64)
     bound = scipy.special.betaincinv(np.maximum(num_votes, 1.0), num_samples - num_votes + 1.0, alpha)
     return np.where(num_votes > 0, bound, 0.0)
@@ -33,6 +33,7 @@ def binomial_upper(num_votes, num_samples, alpha) -> np.ndarray:
 def hoeffding_lower(mean, variance, num_samples, alpha) -> np.ndarray:
     """mean - sqrt(log(1 / alpha) / (2 n)), for samples in [0, 1]; the variance is not used (Hoeffding, 1963)."""
     del variance
+    check_alpha(alpha)
     return np.asarray(mean, np.float64) - np.sqrt(np.log(1.0 / alpha) / (2.0 * num_samples))
 
 
@@ -41,6 +42,7 @@ def bernstein_lower(mean, variance, num_samples, alpha) -> np.ndarray:
 
     Source: Maurer & Pontil, COLT 2009, theorem 4, arXiv:0907.3740.
     """
+    check_alpha(alpha)
     log_term = np.log(2.0 / alpha)
     variance = np.maximum(variance, 0.0)
     return mean - np.sqrt(2.0 * variance * log_term / num_samples) - 7.0 * log_term / (3.0 * (num_samples - 1.0))
@@ -54,7 +56,7 @@ def predict(counts, *, alpha=0.001) -> np.ndarray:
     Source: Cohen et al., ICML 2019, PREDICT, arXiv:1902.02918.
     """
     counts = _counts(counts)
-    _check_alpha(alpha)
+    check_alpha(alpha)
     _require_fixed(counts.sum(axis=1))
     first, second = np.sort(counts, axis=1)[:, :-3:-1].T
     # The two-sided test of a fair coin is symmetric: twice the upper tail.
@@ -148,7 +150,10 @@ def certify_soft(
     most = np.asarray(votes.high, np.int64).sum(axis=1)
     whole = num_samples / counting.SOFT_UNIT  # a sample's probabilities sum to 1, to rounding
     if num_samples < 2 or (least > (1.0 + 1e-5) * whole).any() or (most < (1.0 - 1e-5) * whole).any():
-        raise ValueError(f"the votes are not the sum of num_samples={num_samples} >= 2 samples; pass how many were drawn in all.")
+        raise ValueError(
+            f"the votes are not the sum of num_samples={num_samples} >= 2 samples; pass how many were drawn in all, or look for "
+            "logits that are not finite, which do not count."
+        )
     rows = np.arange(len(chosen))
     low, squares = (np.asarray(part)[rows, chosen] * counting.SOFT_UNIT for part in (votes.low, votes.squares))
     mean = low / num_samples
@@ -175,6 +180,7 @@ def failures(num_examples: int, alpha: float, confidence: float = 0.999) -> int:
 
     For a whole data set to hold at once divide alpha by its size instead.
     """
+    check_alpha(alpha)
     return int(scipy.stats.binom.ppf(confidence, num_examples, alpha))
 
 
@@ -189,13 +195,13 @@ def certificate(chosen, p_lower, sigma, radius_fn: Callable) -> Certificate:
 def selected(selection, estimation, sigma, alpha) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The class that the first votes choose, its votes among the second, and their number [B]; what is wrong is named."""
     selection, estimation = _counts(selection), _counts(estimation)
-    _check_alpha(alpha)
+    check_alpha(alpha)
     if not np.all(np.asarray(sigma) > 0):
         raise ValueError(f"sigma must be positive, got {sigma}; pass the standard deviation that the votes were cast under.")
     if selection.shape != estimation.shape:
         raise ValueError(f"expected votes of the same inputs and classes, got {selection.shape} and {estimation.shape}.")
     split = (selection > 0).sum(axis=1) > 1
-    if split.any() and np.array_equal(selection, estimation):
+    if split.any() and np.array_equal(selection[split], estimation[split]):
         raise ValueError("selection and estimation are the same votes; draw them with different keys, or the bound does not hold.")
     chosen = selection.argmax(axis=1)
     return chosen, estimation[np.arange(len(chosen)), chosen], estimation.sum(axis=1)
@@ -224,6 +230,11 @@ def _counts(counts):
     return counts.astype(np.int64)
 
 
-def _check_alpha(alpha):
+def check_alpha(alpha) -> None:
+    """It is a probability.
+
+    Raises:
+      ValueError: it is not.
+    """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie in (0, 1), got {alpha}; 0.001 is usual.")

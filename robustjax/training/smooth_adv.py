@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from robustjax import arrays, losses
+from robustjax import arrays, base, losses
 from robustjax.base import Array, Attack, Key, LossFn
 from robustjax.smoothing.soft import soft
 from robustjax.training.crafting import classifier
@@ -32,8 +32,8 @@ def smooth_adv(
     Args:
       params, model_state, x, y, apply_fn, loss_fn: as for `natural`.
       key: of attack and noise.
-      attack: on the smoothed model, in l2: `pgd` from `delta=0.` with steps of 2 eps / num_steps, or `ddn`. The eps of the former grows by
-        `training.eps_ramp`.
+      attack: on the smoothed model, in l2: `pgd` from `delta=0.` with steps of 2 eps / num_steps, or `ddn`, whose perturbation is shortened
+        to eps. Its eps grows by `training.eps_ramp`.
       sigma: standard deviation of the noise, in the unit of x.
       num_noise: m, copies of each example; the noise is drawn once, for all steps of the attack and for the loss.
       craft_mode: mode in which the model is attacked.
@@ -44,8 +44,8 @@ def smooth_adv(
 
     Guarantee:
       none: what is certified is a matter of `smoothing.certify`.
-    Source: Salman et al., NeurIPS 2019, Algorithm 1, arXiv:1906.04584. Differs: projects on the ball, then on the box; what `ddn`
-      finds is not shortened to eps; all copies are one batch and one step.
+    Source: Salman et al., NeurIPS 2019, Algorithm 1, arXiv:1906.04584. Differs: projects on the ball, then on the box;
+      all copies are one batch and one step.
     """
     key_attack, key_noise = jax.random.split(key)
     keys = arrays.example_keys(key_noise, x.shape[0])
@@ -69,11 +69,14 @@ def craft_smoothed(
     num_noise: int,
     gradient_free: bool = False,
 ) -> Array:
-    """The inputs that an attack makes against the model smoothed by the noise of `keys` [B].
+    """The inputs that an attack makes against the model smoothed by the noise of `keys` [B], brought into its threat if it is bound to one.
 
     Their perturbation is a constant for gradients, in the parameters (Danskin) and in x, to which it is added (poisoning asks for that).
     """
     model_fn = classifier(apply_fn, jax.lax.stop_gradient(params), model_state, mode)
     smoothed = soft(model_fn, sigma=sigma, num_samples=num_noise, gradient_free=gradient_free).draw(keys)
-    found = jax.lax.stop_gradient(attack(key, smoothed, jax.lax.stop_gradient(x), y).x)
-    return found + (x - jax.lax.stop_gradient(x))
+    constant = jax.lax.stop_gradient(x)
+    found = attack(key, smoothed, constant, y)
+    threat = attack.hyper.get("threat") if isinstance(attack, base.Bound) else None
+    x_adv = found.x if threat is None else threat.apply(constant, threat.project(found.delta, constant))
+    return jax.lax.stop_gradient(x_adv) + (x - constant)

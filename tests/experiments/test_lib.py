@@ -178,6 +178,16 @@ def test_digests_tell_values_types_and_places_apart():
     assert len(set(digests)) == 3 and digests[0] == digests[3]
 
 
+def test_programs_tell_what_closures_hold_apart():
+    def make(sign, weight):
+        return jax.tree_util.Partial(lambda w, x: sign * (x @ w) + weight, np.ones((2, 3), np.float32))
+
+    weights = np.zeros((1, 3), np.float32), np.ones((1, 3), np.float32)
+    models = [make(1.0, weights[0]), make(-1.0, weights[0]), make(1.0, weights[1]), make(1.0, weights[0])]
+    digests = [files.digest(files.program(model, np.zeros((1, 2), np.float32))) for model in models]
+    assert len(set(digests)) == 3 and digests[0] == digests[3]
+
+
 def test_report_is_self_contained_and_kept(tmp_path):
     import matplotlib
 

@@ -73,7 +73,8 @@ def test_paired_gains_and_savings():
     less = whole._replace(certified=np.array([0.9, 0.49]), samples=1000.0)
     saving, loss = smoothing_gates.savings(whole, less)
     assert saving == 3 and loss == pytest.approx(1.0)
-    assert smoothing_gates.row("MACER", whole, 0.9, gain) == ["MACER", "1.0000", "0.9", "90.0", "50.0", "0.0", "+1.0000 +- 0.5774"]
+    made = smoothing_gates.row("MACER", whole, 0.9, np.array([True, False, False, False]), gain)
+    assert made == ["MACER", "1.0000", "0.9", "90.0", "50.0", "0.0", "25.0", "+1.0000 +- 0.5774"]
 
 
 def test_the_gates_run_for_a_few_steps(tmp_path, monkeypatch, capsys):

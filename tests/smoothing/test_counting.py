@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from robustjax import attacks, parallel, smoothing
-from robustjax.smoothing import noise
+from robustjax.smoothing import noise, radii
 from robustjax.threats import L2
 
 KEY = jax.random.key(0)
@@ -141,6 +141,38 @@ def test_soft_votes_bracket_the_sums_and_add_up():
     assert (low.sum(axis=1) <= 40 / smoothing.SOFT_UNIT).all(), "probabilities rounded to 8 bits may sum to more than 1"
     parts = [run(num_samples=20, chunk_size=20), run(num_samples=20, chunk_size=5, first_sample=20)]
     jax.tree.map(np.testing.assert_array_equal, votes, jax.tree.map(jnp.add, *parts))
+
+
+def test_soft_votes_of_a_model_that_is_not_always_finite_are_no_certificate():
+    weight = jnp.array([[8.0, -8.0], [0.0, 0.0]])
+    broken = jax.tree_util.Partial(lambda w, x: jnp.where(x[:, :1] < 0.6, jnp.nan, x @ w), weight)
+    x = jnp.array([[0.6, 0.5]])
+    soft = jax.jit(lambda: smoothing.count_soft(KEY, broken, x, sigma=0.25, num_samples=1000, chunk_size=100))()
+    assert 0.3 < float(soft.low.sum()) * smoothing.SOFT_UNIT / 1000 < 0.7
+    with pytest.raises(ValueError, match="not finite"):
+        smoothing.certify_soft(np.array([[90, 10]]), soft, 1000, sigma=0.25)
+
+
+NOISES = {  # of a half space x_1 > t, the noise and the radius that is exact for it
+    "laplace": (noise.laplace, radii.laplace_l1),
+    "uniform": (noise.uniform, radii.uniform_l1),
+    "splitting": (noise.splitting, radii.uniform_l1),
+    "gaussian": (noise.gaussian, radii.gaussian_l2),
+}
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_a_certificate_of_any_noise_ends_before_the_half_space_does_and_not_long_before(name):
+    noise_fn, radius_fn = NOISES[name]
+    sigma = 0.3
+    distance = 0.7 - 3**0.5 * sigma if name == "splitting" else 0.2  # its cell's middle is beyond .5 where the cell begins below x
+    half_space = jax.tree_util.Partial(lambda t, x: jnp.stack([t - x[:, 0], x[:, 0] - t], axis=1), jnp.float32(0.5))
+    x = jnp.array([[0.7, 0.3]])
+    run = functools.partial(smoothing.count_predictions, model_fn=half_space, x=x, sigma=sigma, noise_fn=noise_fn)
+    selection = run(jax.random.key(2), num_samples=100, chunk_size=100)
+    estimation = run(jax.random.key(3), num_samples=20_000, chunk_size=2000)
+    certificate = smoothing.certify(selection, estimation, sigma=sigma, alpha=1e-3, radius_fn=radius_fn)
+    assert certificate.prediction[0] == 1 and 0.9 * distance < certificate.radius[0] < distance
 
 
 def test_the_smoothed_model_is_the_mean_softmax_and_its_gradients_are_those_of_the_mean():

@@ -1,5 +1,7 @@
 """Statistics against published goldens, closed forms and simulated coverage; laws of certificates."""
 
+import functools
+
 import numpy as np
 import pytest
 import scipy.integrate
@@ -110,7 +112,7 @@ def test_radii_of_other_noises_hold_on_the_worst_half_space_and_are_tight():
     lam = 3**0.5 * sigma
     # Uniform noise, one coordinate: a half space x_1 > t loses probability at rate 1 / (2 lam) until 1/2.
     p = 0.8
-    assert float(radii.uniform_l1(p, sigma)) == pytest.approx((p - 0.5) * 2 * lam)
+    assert scipy.stats.uniform(-lam, 2 * lam).cdf(float(radii.uniform_l1(p, sigma))) == pytest.approx(p)
     # Laplace: P(x_1 + noise > t) = p at distance -b log(2 (1 - p)) from the half.
     b = sigma / 2**0.5
     distance = float(radii.laplace_l1(p, sigma))
@@ -118,6 +120,17 @@ def test_radii_of_other_noises_hold_on_the_worst_half_space_and_are_tight():
     # Uniform noise in linf: the volume of the intersection of two cubes shifted by r in every coordinate is (1 - r / 2 lam)^d.
     r = float(radii.uniform_linf(p, sigma, num_features=5))
     assert 1 - (1 - r / (2 * lam)) ** 5 == pytest.approx(p - 0.5)
+
+
+@pytest.mark.parametrize("num_images", [3, 1000])
+def test_a_radius_is_of_its_own_image(num_images):
+    p, sigma = np.linspace(0.4, 0.999, num_images), np.linspace(0.1, 2.0, num_images)
+    for radius_fn in (
+        radii.gaussian_l2, radii.lipschitz_l2, radii.pixel_dp_l2, radii.renyi_l2, radii.uniform_l1, radii.laplace_l1,
+        functools.partial(radii.gaussian_lp, order=np.inf, num_features=5), functools.partial(radii.uniform_linf, num_features=5),
+    ):  # fmt: skip
+        one_by_one = [float(radius_fn(p[i : i + 1], sigma[i : i + 1])[0]) for i in range(num_images)]
+        np.testing.assert_allclose(radius_fn(p, sigma), one_by_one, rtol=1e-12)
 
 
 def test_the_curse_of_large_p():
@@ -182,6 +195,16 @@ def test_the_whole_sequential_certificate_covers():
     assert wrong <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / num_streams)
 
 
+def test_alpha_is_spent_once_by_whoever_stops_where_the_bound_is_wrong():
+    # The worst rule there is. With all of alpha for either kind of look .065 of the streams go wrong, where .0565 are allowed; a valid
+    # bound is refused with probability < .0014.
+    alpha, num_streams, p, looks = 0.05, 10_000, 0.9, np.arange(20, 1001, 20)
+    hits = np.random.default_rng(4).binomial(20, p, (num_streams, len(looks))).cumsum(axis=1)
+    bounds = smoothing.lower_bound(hits, np.broadcast_to(looks, hits.shape), num_samples=1000, alpha=alpha)
+    violated = (bounds > p).any(axis=1).mean()
+    assert alpha / 3 < violated <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / num_streams)
+
+
 def test_the_anytime_bound_is_the_root_of_its_equation_and_the_last_look_hardly_costs():
     k, n, alpha = 95, 100, 0.01
     p = float(smoothing.anytime_lower(k, n, alpha))
@@ -240,6 +263,7 @@ def test_a_bound_for_a_fixed_number_refuses_votes_that_were_stopped():
         ({"sigma": 0.0}, "sigma must be positive"),
         ({"selection": votes([0, 0])}, "at least one vote"),
         ({"selection": votes([900, 100])}, "different keys"),
+        ({"selection": votes([1000, 0], [900, 100]), "estimation": votes([0, 1000], [900, 100])}, "different keys"),
         ({"selection": votes([9, 1, 0])}, "same inputs and classes"),
         ({"selection": np.array([[9.0, 1.0]])}, "as integers"),
     ],
@@ -249,3 +273,17 @@ def test_wrong_statistics_are_named(changes, message):
     selection, estimation = options.pop("selection"), options.pop("estimation")
     with pytest.raises(ValueError, match=message):
         smoothing.certify(selection, estimation, **options)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 1.05])
+def test_alpha_is_a_probability_wherever_it_is_asked_for(alpha):
+    for call in (
+        lambda: smoothing.binomial_lower(90, 100, alpha),
+        lambda: smoothing.hoeffding_lower(0.9, 0.1, 100, alpha),
+        lambda: smoothing.bernstein_lower(0.9, 0.1, 100, alpha),
+        lambda: smoothing.anytime_lower(90, 100, alpha),
+        lambda: smoothing.lower_bound(90, 100, num_samples=100, alpha=alpha),
+        lambda: statistics.failures(100, alpha),
+    ):
+        with pytest.raises(ValueError, match=r"alpha must lie in \(0, 1\)"):
+            call()

@@ -268,6 +268,23 @@ def test_ddn_finds_the_distance_of_the_smoothed_boundary():
     assert margin.max() < 0.05, "just beyond the boundary of this noise"
 
 
+def test_ddn_is_shortened_to_eps_which_warm_up_scales():
+    weight = jnp.array([1.0, -1.0, 0.5, 0.0, 2.0, -0.5])
+    linear_fn = lambda params, state, x, mode: (jnp.stack([jnp.zeros(len(x)), (x - 0.5) @ params], axis=1), state)  # noqa: E731
+    x = 0.5 + 0.3 * jnp.tile(jnp.sign(weight), (B, 1))
+    y, keys = jnp.ones(B, int), arrays.example_keys(KEY, B)
+
+    @jax.jit
+    def size(eps):
+        ddn = base.bind(attacks.ddn, threat=L2(eps), num_steps=60, init_eps=0.1)
+        return jnp.linalg.norm(craft_smoothed(ddn, KEY, keys, linear_fn, weight, None, x, y, "eval", SIGMA, 64) - x, axis=1)
+
+    whole = size(10.0)
+    assert float(whole.min()) > 0.3  # the boundary is farther than both eps
+    for eps in (0.05, 0.2):
+        np.testing.assert_allclose(size(eps), eps, rtol=1e-5)
+
+
 def test_warm_up_scales_the_attack():
     bound = base.bind(training.smooth_adv, apply_fn=apply_fn, attack=PGD, **NOISE)
     step_fn = training.step(bound, optax.sgd(0.0), schedule_fn=base.bind(training.eps_ramp, num_ramp_steps=4))
