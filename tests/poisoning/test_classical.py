@@ -18,10 +18,10 @@ LABELS = np.where(X @ TRUTH + 0.5 * RNG.normal(size=30) > 0, 1, -1)
 C = 0.1
 
 
-def svm(x, y, c=C):
+def svm(x, y, c=C, tol=1e-10):
     from sklearn.svm import SVC
 
-    machine = SVC(kernel="linear", C=c, tol=1e-10).fit(x, y)
+    machine = SVC(kernel="linear", C=c, tol=tol).fit(x, y)
     dual = np.zeros(len(x))
     dual[machine.support_] = np.abs(machine.dual_coef_[0])
     return np.append(machine.coef_[0], machine.intercept_[0]), dual
@@ -210,6 +210,9 @@ def test_ruin_is_minus_the_loss_and_has_its_gradient(loss):
 @pytest.mark.parametrize(("name", "loss"), [("svm", "hinge"), ("logistic", "logistic")])
 def test_ruin_costs_a_retrained_learner_its_accuracy_where_random_moves_do_not(name, loss):
     fit, pullback, y, _ = LEARNERS[name]
+    if name == "svm":  # where poisons are far apart the last digits of a dual take libsvm most of a minute
+        fit = lambda x, y: svm(x, y, tol=1e-6)[0]  # noqa: E731
+        pullback = lambda x, y, theta, v: classical.svm_pullback(x, y, theta, v, dual=svm(x, y, tol=1e-6)[1], c=C, tolerance=1e-5)  # noqa: E731
     truth = np.random.default_rng(1)
     x_new = truth.normal(size=(400, 4))
     y_new = np.where(x_new @ TRUTH > 0, 1, -1)
