@@ -1,7 +1,8 @@
 """What a vote under noise costs beyond its forward pass, and against a torch implementation of the reference's sampling loop.
 
 `python -m experiments.benchmarks.smoothing --out docs/results/benchmark_smoothing.md`. Every row runs once per round, one after the
-other; ratios are taken within a round, and their median is shown. The rows of torch need the extra `robustjax[benchmarks]`.
+other; ratios are taken within a round, and their median is shown. The rows of torch need the extra `robustjax[benchmarks]`; kept to one
+core (`taskset -c 0`), its idle threads do not add to the CPU time of the other rows.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def main(arguments=None) -> None:
         options=options,
         versions=", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
         device=jax.devices()[0].device_kind,
-        cores=os.cpu_count(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         load=os.getloadavg()[2],
         rows="\n".join(f"| {name} | {1e6 * np.median(t.cpu):.1f} | {1 / np.median(t.cpu):,.0f} |" for name, t in times.items()),
         bars="\n".join(bar.row for bar in bars),
@@ -253,7 +254,7 @@ _PAGE = """\
     {command}
 
 Network: conv 32, pool, conv 64, pool, dense 128, dense 10, of 3x3 without padding, on 28x28 images, float32, untrained;
-{device}, {cores} cores; {versions}.
+{device}, {cores} core(s); {versions}.
 Medians of {options.rounds} rounds in which every row runs once, one after the other; load average of the machine at the end: {load:.1f}.
 CPU time of all threads. Ratios are medians of the ratios within the rounds; a batch or shape that a bar names is the best of its kind.
 A key for each sample costs no more than one for a chunk, and the hardware generator of XLA is slower here: what is drawn for
