@@ -25,6 +25,7 @@ class SoftVotes(NamedTuple):
     low: Array  # [B, C] sum of h, each rounded down
     high: Array  # [B, C] sum of h, each rounded up
     squares: Array  # [B, C] sum of h^2, each rounded up
+    drawn: Array  # [B] samples whose logits were finite: what the sums are of
 
 
 def count_predictions(
@@ -92,7 +93,7 @@ def count_soft(
             finite * jax.nn.softmax(logits.astype(jnp.float32) / temperature, axis=-1) / SOFT_UNIT
         )  # in bfloat16 they would not sum to 1
         rounded = jnp.floor(scaled), jnp.ceil(scaled), jnp.ceil(jnp.square(scaled) * SOFT_UNIT)
-        return SoftVotes(*(part.astype(jnp.int32).sum(axis=1) for part in rounded))
+        return SoftVotes(*(part.astype(jnp.int32).sum(axis=1) for part in (*rounded, finite[..., 0])))
 
     return _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, votes)
 

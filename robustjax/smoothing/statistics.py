@@ -146,10 +146,8 @@ def certify_soft(
       As `certify`.
     Source: Salman et al., NeurIPS 2019, lemmas 1 and 2, arXiv:1906.04584; Zhai et al., ICLR 2020, appendix C, arXiv:2001.02378.
     """
-    chosen, _, least = selected(selection, votes.low, sigma, alpha)
-    most = np.asarray(votes.high, np.int64).sum(axis=1)
-    whole = num_samples / counting.SOFT_UNIT  # a sample's probabilities sum to 1, to rounding
-    if num_samples < 2 or (least > (1.0 + 1e-5) * whole).any() or (most < (1.0 - 1e-5) * whole).any():
+    chosen, _, _ = selected(selection, votes.low, sigma, alpha)
+    if num_samples < 2 or (np.asarray(votes.drawn) != num_samples).any():
         raise ValueError(
             f"the votes are not the sum of num_samples={num_samples} >= 2 samples; pass how many were drawn in all, or look for "
             "logits that are not finite, which do not count."

@@ -155,11 +155,11 @@ def test_soft_certificate_by_hand():
     h = np.array([0.9, 0.8, 1.0, 0.95])
     low = np.array([[(h * unit).astype(int).sum(), ((1 - h) * unit).astype(int).sum()]]) * 250
     squares = np.array([[np.ceil(h**2 * unit).sum(), np.ceil((1 - h) ** 2 * unit).sum()]]).astype(np.int64) * 250
-    soft = smoothing.SoftVotes(low, low + 1000, squares)
+    soft = smoothing.SoftVotes(low, low + 1000, squares, np.array([1000]))
     certificate = smoothing.certify_soft(votes([90, 10]), soft, 1000, sigma=0.5, alpha=0.001)
     expected = smoothing.bernstein_lower(h.mean(), h.var() * 1000 / 999, 1000, 0.001)
     assert certificate.radius[0] == pytest.approx(0.5 * scipy.stats.norm.ppf(expected), abs=1e-3)
-    for wrong in (1, 990, 1010):  # too few would overstate the mean
+    for wrong in (1, 990, 999, 1001, 1010):  # too few would overstate the mean
         with pytest.raises(ValueError, match="not the sum of num_samples"):
             smoothing.certify_soft(votes([90, 10]), soft, wrong, sigma=0.5)
 
