@@ -81,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = models.read(options.weights, blank)
     model_fn = training.classifier(model.apply_fn, model.params, model.model_state)
     grid = tuple(options.grid) or tuple(np.arange(0.0, 4.0 * options.sigma, 0.25).tolist())
-    poll = votes.Poll(options.sigma, options.n0, options.n, options.step, options.seed, options.alpha)
+    alpha = smoothing.bonferroni(options.alpha, len(x)) if options.simultaneous else options.alpha
+    poll = votes.Poll(options.sigma, options.n0, options.n, options.step, options.seed, alpha)
     if options.sequential:
         poll = poll._replace(grid=grid, tolerance=options.tolerance)
     state = votes.cast(
@@ -89,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         save_every=options.save_every,
     )  # fmt: skip
     if jax.process_index() == 0:
-        print(f"{len(x)} images, sigma {poll.sigma}, alpha {poll.alpha}, {jax.device_count()} devices: votes in {options.out}")
+        extent = "for all at once" if options.simultaneous else "for each"
+        print(f"{len(x)} images, sigma {poll.sigma}, alpha {options.alpha} {extent}, {jax.device_count()} devices: votes in {options.out}")
         print(describe(summarize(poll, state, y, grid), poll, grid), flush=True)
 
 
@@ -103,6 +105,7 @@ def _parser():
     parser.add_argument("--n", type=int, default=100_000, help="samples by which its probability is bounded")
     parser.add_argument("--step", type=int, default=1000, help="samples between two looks at an image")
     parser.add_argument("--alpha", type=float, default=0.001, help="probability of a wrong certificate, for each image")
+    parser.add_argument("--simultaneous", action="store_true", help="alpha is the probability of any wrong certificate of the set")
     parser.add_argument("--num-images", type=int, default=500, help="of the test set, evenly spread")
     parser.add_argument("--grid", type=float, nargs="+", default=(), help="radii of the table; multiples of .25 by default")
     parser.add_argument("--sequential", action="store_true", help="stop an image when no radius of the grid is in doubt")

@@ -2,7 +2,7 @@
 
 `python -m experiments.untargeted_poisoning` makes the figure of the report on embedded digits;
 `ROBUSTJAX_DATA=DIR python -m experiments.untargeted_poisoning --dataset mnist --table docs/results/untargeted_poisoning.md` the table on
-MNIST's test images, cell by cell: finished cells are kept under `--out`, so that it goes on where it was stopped.
+MNIST's test images, curve by curve: finished ones are kept under `--out`, so that it goes on where it was stopped.
 """
 
 import argparse
@@ -27,15 +27,25 @@ def flip(images: learned.Split, num_poisons: int, seed: int) -> tuple[Array, lea
 
 
 def accuracies(
-    methods: dict[str, learned.Method | None], images: learned.Split, num_poisons: int, seed: int, keep_fn=lambda name, make: make()
-):
-    """Test accuracy in % by name, "clean" and "random flips" (None) among them."""
-    phi, batch = flip(images, num_poisons, seed)
-    makers = {"clean": lambda: learned.accuracy(learned.fit_clean(batch), *images.test)}
+    methods: dict[str, learned.Method | None],
+    images: learned.Split,
+    counts: tuple[int, ...],
+    seed: int,
+    keep_fn=lambda name, counts, make: make(),
+) -> dict[str, list[float]]:
+    """Test accuracy in % by name, for each number of poisons; "clean" (no poisons) and "random flips" (method None) among them."""
+    phi, batch = flip(images, max(counts), seed)
+    clean = learned.fit_clean(batch)
+
+    def poisoned(method):
+        sets = [phi[:count] for count in counts] if method is None else learned.attack_each(method, phi, clean, batch, counts)
+        victims = [learned.fit(made, batch._replace(y_poison=batch.y_poison[: len(made)])) for made in sets]
+        return [learned.accuracy(victim, *images.test) for victim in victims]
+
+    found = {"clean": keep_fn("clean", (0,), lambda: [learned.accuracy(clean, *images.test)])}
     for name, method in methods.items():
-        make = lambda method=method: phi if method is None else learned.attack(method, phi, learned.fit_clean(batch), batch)  # noqa: E731
-        makers[name] = lambda make=make: learned.accuracy(learned.fit(make(), batch), *images.test)
-    return {name: keep_fn(name, make) for name, make in makers.items()}
+        found[name] = keep_fn(name, counts, lambda method=method: poisoned(method))
+    return found
 
 
 # --- report and table ------------------------------------------------------------------------------------------------------------
@@ -51,15 +61,11 @@ def run(settings: experiment.Settings) -> report.Section:
         "ApproxGrad": learned.approximate(num_updates),
         "penalty": learned.penalty(num_updates),
     }
-    counts = (0, 5) if settings.quick else (0, 20, 60)
-    curves: dict[str, list[float]] = {name: [] for name in methods}
-    for count in counts:
-        row = accuracies(methods if count else {}, images, count, settings.seed)
-        for name, curve in curves.items():
-            curve.append(row.get(name, row["clean"]))
+    counts = (5,) if settings.quick else (20, 60)
+    found = accuracies(methods, images, counts, settings.seed)
     plot, axis = plt.subplots(figsize=(5.5, 4.0))
-    for name, curve in curves.items():
-        axis.plot(counts, curve, "o-", label=name)
+    for name in methods:
+        axis.plot((0, *counts), found["clean"] + found[name], "o-", label=name)
     axis.set_xlabel(f"poisons among {len(images.train[0])} training images")
     axis.set_ylabel("test accuracy in %")
     axis.legend()
@@ -75,10 +81,10 @@ def run(settings: experiment.Settings) -> report.Section:
     return report.Section("Poisons against accuracy", text, [report.figure("Accuracy against the number of poisons", caption, plot)])
 
 
-def table(settings: experiment.Settings, path: pathlib.Path, command: str, counts, num_seeds: int, num_updates: int) -> None:
-    """Writes the table of the full-length attacks, after every cell."""
+def table(settings: experiment.Settings, path: pathlib.Path, command: str, counts: tuple[int, ...], num_seeds: int, num_updates: int):
+    """Writes the table of the full-length attacks, after every curve."""
     store = pathlib.Path(settings.out) / "untargeted_poisoning.json"
-    cells = json.loads(store.read_text()) if store.exists() else {}
+    curves = json.loads(store.read_text()) if store.exists() else {}  # [accuracies, seconds] of one method, seed and choice of numbers
     methods = {
         "random flips": None,
         "ApproxGrad": learned.approximate(num_updates),
@@ -86,48 +92,44 @@ def table(settings: experiment.Settings, path: pathlib.Path, command: str, count
         "back-gradient": learned.backward(num_updates // 10),
     }
     dataset = data.load(settings.dataset)
+    found: dict[str, dict[int, list]] = {name: {} for name in ("clean", *methods)}
     for seed in range(settings.seed, settings.seed + num_seeds):
-        images = learned.split(dataset, seed)
-        for count in counts:
 
-            def keep(name, make, seed=seed, count=count):
-                cell = f"{settings.dataset} {num_updates} {seed} {0 if name == 'clean' else count} {name}"
-                if cell not in cells:
-                    start = time.perf_counter()
-                    cells[cell] = [make(), time.perf_counter() - start]
-                    files.write(store, json.dumps(cells, indent=1))
-                    print(cell, cells[cell], flush=True)
-                    _write(path, command, settings.dataset, num_updates, cells, ("clean", *methods))
-                return cells[cell][0]
+        def keep(name, counts, make, seed=seed):
+            curve = f"{settings.dataset} {num_updates} {seed} {','.join(map(str, counts))} {name}"
+            if curve not in curves:
+                start = time.perf_counter()
+                curves[curve] = [make(), time.perf_counter() - start]
+                files.write(store, json.dumps(curves, indent=1))
+                print(curve, curves[curve], flush=True)
+            values, seconds = curves[curve]
+            for count, value in zip(counts, values, strict=True):
+                found[name].setdefault(count, []).append((value, seconds))
+            files.write(path, _page(found, command, num_updates))
+            return values
 
-            accuracies(methods, images, count, seed, keep)
-    _write(path, command, settings.dataset, num_updates, cells, ("clean", *methods))
+        accuracies(methods, learned.split(dataset, seed), counts, seed, keep)
 
 
-_PUBLISHED = {"clean": {}, "random flips": {"30": "84.9", "60": "84.6"}, "ApproxGrad": {"30": "74.4", "60": "67.0"}}
-_PUBLISHED |= {"penalty": {"30": "75.1", "60": "67.6"}, "back-gradient": {"30": "82 (RMD)", "60": "79 (RMD)"}}
+_PUBLISHED = {"clean": {}, "random flips": {30: "84.9", 60: "84.6"}, "ApproxGrad": {30: "74.4", 60: "67.0"}}
+_PUBLISHED |= {"penalty": {30: "75.1", 60: "67.6"}, "back-gradient": {30: "82 (RMD)", 60: "79 (RMD)"}}
 _BARS = {"random flips": (">=", 85.0), "ApproxGrad": ("<=", 70.0), "penalty": ("<=", 70.0)}  # at 60 poisons
 
 
-def _write(path, command, dataset, num_updates, cells, names):
+def _page(found, command, num_updates):
     lines = []
-    for name in names:
-        found: dict[str, list] = {}
-        for cell, value in cells.items():
-            of, updates, _, count, method = cell.split(" ", 4)
-            if (of, int(updates), method) == (dataset, num_updates, name):
-                found.setdefault(count, []).append(value)
-        for count, values in sorted(found.items(), key=lambda item: int(item[0])):
-            accuracy = np.array([value[0] for value in values])
-            sign, bound = _BARS.get(name, ("", 0.0)) if count == "60" else ("", 0.0)
+    for name, by_count in found.items():
+        for count, values in by_count.items():
+            accuracy = np.array([value for value, _ in values])
+            sign, bound = _BARS.get(name, ("", 0.0)) if count == 60 else ("", 0.0)
             met = bool(accuracy.mean() >= bound if sign == ">=" else accuracy.mean() <= bound)
             bar = f"{sign} {bound:g} | {'met' if met else 'MISSED'}" if sign else " | "
             seeds = ", ".join(f"{a:.1f}" for a in accuracy)
-            seconds = np.mean([value[1] for value in values])
-            lines.append(
-                f"| {name} | {count} | {accuracy.mean():.1f} | {seeds} | {_PUBLISHED[name].get(count, '')} | {bar} | {seconds:.0f} |"
-            )
-    files.write(path, _PAGE.format(command=command, rows="\n".join(lines), updates=num_updates, back=num_updates // 10))
+            lines.append(f"| {name} | {count} | {accuracy.mean():.1f} | {seeds} | {_PUBLISHED[name].get(count, '')} | {bar} |")
+    seconds = ", ".join(
+        f"{name} {np.mean([seconds for _, seconds in next(iter(by_count.values()))]):.0f} s" for name, by_count in found.items() if by_count
+    )
+    return _PAGE.format(command=command, rows="\n".join(lines), updates=num_updates, back=num_updates // 10, seconds=seconds)
 
 
 _PAGE = """\
@@ -142,9 +144,11 @@ ApproxGrad have the authors' constants ({updates} updates); back-gradient goes b
 poisons at once. Published: means of 5 runs as reported by Mehra & Hamm (2021), whose row for back-gradient is reverse mode through
 warm-started steps (RMD).
 
-| poisons | number | accuracy in % | seeds | published | bar | | s |
-|---|---|---|---|---|---|---|---|
+| poisons | number | accuracy in % | seeds | published | bar | |
+|---|---|---|---|---|---|---|
 {rows}
+
+Of one seed, all numbers of poisons at once: {seconds}.
 """
 
 
@@ -152,8 +156,8 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--table", type=pathlib.Path, help="write the table of full-length attacks here, as Markdown")
-    parser.add_argument("--counts", nargs="+", type=int, default=[60], help="of poisons, in the table")
-    parser.add_argument("--seeds", type=int, default=1, help="in the table")
+    parser.add_argument("--counts", nargs="+", type=int, default=[10, 20, 30, 40, 50, 60], help="of poisons, in the table")
+    parser.add_argument("--seeds", type=int, default=3, help="in the table")
     parser.add_argument("--updates", type=int, default=5000, help="in the table")
     settings, options = experiment.parse(parser)
     if options.table is None:
@@ -162,7 +166,7 @@ def main() -> None:
         experiment.section(untargeted_poisoning.run, settings)
         return
     command = " ".join(["python -m experiments.untargeted_poisoning", *sys.argv[1:]])
-    table(settings, options.table, command, options.counts, options.seeds, options.updates)
+    table(settings, options.table, command, tuple(options.counts), options.seeds, options.updates)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from robustjax.base import Certificate, ModelFn
 
 
 class Poll(NamedTuple):
-    """Whose votes are counted, and how many; equal polls give equal votes on any mesh, with any batch."""
+    """Whose votes are counted, and how many; equal polls see equal noise on any mesh, with any batch."""
 
     sigma: float
     num_selection: int = 100
@@ -51,7 +51,7 @@ class Poll(NamedTuple):
         """The certificates that the votes allow."""
         if self.is_sequential:
             return smoothing.certify_sequential(*state, num_samples=self.num_samples, sigma=self.sigma, alpha=self.alpha)
-        return smoothing.certify(*state, sigma=self.sigma, alpha=self.alpha)
+        return smoothing.certify(*state, sigma=self.sigma, alpha=self.alpha, num_samples=self.num_samples)
 
 
 def cast(
@@ -73,19 +73,23 @@ def cast(
       poll: sigma, numbers of samples, seed, and the rule to stop by.
       model_fn: the base classifier.
       x: [N, ...] images.
-      images_per_device: at once; at least 2, for counts that do not depend on the number of devices.
+      images_per_device: at once, at least 2; with `chunk_size` the shape in which a device sees samples, in which convolutions round.
       chunk_size: samples of an image at once; divides the numbers of samples.
       mesh: devices; None for all.
       save_every: seconds.
       start: votes of the same images cast before, with fewer samples, where there is no file yet.
 
     Raises:
-      ValueError: the file is of another model, data set or poll; what differs is named.
+      ValueError: the file is of another model, data set, poll or shape; what differs is named. Or fewer than two images at once.
     """
+    if images_per_device < 2:
+        raise ValueError(f"images_per_device={images_per_device}: a single image is computed in another way; pass at least 2.")
     path, mesh = pathlib.Path(path), experiment.mesh() if mesh is None else mesh
     about = {
         "model": files.digest((model_fn, files.program(base.bind(_logits, model_fn=model_fn), x[:1]))),
         "data": files.digest(x),
+        "images_per_device": images_per_device,
+        "chunk_size": chunk_size,
     } | poll.about()
     num_classes = jax.eval_shape(base.bind(_logits, model_fn=model_fn), x[:1]).shape[1]
     if start is None:

@@ -3,7 +3,7 @@
 from robustjax.smoothing import noise, radii
 from robustjax.smoothing.counting import SOFT_UNIT, SoftVotes, count_predictions, count_soft
 from robustjax.smoothing.denoised import denoised, diffusion_denoiser
-from robustjax.smoothing.sampling import VoteState, sample
+from robustjax.smoothing.sampling import VoteState, sample, vote
 from robustjax.smoothing.sequential import anytime_lower, certify_sequential, lower_bound, undecided
 from robustjax.smoothing.soft import Smoothed, log_mean_softmax, soft
 from robustjax.smoothing.statistics import (
@@ -11,6 +11,7 @@ from robustjax.smoothing.statistics import (
     bernstein_lower,
     binomial_lower,
     binomial_upper,
+    bonferroni,
     certified_accuracy,
     certify,
     certify_soft,
@@ -30,6 +31,7 @@ __all__ = [
     "bernstein_lower",
     "binomial_lower",
     "binomial_upper",
+    "bonferroni",
     "certified_accuracy",
     "certify",
     "certify_sequential",
@@ -49,4 +51,5 @@ __all__ = [
     "sample",
     "soft",
     "undecided",
+    "vote",
 ]

@@ -1,7 +1,8 @@
 """Votes of a classifier under noise, counted on the device: the state of every certificate.
 
 Sample n of an image is drawn from fold_in(key of the image, n), so that neither the chunk, the batch, the mesh nor an interruption
-changes what is drawn: counts of consecutive samples add up to the counts of all. That holds for keys of threefry, the default; those of
+changes what is drawn: counts of consecutive samples add up to the counts of all, where the model's logits of an example do not depend on
+the batch it is in (the last digit of a convolution's may). The noise is the same for keys of threefry, the default; those of
 "rbg" draw other noise, no worse, when another number of them draws at once.
 """
 

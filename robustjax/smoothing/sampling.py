@@ -1,26 +1,61 @@
 """Voting over a data set: a generator of states, each of them complete, which whoever drives it may show, save and resume.
 
-Keys are made from an image's place in the data set and votes are counted in steps of a fixed number of samples, so that batch size,
-mesh and interruption never change a count, and an image stops where its own votes say.
+Keys are made from an image's place in the data set and votes are counted in steps of a fixed number of samples, so that an image sees
+the same noise whatever the batch size, the mesh and the interruptions, and stops where its own votes say. Interruptions never change a
+count. Shapes do not either, as far as the model gives an example the same logits in every batch: convolutions may differ in the last
+digit from one shape to another, which moves the votes of samples that lie that near to a boundary.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from robustjax import arrays, base, parallel
-from robustjax.base import Key, ModelFn
+from robustjax.base import Array, Key, ModelFn
 from robustjax.smoothing import counting, noise
 
 
 class VoteState(NamedTuple):
-    """Votes so far; numpy arrays over the data set N, filled in place as the sampling goes on."""
+    """Votes so far; `sample` fills numpy arrays over the data set N in place as it goes on."""
 
-    selection: np.ndarray  # [N, C] int32, by which the class is chosen
-    estimation: np.ndarray  # [N, C] int32, by which its probability is bounded; the sum of a row is what was drawn
+    selection: Any  # [N, C] int32, by which the class is chosen
+    estimation: Any  # [N, C] int32, by which its probability is bounded; the sum of a row is what was drawn
+
+
+def vote(
+    key: Key,
+    model_fn: ModelFn,
+    x: Array,
+    *,
+    sigma,
+    num_selection: int = 100,
+    num_samples: int,
+    chunk_size: int,
+    noise_fn: Callable = noise.gaussian,
+) -> VoteState:
+    """Both sets of votes of a batch, from one key: `certify(*vote(...), sigma=sigma)` is Cohen's procedure.
+
+    Args:
+      key: one key, or one per example [B]; an example selects with fold_in(its key, 0) and estimates with fold_in(its key, 1).
+      num_selection: votes for choosing the class (n0).
+      num_samples: votes for estimating its probability (n).
+      model_fn, x, sigma, chunk_size, noise_fn: as for `counting.count_predictions`.
+
+    Returns:
+      The votes of `sample` for the same key and images; jax arrays.
+
+    Raises:
+      ValueError: as `counting.count_predictions`.
+    """
+    keys = arrays.example_keys(key, x.shape[0])
+    count = base.bind(counting.count_predictions, sigma=sigma, chunk_size=chunk_size, noise_fn=noise_fn)
+    return VoteState(
+        count(arrays.fold_in(keys, 0), model_fn, x, num_samples=num_selection),
+        count(arrays.fold_in(keys, 1), model_fn, x, num_samples=num_samples),
+    )
 
 
 def sample(

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -59,14 +60,23 @@ def whole(weights, tmp_path_factory):
     return path, done.stdout
 
 
-def test_a_killed_run_goes_on_to_the_same_votes(weights, whole, tmp_path):
-    out = tmp_path / "votes.npz"
-    killed = subprocess.Popen(command(weights, out, "--save-every", "0"), env=environment(1), cwd=ROOT, stderr=subprocess.DEVNULL)
+def killed(weights, out, is_time):
+    """A run that is killed at the first moment when `is_time()`."""
+    process = subprocess.Popen(command(weights, out, "--save-every", "0"), env=environment(1), cwd=ROOT, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 60
-    while not (out.exists() and counts(out)[1].any()) and time.monotonic() < limit:
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    while not is_time() and time.monotonic() < limit:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_run_killed_three_times_goes_on_to_the_same_votes(weights, whole, tmp_path):
+    out = tmp_path / "votes.npz"
+    killed(weights, out, lambda: out.exists() and counts(out)[0].any())
+    chosen = (counts(out)[0].sum(axis=1) > 0).sum()
+    assert 0 < chosen < 48 and not counts(out)[1].any(), "it was killed while classes were chosen"
+    killed(weights, out, lambda: len(list(out.parent.iterdir())) > 1)  # another file is there while one is being written
+    killed(weights, out, lambda: counts(out)[1].any())
     drawn = counts(out)[1].sum()
     assert 0 < drawn < 48 * 600, "it was killed on the way"
     resumed = run(weights, out)
@@ -141,6 +151,14 @@ def test_votes_are_kept_for_another_alpha_but_not_for_another_rule_to_stop_by(tm
         votes.cast(tmp_path / "cut.npz", POLL, MODEL, X, chunk_size=20)
 
 
+def test_a_file_keeps_the_shape_that_its_samples_were_seen_in(tmp_path):
+    votes.cast(tmp_path / "votes.npz", POLL, MODEL, X, chunk_size=20)
+    with pytest.raises(ValueError, match="made with another chunk_size: 20 there, 40 here"):
+        votes.cast(tmp_path / "votes.npz", POLL, MODEL, X, chunk_size=40)
+    with pytest.raises(ValueError, match="pass at least 2"):
+        votes.cast(tmp_path / "one.npz", POLL, MODEL, X, images_per_device=1)
+
+
 def test_a_replayed_sequential_run_is_the_run_itself(tmp_path):
     poll = POLL._replace(grid=(0.0, 0.1, 0.2, 0.3))
     real = votes.cast(tmp_path / "sequential.npz", poll, MODEL, X, chunk_size=20)
@@ -167,6 +185,18 @@ def test_known_votes_make_a_known_summary():
     assert (summary.abstained, summary.samples) == (0.25, 1010)
     text = certify.describe(summary, poll, (0.0, 0.5, 1.2))
     assert f"{summary.average_radius:.4f}" in text and "50      50      25" in text and "1010 of 1010" in text
+
+
+def test_alpha_may_be_that_of_the_whole_set(weights, whole, tmp_path, capsys):
+    votes_file = shutil.copy(whole[0], tmp_path)  # known votes: nothing is drawn
+
+    def said(*more):
+        certify.main([*command(weights, votes_file)[3:], *more])
+        return capsys.readouterr().out.splitlines()
+
+    together, each = said("--simultaneous", "--alpha", "0.96"), said("--alpha", "0.02")
+    assert together[1:] == each[1:] != said("--alpha", "0.96")[1:]
+    assert "alpha 0.96 for all at once" in together[0] and "alpha 0.02 for each" in each[0]
 
 
 def test_images_are_spread_over_the_set():

@@ -71,8 +71,9 @@ def test_paired_gains_and_savings():
     np.testing.assert_array_equal(smoothing_gates.right_radii(certificate, np.array([1, 1, 1])), [0.5, 0.0, 0.0])
     whole = certify.Summary(1.0, np.array([0.9, 0.5]), np.zeros(5), 0.0, 3000.0)
     less = whole._replace(certified=np.array([0.9, 0.49]), samples=1000.0)
-    saving, loss = smoothing_gates.savings(whole, less)
+    saving, loss = smoothing_gates.savings(whole, less, 2)
     assert saving == 3 and loss == pytest.approx(1.0)
+    assert smoothing_gates.savings(whole, less, 1)[1] == 0, "a rule that does not ask for a radius is not judged there"
     made = smoothing_gates.row("MACER", whole, 0.9, np.array([True, False, False, False]), gain)
     assert made == ["MACER", "1.0000", "0.9", "90.0", "50.0", "0.0", "25.0", "+1.0000 +- 0.5774"]
 

@@ -273,6 +273,16 @@ def test_a_stopped_image_has_the_first_votes_of_the_whole():
         np.testing.assert_array_equal(alone[0], stopped.estimation[row])
 
 
+def test_both_sets_of_votes_come_from_one_key():
+    run = jax.jit(smoothing.vote, static_argnames=("num_selection", "num_samples", "chunk_size"))
+    votes = run(KEY, MODEL, X, sigma=SIGMA, num_selection=10, num_samples=200, chunk_size=10)
+    *_, driven = sampled()
+    jax.tree.map(np.testing.assert_array_equal, votes, driven)
+    doubled = run(KEY, MODEL, X, sigma=SIGMA, num_selection=200, num_samples=200, chunk_size=10)
+    assert (doubled.selection != doubled.estimation).any(), "they are drawn apart"
+    assert smoothing.certify(*votes, sigma=SIGMA, alpha=0.05, num_samples=200).certified.any()
+
+
 def test_what_a_user_can_get_wrong_is_named():
     run = functools.partial(smoothing.count_predictions, KEY, MODEL, X)
     with pytest.raises(ValueError, match="sigma must be positive, got 0"):

@@ -117,9 +117,10 @@ def test_radii_of_other_noises_hold_on_the_worst_half_space_and_are_tight():
     b = sigma / 2**0.5
     distance = float(radii.laplace_l1(p, sigma))
     assert scipy.stats.laplace(scale=b).cdf(distance) == pytest.approx(p)
-    # Uniform noise in linf: the volume of the intersection of two cubes shifted by r in every coordinate is (1 - r / 2 lam)^d.
+    # Uniform noise in linf: of the noise around x, p - 1/2 lies outside the cube around x + r, and a class may have nothing else there.
     r = float(radii.uniform_linf(p, sigma, num_features=5))
-    assert 1 - (1 - r / (2 * lam)) ** 5 == pytest.approx(p - 0.5)
+    is_outside = (np.random.default_rng(0).uniform(-lam, lam, (100_000, 5)) < r - lam).any(axis=1)
+    assert is_outside.mean() == pytest.approx(p - 0.5, abs=5 * np.sqrt(0.3 * 0.7 / 100_000))
 
 
 @pytest.mark.parametrize("num_images", [3, 1000])
@@ -144,10 +145,23 @@ def test_soft_bounds():
     assert smoothing.hoeffding_lower(mean, variance, n, alpha) == pytest.approx(0.9 - np.sqrt(np.log(1000) / 2000))
     t = np.log(2000)
     assert smoothing.bernstein_lower(mean, variance, n, alpha) == pytest.approx(0.9 - np.sqrt(0.02 * t / 1000) - 7 * t / (3 * 999))
-    samples = np.random.default_rng(0).beta(20, 2, (4000, 200))  # both cover; 4,000 streams at alpha .05: 5 standard errors above
-    for bound_fn in (smoothing.hoeffding_lower, smoothing.bernstein_lower):
-        wrong = (bound_fn(samples.mean(1), samples.var(1, ddof=1), 200, 0.05) > 20 / 22).mean()
-        assert wrong <= 0.05 + 5 * np.sqrt(0.05 * 0.95 / 4000)
+
+
+def test_soft_bounds_cover_exactly_the_samples_that_vary_most():
+    # Samples that are 0 or 1: their mean takes n + 1 values, so that the probability of a bound above the truth is a sum, not a simulation.
+    n = 200
+    hits = np.arange(n + 1)
+    mean, variance = hits / n, hits * (n - hits) / n / (n - 1)
+
+    def worst(bound_fn, alpha):
+        return max(scipy.stats.binom.pmf(hits, n, p)[bound_fn(mean, variance, n, alpha) > p].sum() for p in np.linspace(0.01, 0.99, 99))
+
+    for alpha in (0.001, 0.01, 0.05):
+        for bound_fn in (smoothing.hoeffding_lower, smoothing.bernstein_lower):
+            assert worst(bound_fn, alpha) <= alpha
+        # Such a check sees what it must: Bernstein's bound without its second term, and Hoeffding's of samples in [0, 1/2], do not cover.
+        assert worst(lambda m, v, n, a: m - np.sqrt(2 * v * np.log(2 / a) / n), alpha) > alpha
+        assert worst(lambda m, v, n, a: smoothing.hoeffding_lower(m, v, 4 * n, a), alpha) > alpha
 
 
 def test_soft_certificate_by_hand():
@@ -237,6 +251,20 @@ def test_curves_and_averages():
     assert smoothing.failures(500, 0.001, 0.999) == scipy.stats.binom.ppf(0.999, 500, 0.001)
 
 
+def test_bonferroni_holds_for_all_at_once():
+    # 50 images of 100 votes each: with alpha for each, half of the sets have a wrong bound.
+    p, alpha, num_sets = 0.9, 0.05, 4000
+    hits = np.random.default_rng(6).binomial(100, p, (num_sets, 50))
+
+    def any_wrong(each):
+        return (smoothing.binomial_lower(hits, 100, each) > p).any(axis=1).mean()
+
+    assert any_wrong(alpha) > 0.5
+    assert any_wrong(smoothing.bonferroni(alpha, 50)) <= alpha
+    with pytest.raises(ValueError, match="positive number of statements"):
+        smoothing.bonferroni(alpha, 0)
+
+
 def test_a_bound_for_a_fixed_number_refuses_votes_that_were_stopped():
     # Stopped at the first look where the bound looked good: Clopper-Pearson at that look fails three times as often as promised.
     rng = np.random.default_rng(3)
@@ -266,6 +294,7 @@ def test_a_bound_for_a_fixed_number_refuses_votes_that_were_stopped():
         ({"selection": votes([1000, 0], [900, 100]), "estimation": votes([0, 1000], [900, 100])}, "different keys"),
         ({"selection": votes([9, 1, 0])}, "same inputs and classes"),
         ({"selection": np.array([[9.0, 1.0]])}, "as integers"),
+        ({"num_samples": 2000}, "expected 2000 votes for every input, got 1000 to 1000"),
     ],
 )
 def test_wrong_statistics_are_named(changes, message):
@@ -284,6 +313,7 @@ def test_alpha_is_a_probability_wherever_it_is_asked_for(alpha):
         lambda: smoothing.anytime_lower(90, 100, alpha),
         lambda: smoothing.lower_bound(90, 100, num_samples=100, alpha=alpha),
         lambda: statistics.failures(100, alpha),
+        lambda: smoothing.bonferroni(alpha, 100),
     ):
         with pytest.raises(ValueError, match=r"alpha must lie in \(0, 1\)"):
             call()
