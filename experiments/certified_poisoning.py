@@ -25,6 +25,8 @@ SETS = ("clean", "random noise", "poisoned")
 VICTIMS = ("Gaussian", "MACER", "SmoothAdv")
 # Of the victims; 16 copies, weight 16 and eps 1 are the values of MACER and SmoothAdv on MNIST.
 EFFORT = smoothed.Effort(ARCHITECTURE, batch_size=100, num_attack_steps=2, num_attack_copies=1, num_radius_copies=16)
+_NUM_NOISE, _CRAFTING_WEIGHT = 20, 1.0  # of the soft radius; of MACER while poisons are crafted, with one copy: the authors'
+_CRAFTING = EFFORT._replace(num_radius_copies=1)
 _LINEAR_RATES = {"Gaussian": 1e-2, "MACER": 1e-4, "SmoothAdv": 1e-3}  # the authors'
 
 
@@ -83,7 +85,10 @@ def judge(name: str, split: Split, settings: experiment.Settings, size: Size) ->
     threat = Linf(EPS)
     provenance = poisons.Provenance(
         settings.dataset, "lower_radius", f"{ARCHITECTURE}, {name} at {SIGMA}", f"{len(rows)} images, linf {EPS}", settings.seed,
-        {"num_epochs": size.num_craft_epochs, "num_images": len(split.x), "linear_rate": _LINEAR_RATES[name]},
+        {
+            "num_epochs": size.num_craft_epochs, "num_images": len(split.x), "linear_rate": _LINEAR_RATES[name], "num_noise": _NUM_NOISE,
+            "weight": _CRAFTING_WEIGHT, "effort": list(_CRAFTING),
+        },
     )  # fmt: skip
     folder = pathlib.Path(settings.out) / "poisons"
     crafted = poisons.kept(
@@ -101,11 +106,10 @@ def craft(name: str, split: Split, settings: experiment.Settings, size: Size) ->
     """Every training image of the class, changed within the threat."""
     network = models.stateless(ARCHITECTURE)
     rows, others = np.flatnonzero(split.y == LABEL), np.flatnonzero(split.y != LABEL)
-    effort = EFFORT._replace(num_radius_copies=1)  # as the authors craft: MACER with one copy and weight 1
-    loss = smoothed.losses(SIGMA, effort)[name]
-    loss = base.bind(loss, weight=1.0) if name == "MACER" else loss
+    loss = smoothed.losses(SIGMA, _CRAFTING)[name]
+    loss = base.bind(loss, weight=_CRAFTING_WEIGHT) if name == "MACER" else loss
     verb = base.bind(
-        poisoning.lower_radius, apply_fn=network.apply_fn, init_fn=network.init_fn, threat=Linf(EPS), sigma=SIGMA, num_noise=20,
+        poisoning.lower_radius, apply_fn=network.apply_fn, init_fn=network.init_fn, threat=Linf(EPS), sigma=SIGMA, num_noise=_NUM_NOISE,
         training_loss=base.bind(loss, apply_fn=network.apply_fn), num_epochs=size.num_craft_epochs,
         num_clean=min(900, len(others)), num_poison=min(100, len(rows)), linear_rate=_LINEAR_RATES[name],
     )  # fmt: skip

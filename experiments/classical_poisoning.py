@@ -93,22 +93,27 @@ def random_distance(task: Task, order: int, effort: float, seed: int) -> float:
     return float(np.sqrt(task.outer_fn()(task.fit_fn(moved, task.y))[0]))
 
 
-def ruined(task: Task, share: float, num_steps: int, seed: int) -> tuple[float, float, float]:
-    """Accuracy in % on points that nobody saw: clean, after random moves of a share of the training points, and after chosen ones."""
+def ruined(task: Task, share: float, num_steps: int, seed: int) -> tuple[float, float, float, float]:
+    """Accuracy in % on points that nobody saw: clean, after a share of the training points moved at random, to corners, and as chosen."""
     train, mine, new = np.array_split(np.random.default_rng(seed).permutation(len(task.x)), 3)  # the second third is the attacker's
     x, y, rows, box = task.x[train], task.y[train], np.arange(int(share * len(train))), (task.x.min(), task.x.max())
     found = classical.attack(
         x, y, fit_fn=task.fit_fn, pullback_fn=task.pullback_fn, outer_fn=classical.ruin(task.x[mine], task.y[mine], loss="logistic"),
         effort_order=2, weight=0.0, step_size=_RUIN_STEP, num_steps=num_steps, rows=rows, box=box,
     )  # fmt: skip
-    noise = np.zeros_like(x)
-    noise[rows] = np.random.default_rng(seed).normal(size=(len(rows), x.shape[1]))
-    noise *= found.effort / np.linalg.norm(noise)
+    rng = np.random.default_rng(seed)
+    noisy, cornered = x.copy(), x.copy()
+    noise = rng.normal(size=(len(rows), x.shape[1]))
+    for _ in range(50):  # what the box takes is spent where it leaves room
+        noise *= found.effort / np.linalg.norm(noise)
+        noise = np.clip(x[rows] + noise, *box) - x[rows]
+    noisy[rows] += noise
+    cornered[rows] = rng.choice(box, size=noise.shape)
 
     def accuracy(theta):
         return 100 * float(np.mean(np.sign(task.x[new] @ theta[:-1] + theta[-1]) == task.y[new]))
 
-    return accuracy(task.fit_fn(x, y)), accuracy(task.fit_fn(np.clip(x + noise, *box), y)), accuracy(found.theta)
+    return accuracy(task.fit_fn(x, y)), accuracy(task.fit_fn(noisy, y)), accuracy(task.fit_fn(cornered, y)), accuracy(found.theta)
 
 
 def _ruined(task, num_steps, settings):
@@ -119,10 +124,10 @@ def _ruined(task, num_steps, settings):
         rows.append([f"{100 * share:.0f} %", *(f"{mean:.1f}" for mean in found.mean(axis=0))])
     caption = (
         f"{task.title}, whose predictions the attacker wants wrong: accuracy in % on a third of the points, which neither learner nor "
-        f"attacker saw, means of {len(splits)} splits. Points keep their label and move within the data's range, at random with the same "
-        "effort."
+        f"attacker saw, means of {len(splits)} splits. Points keep their label and move within the data's range: at random with the "
+        "attack's effort, or to random corners of the range, which takes more."
     )
-    return report.Table("Ruined predictions", caption, ["points that move", "clean", "random moves", "attack"], rows)
+    return report.Table("Ruined predictions", caption, ["points that move", "clean", "random moves", "random corners", "attack"], rows)
 
 
 def _picture(task, num_steps, settings):

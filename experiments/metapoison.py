@@ -22,6 +22,13 @@ from robustjax import base, poisoning, training
 from robustjax.threats import Linf, Recolor
 
 BATCH_SIZE, LEARNING_RATE = 100, 0.2  # of surrogates and victims alike
+NUM_UNROLL_STEPS, NUM_RESTARTS = 2, 2  # K of MetaPoison; of Witches' Brew
+STEP_SHARE = 0.5  # of eps: the first rate of MetaPoison's Adam
+_CONSTANTS = {
+    "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "num_unroll_steps": NUM_UNROLL_STEPS, "num_restarts": NUM_RESTARTS,
+    "step_share": STEP_SHARE,
+}  # fmt: skip
+_VICTIM = 1_000_000  # far beyond what `split` gives: fold_in(key, i) is split(key, n)[i]
 ATTACKS = ("MetaPoison", "Witches' Brew")
 COLUMNS = ("clean", "random noise", *ATTACKS)
 _GRID = 10  # points of a channel's range, of recoloured poisons; the paper's
@@ -115,12 +122,11 @@ def judge(trial: Trial, x, y, settings: experiment.Settings, size: Size) -> dict
         file = f"{crafts[name].__name__}-{settings.dataset}-{size.architecture}-{len(x)}-{len(trial.rows)}{kind}-{trial.seed}.npz"
         provenance = poisons.Provenance(
             settings.dataset, name, size.architecture, f"{len(trial.rows)} images, {size.limit}", trial.seed,
-            {name: value for name, value in size._asdict().items() if name not in ("budgets", "num_trials")}
-            | {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE},
+            {name: value for name, value in size._asdict().items() if name not in ("budgets", "num_trials")} | _CONSTANTS,
         )  # fmt: skip
         made = poisons.kept(pathlib.Path(settings.out) / "poisons" / file, provenance, lambda craft=craft: _crafted(trial, y, craft()))
         changed[name] = made.x
-    key_victim = jax.random.fold_in(key, 1)  # not the surrogates'
+    key_victim = jax.random.fold_in(key, _VICTIM)
     ball = Linf(size.eps)  # a recolouring stays in it
     sets = {name: poisoning.insert(x, y, trial.rows, part, threat=ball)[0] for name, part in changed.items()}
     return {
@@ -130,26 +136,34 @@ def judge(trial: Trial, x, y, settings: experiment.Settings, size: Size) -> dict
 
 
 def metapoisons(trial: Trial, x, y, size: Size):
-    """Poisons by MetaPoison, with Adam at a rate of half of eps that falls along a cosine."""
-    network = models.stateless(size.architecture, 10, x.shape[1:])
-    rate = optax.cosine_decay_schedule(0.5 * size.eps, size.num_steps, alpha=0.05)
-    verb = base.bind(
-        poisoning.metapoison, apply_fn=network.apply_fn, init_fn=network.init_fn, threat=size.threat, optimizer=optax.adam(rate),
-        num_steps=size.num_steps, num_surrogates=size.num_surrogates, num_epochs=size.num_epochs, batch_size=BATCH_SIZE,
-        step_size=LEARNING_RATE,
-    )  # fmt: skip
+    """Poisons by MetaPoison, with Adam at a rate of a share of eps that falls along a cosine."""
+    verb = _verbs(size, x.shape[1:])["MetaPoison"]
     return _compiled(verb, jax.random.key(trial.seed), x, y, trial.rows, trial.x_target, trial.y_adversarial).x
 
 
 def brew(trial: Trial, x, y, size: Size):
     """Poisons by gradient matching on one network trained on the clean set."""
-    network = models.stateless(size.architecture, 10, x.shape[1:])
     key = jax.random.key(trial.seed)
     params = _trained(key, x, y, size.architecture, size.num_epochs)
-    verb = base.bind(
-        poisoning.gradient_matching, apply_fn=network.apply_fn, threat=size.threat, num_steps=size.num_matching_steps, num_restarts=2
-    )  # fmt: skip
+    verb = _verbs(size, x.shape[1:])["Witches' Brew"]
     return _compiled(verb, key, params, None, x[trial.rows], y[trial.rows], trial.x_target, trial.y_adversarial).x
+
+
+@functools.cache  # one verb, so that one program serves all trials
+def _verbs(size, input_shape):
+    network = models.stateless(size.architecture, 10, input_shape)
+    rate = optax.cosine_decay_schedule(STEP_SHARE * size.eps, size.num_steps, alpha=0.05)
+    return {
+        "MetaPoison": base.bind(
+            poisoning.metapoison, apply_fn=network.apply_fn, init_fn=network.init_fn, threat=size.threat, optimizer=optax.adam(rate),
+            num_steps=size.num_steps, num_surrogates=size.num_surrogates, num_epochs=size.num_epochs,
+            num_unroll_steps=NUM_UNROLL_STEPS, batch_size=BATCH_SIZE, step_size=LEARNING_RATE,
+        ),
+        "Witches' Brew": base.bind(
+            poisoning.gradient_matching, apply_fn=network.apply_fn, threat=size.threat, num_steps=size.num_matching_steps,
+            num_restarts=NUM_RESTARTS,
+        ),
+    }  # fmt: skip
 
 
 def _crafted(trial, y, x):
@@ -207,7 +221,7 @@ def _plot(found, size):
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    caption = f"An MLP 784-128-10 trained from scratch on poisoned digits, {size.limit}; {size.num_trials} trials, 95 % intervals."
+    caption = f"{size.architecture} trained from scratch on poisoned images, {size.limit}; {size.num_trials} trials, 95 % intervals."
     return report.figure("Success against budget", caption, plot)
 
 
@@ -215,8 +229,8 @@ def section(found: dict[tuple[str, int], np.ndarray], size: Size, command: str, 
     """A setting's part of the page."""
     lines = [
         f"{size.num_images:,} images, {size.num_epochs} epochs of gradient descent, batches of {BATCH_SIZE}, rate {LEARNING_RATE}; "
-        f"{size.limit}. MetaPoison: {size.num_surrogates} surrogates, {size.num_steps} crafting steps, K = 2; Witches' Brew: one network, "
-        f"{size.num_matching_steps} steps, 2 restarts.\n",
+        f"{size.limit}. MetaPoison: {size.num_surrogates} surrogates, {size.num_steps} crafting steps, K = {NUM_UNROLL_STEPS}; "
+        f"Witches' Brew: one network, {size.num_matching_steps} steps, {NUM_RESTARTS} restarts.\n",
         "| poisons | " + " | ".join(COLUMNS) + " | above noise |",
         "|---" * (len(COLUMNS) + 2) + "|",
     ]

@@ -73,9 +73,10 @@ def run(settings: experiment.Settings) -> report.Section:
     )
     header = ["attack", "trained", "poisons", "budget", "clean", "control", "poisoned"]
     text = (
-        "The body of the network is frozen and shared, only a head is trained, as in transfer learning. The poison looks like its base and "
-        "carries its label, but its features are the target's: a head that fits it misreads the target. A network that is trained as a "
-        "whole moves the features apart again: there it takes many poisons and a watermark of the target, which does most of the work."
+        "The body of the network is frozen and shared, only a head is trained, as in transfer learning. The poison is its base, changed, "
+        "and carries its label, but its features are the target's: a head that fits it misreads the target. A network that is trained as a "
+        "whole moves the features apart again: there it takes many poisons and a watermark of the target. Here the watermark alone is "
+        "enough, and the collision of features on top of it takes some of its success away."
     )
     table = report.Table("One image is enough", caption, header, rows)
     return report.Section("Poison frogs", text, [_pictures(features_fn, trials, frogs), table])

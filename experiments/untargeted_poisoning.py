@@ -140,7 +140,8 @@ _PAGE = """\
 MNIST's 10,000 test images, permuted by the seed: 1,000 for training, 1,000 for validation, 8,000 for testing. The victim is a linear
 softmax without bias (weight decay .0025 |W|^2), retrained from scratch on training images and poisons. Poisons start as copies of the
 first training images with a random wrong label (that is the row of random flips); the attacks learn their pixels in [0, 1]. Penalty and
-ApproxGrad have the authors' constants ({updates} updates); back-gradient goes back through 100 steps from zero, {back} times, with all
+ApproxGrad have the authors' constants ({updates} updates; in ApproxGrad, Adam's moments for theta and for the linear system start afresh
+in each); back-gradient goes back through 100 steps from zero, {back} times, with all
 poisons at once. Published: means of 5 runs as reported by Mehra & Hamm (2021), whose row for back-gradient is reverse mode through
 warm-started steps (RMD).
 

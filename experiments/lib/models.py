@@ -206,6 +206,13 @@ class PooledConvNet(ConvNet):
     pooled = True
 
 
+class SmallConvNet(ConvNet):
+    """`ConvNet` with 8 and 16 channels and a dense layer of 32: for what trains many networks from scratch."""
+
+    def __init__(self, input_shape, num_classes, *, rngs):
+        super().__init__(input_shape, num_classes, num_channels=8, rngs=rngs)
+
+
 class SiluConvNet(ConvNet):
     """`ConvNet` with SiLU, which is smooth."""
 
@@ -339,6 +346,7 @@ ARCHITECTURES = {
     "mlp_shallow": ShallowMlp,
     "convnet": ConvNet,
     "convnet_pooled": PooledConvNet,
+    "convnet_small": SmallConvNet,
     "convnet_silu": SiluConvNet,
     "convnet_fast": FastConvNet,
     "convnet_linen": LinenConvNet,

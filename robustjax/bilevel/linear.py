@@ -131,20 +131,42 @@ def extreme_eigenvalues(product: Callable, like, *, num_steps: int = 50):
 
     Source: Lanczos, 1950; without reorthogonalisation, which the extremes do not need (Paige, 1980).
     """
+    alpha, beta, _ = _lanczos(product, like, jnp.zeros(num_steps))
+    values = jnp.linalg.eigvalsh(_tridiagonal(alpha, beta, alpha[0]))
+    return values[0], values[-1]
+
+
+def lowest(product: Callable, like, *, num_steps: int = 50):
+    """The smallest eigenvalue of H and its direction, of length 1: `extreme_eigenvalues` with the vector, in twice the time."""
+    alpha, beta, _ = _lanczos(product, like, jnp.zeros(num_steps))
+    beyond = jnp.abs(alpha).sum() + 2.0 * jnp.abs(beta).sum()  # above every eigenvalue: an ended iteration has no vectors there
+    values, vectors = jnp.linalg.eigh(_tridiagonal(alpha, beta, beyond))
+    weights = jnp.zeros(num_steps, vectors.dtype).at[: len(alpha)].set(vectors[:, 0])
+    direction = _lanczos(product, like, weights)[2]
+    size = problem.norm(direction)
+    return values[0], jax.tree.map(lambda d: d / jnp.where(size == 0, 1.0, size), direction)
+
+
+def _lanczos(product, like, weights):
+    """Diagonals of H in the basis of the iteration, and the sum of the basis by weights, like `like`."""
     flat, unravel = ravel_pytree(jax.tree.map(problem.wide, like))
     start = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)
 
-    def step(carry, _):
-        before, q, beta = carry
+    def step(carry, weight):
+        before, q, beta, total = carry
         h = ravel_pytree(product(unravel(q)))[0]
         alpha = jnp.vdot(q, h)
         rest = h - alpha * q - beta * before
         beta = problem.norm(rest)
-        return (q, rest / jnp.where(beta == 0, 1.0, beta), beta), (alpha, beta)
+        return (q, rest / jnp.where(beta == 0, 1.0, beta), beta, total + weight.astype(q.dtype) * q), (alpha, beta)
 
-    first = (jnp.zeros_like(start), start / problem.norm(start), jnp.zeros((), flat.dtype))
-    alpha, beta = jax.lax.scan(step, first, length=min(num_steps, flat.size))[1]
+    nothing = jnp.zeros_like(start)
+    first = (nothing, start / problem.norm(start), jnp.zeros((), flat.dtype), nothing)
+    (*_, total), (alpha, beta) = jax.lax.scan(step, first, weights[: flat.size])
+    return alpha, beta, unravel(total)
+
+
+def _tridiagonal(alpha, beta, filling):
     ended = jnp.cumsum(beta == 0) > jnp.int32(beta == 0)  # an invariant space was found before
-    diagonal = jnp.where(ended, alpha[0], alpha)
-    values = jnp.linalg.eigvalsh(jnp.diag(diagonal) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))
-    return values[0], values[-1]
+    diagonal = jnp.where(ended, filling, alpha)
+    return jnp.diag(diagonal) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)

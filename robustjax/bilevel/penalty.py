@@ -110,18 +110,18 @@ def penalty_step(problem: Bilevel, method: PenaltyMethod, state: PenaltyState, b
 
 
 def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_steps: int = 50) -> None:
-    """Names a start whose inner problem curves downward, or falls on and on along its gradient; for concrete values, outside jit.
+    """Names a start whose inner problem falls on and on along its gradient or where it curves down most; for concrete values, outside jit.
 
     With an outer loss that is unbounded below and a small rho, the penalised inner problem leads away from every minimum of the inner
     loss, and its stationary point has nothing to do with the bilevel problem's.
 
     Args:
       problem, state, batch: of `penalty_step`.
-      num_steps: products with a Hessian, for its smallest eigenvalue (Lanczos: from above, so that a slight curvature may be missed).
+      num_steps: products with a Hessian, for the direction of its smallest eigenvalue (Lanczos; a slight curvature may be missed).
 
     Raises:
-      ValueError: the Hessian in theta has a negative eigenvalue, or is not finite; or the problem still falls steeply 10,000 times as far
-        from the start as theta is long. With what to do.
+      ValueError: a value or a Hessian is not finite; or the problem still falls 10,000 times as far from the start as theta is long. With
+        what to do. What falls along neither line, or only along a curve, is not seen.
     """
 
     def penalised(theta, phi, batch):
@@ -130,19 +130,26 @@ def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_step
         return problem.outer_loss(theta, phi, batch) + constraint + state.weight * value
 
     product = parts.hessian(penalised, state.theta, state.phi, batch)
-    like = jax.tree.map(parts.wide, state.theta)
-    smallest, largest = map(float, linear.extreme_eigenvalues(product, like, num_steps=num_steps))
-    rounding = 100 * jnp.finfo(jnp.result_type(*jax.tree.leaves(like))).eps * max(abs(smallest), abs(largest))
-    at = f"at rho={float(state.rho):g} and weight={float(state.weight):g} the penalised inner problem"
-    remedy = "may be unbounded below; start with a larger rho, keep the weight, or bound the outer loss."
-    if not smallest >= -rounding:
-        raise ValueError(f"{at} curves downward (smallest eigenvalue about {smallest:.3g}) and {remedy}")
+    curvature, lowest = linear.lowest(product, jax.tree.map(parts.wide, state.theta), num_steps=num_steps)
     grad = jax.grad(penalised)(state.theta, state.phi, batch)
     steepness, far = parts.norm(grad), 1e4 * (1.0 + parts.norm(state.theta))
+    at = f"at rho={float(state.rho):g} and weight={float(state.weight):g} the penalised inner problem"
+    if not jnp.isfinite(curvature + steepness):
+        raise ValueError(
+            f"{at} is not finite (slope {float(steepness):g}, curvature {float(curvature):g}); check the start and the losses."
+        )
 
-    def value(distance):  # down the gradient
-        step = distance / jnp.where(steepness == 0, 1.0, steepness)
-        return penalised(jax.tree.map(lambda t, g: t - (step * g).astype(t.dtype), state.theta, grad), state.phi, batch)
+    def falls(direction, slope):  # between far away and twice as far
+        def value(distance):
+            theta = jax.tree.map(lambda t, d: t + (distance * d).astype(t.dtype), state.theta, direction)
+            return penalised(theta, state.phi, batch)
 
-    if float(value(far) - value(2.0 * far)) > _FALL * float(far * steepness):
-        raise ValueError(f"{at} still falls at {float(far):.3g} from its start and {remedy}")
+        return float(value(far) - value(2.0 * far)) > _FALL * float(far * slope)
+
+    down = jax.tree.map(lambda g: -g / jnp.where(steepness == 0, 1.0, steepness), grad)
+    up = jax.tree.map(jnp.negative, lowest)
+    if falls(down, steepness) or (curvature < 0 and any(falls(direction, -curvature) for direction in (lowest, up))):
+        raise ValueError(
+            f"{at} still falls at {float(far):.3g} from its start and may be unbounded below; start with a larger rho, keep the weight, or "
+            "bound the outer loss."
+        )

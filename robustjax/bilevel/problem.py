@@ -61,18 +61,41 @@ def once(result, remedy: str):
     return same(result)
 
 
-def check(problem: Bilevel, phi, theta, batch) -> None:
+def check(problem: Bilevel, phi, theta, batch, is_direct: bool = False) -> None:
     """Phi has an effect on the outer loss, directly or through theta; looked at in the traced program, so also under jit.
+
+    Args:
+      is_direct: only a direct effect counts.
 
     Raises:
       ValueError: it has none, so that every hypergradient would be zero.
     """
 
-    def gradients(theta, phi, batch):
-        v, direct = jax.grad(problem.outer_loss, argnums=(0, 1))(theta, phi, batch)
-        return direct, response(problem.inner_loss, theta, phi, batch, v)
+    def of_outer(argnums):
+        return lambda theta, phi, batch: jax.grad(problem.outer_loss, argnums=argnums)(theta, phi, batch)
 
-    program = jax.make_jaxpr(gradients)(theta, phi, batch)
+    if not _is_zero(of_outer(1), theta, phi, batch):
+        return
+    if is_direct:
+        raise ValueError(
+            "phi acts on the outer loss through theta alone, and this way leaves that out: the gradient would be zero; use `implicit` or "
+            "another way that follows theta."
+        )
+    if _is_zero(of_outer(0), theta, phi, batch):
+        missing = "theta does not move the outer loss (is it an accuracy, or behind a rounding or a stop_gradient?)"
+    elif _is_zero(lambda theta, phi, batch, p: response(problem.inner_loss, theta, phi, batch, p), theta, phi, batch, theta):
+        missing = "phi does not move the gradient of the inner loss (is it behind a rounding or a stop_gradient?)"
+    else:
+        return
+    raise ValueError(
+        f"phi has no effect: it is not in the outer loss, and through theta there is none either, since {missing}. The hypergradient "
+        "would be zero; expected phi (poisons, weights, ...) inside inner_loss, and theta inside a smooth outer_loss."
+    )
+
+
+def _is_zero(gradients: Callable, *args) -> bool:
+    """Whether the traced function gives zeros whatever its arguments are, as differentiation does where there is nothing to find."""
+    program = jax.make_jaxpr(gradients)(*args)
     jaxpr = program.jaxpr
     closed_over = [var for var, value in zip(jaxpr.constvars, program.consts, strict=True) if isinstance(value, jax.core.Tracer)]
     moving = {*jaxpr.invars, *closed_over}
@@ -80,14 +103,9 @@ def check(problem: Bilevel, phi, theta, batch) -> None:
         if any(isinstance(atom, core.Var) and atom in moving for atom in eqn.invars):
             moving |= set(eqn.outvars)
     if any(isinstance(atom, core.Var) and atom in moving for atom in jaxpr.outvars):
-        return
+        return False
     with jax.ensure_compile_time_eval():  # what depends on no input is known
         zeros = [jax.lax.full(v.aval.shape, 0, v.aval.dtype) for v in jaxpr.invars]
         consts = [jnp.zeros_like(value) if isinstance(value, jax.core.Tracer) else value for value in program.consts]
         values = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))(*zeros)
-        constant = all(bool((value == 0).all()) for value in values)
-    if constant:
-        raise ValueError(
-            "phi has no effect: the outer loss depends on it neither directly nor through theta, so the hypergradient is zero; expected "
-            "phi (poisons, weights, ...) inside inner_loss, not behind a stop_gradient or rounding, and theta inside outer_loss."
-        )
+        return all(bool((value == 0).all()) for value in values)

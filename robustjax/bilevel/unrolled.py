@@ -51,11 +51,15 @@ def truncated(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *, tai
     Returns:
       As `unrolled`.
 
+    Raises:
+      ValueError: phi has no effect; or the result is differentiated again.
+
     Guarantee:
       none: biased by what the earlier steps would have added, which shrinks like the tail's contraction.
     Source: Shaban et al., AISTATS 2019, arXiv:1810.10667.
     """
-    return unrolled(problem, tail, phi, jax.lax.stop_gradient(solve(phi, theta0, batch)), batch)
+    result = unrolled(problem, tail, phi, jax.lax.stop_gradient(solve(phi, theta0, batch)), batch)
+    return parts.once(result, "use bilevel.unrolled.")
 
 
 def forward(problem: Bilevel, solve: Callable, phi, theta0, batch=None) -> HyperGradient:

@@ -110,7 +110,7 @@ def lower_radius(
 
     def outer_loss(params, phi, batch):
         del phi
-        keys = arrays.example_keys(jax.random.fold_in(batch[0], 1), len(x_val))
+        keys = arrays.example_keys(jax.random.fold_in(batch[0], num_victim_steps), len(x_val))  # after those of the victim's steps
         return soft_radius(apply_fn, params, keys, x_val, y_val, sigma=sigma, num_noise=num_noise, beta=beta, smoothing=smoothing)
 
     def fresh(key):

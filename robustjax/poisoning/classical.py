@@ -66,7 +66,8 @@ def attack(
       The poisoned set.
 
     Raises:
-      ValueError: another order of effort, nothing that can move, labels of another length, or rows beyond the set.
+      ValueError: another order of effort, a weight below 0, nothing that can move, labels of another length, rows beyond the set, or what
+        may move outside the box at the start.
 
     Source: Mei & Zhu, AAAI 2015, eq. 5 and 6.
     """
@@ -80,6 +81,8 @@ def attack(
             f"expected as many labels as points and different rows among them, got {len(data['y'])} labels for {len(data['x'])} points and "
             f"rows {rows}."
         )
+    if weight < 0 or not ((origin[free] >= box[0]) & (origin[free] <= box[1])).all():
+        raise ValueError(f"expected a weight of at least 0 and a box that holds what may move, got weight={weight} and box={box}.")
     free = free.reshape(-1, *[1] * (origin.ndim - 1))
     losses, active, changes = [], None, 0
     for _ in range(num_steps):
@@ -189,7 +192,7 @@ def logistic(x, y, *, reg: float) -> np.ndarray:
 
 def logistic_pullback(x, y, theta, v, *, reg: float) -> Pullback:
     """With a = H^-1 v and p = sigma(-y <theta, x>): (y p a - p (1 - p) <a, x> theta) / N in x, without the entry of the bias."""
-    ones, y = _with_one(x), np.asarray(y, np.float64)
+    ones, y = _with_one(x), _signs(y)
     a = np.linalg.solve(_logistic_hessian(ones, y, theta, reg), v)
     score, along = ones @ theta, ones @ a
     p = scipy.special.expit(-y * score)
@@ -251,7 +254,7 @@ _LOSSES: dict[str, Callable] = {
 
 def _signs(y):
     y = np.asarray(y, np.float64)  # as real numbers they need not be -1 or 1
-    if (y == 0).any():
+    if not (y < 0).any() or not (y > 0).any() or (y == 0).any():
         raise ValueError(f"expected labels -1 or 1, got {np.unique(y)[:5]}; for 0 and 1 pass 2 * y - 1.")
     return y
 

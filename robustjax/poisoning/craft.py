@@ -83,11 +83,14 @@ def random_control(key: Key, x: Array, threat: Any) -> Array:
     Args:
       key: one key, or one per image.
       x: base images [M, ...].
-      threat: a ball of inputs or of something else, such as `Recolor`.
+      threat: a ball of inputs or of something else, such as `Recolor`; or a set that is none, such as `Feasible`, of which random points
+        are given.
 
     What the box takes from a direction is spent on the coordinates that it leaves free.
     """
     keys = arrays.example_keys(key, x.shape[0])
+    if not hasattr(threat, "norm"):
+        return threat.apply(x, threat.init(keys, x))
     noise = arrays.sample(jax.random.normal, keys, jnp.zeros_like(jax.eval_shape(threat.init, keys, x)))
     unit = threat.steepest(noise, x, jnp.zeros_like(noise))
 

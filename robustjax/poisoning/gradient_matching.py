@@ -45,7 +45,7 @@ def gradient_matching(
       augment_fn: (key, x [M, ...]) -> x, differentiable; what training will do to the poisons.
 
     Returns:
-      The poisons; their loss is 0 where the gradients are aligned, 1 where they are orthogonal.
+      The poisons; their loss is 0 where the gradients are aligned, 1 where they are orthogonal, NaN if every restart broke down.
 
     Guarantee:
       feasibility only.
@@ -72,11 +72,11 @@ def gradient_matching(
         craft, x=x, threat=threat, gradient_fn=differentiated(mismatch), optimizer=scaled, num_steps=num_steps, delta=None
     )  # fmt: skip
     runs = jax.vmap(lambda key: one(key))(jax.random.split(key, num_restarts))
-    best = jnp.argmin(runs.loss)
+    best = jnp.argmin(jnp.where(jnp.isnan(runs.loss), jnp.inf, runs.loss))
     return jax.tree.map(lambda leaf: leaf[best], runs)
 
 
 def cosine(a, b) -> Array:
-    """<a, b> / (|a| |b|) over pytrees; 0 where one vanishes, with a gradient of zero."""
+    """<a, b> / (|a| |b|) over pytrees; 0 where one vanishes, with a gradient of zero; NaN stays NaN."""
     size = problem.norm(a) * problem.norm(b)
-    return jnp.where(size > 0, problem.inner(a, b) / jnp.where(size > 0, size, 1.0), 0.0)
+    return jnp.where(size == 0, 0.0, problem.inner(a, b) / jnp.where(size == 0, 1.0, size))

@@ -69,7 +69,8 @@ def influence(
     v = jax.tree.map(parts.wide, jax.grad(test_loss_fn)(params))
     p = linear_fn(product, v, jax.tree.map(jnp.zeros_like, v))
     undamped = parts.hessian(risk, params, None, None)
-    residual = parts.norm(jax.tree.map(jnp.subtract, undamped(p), v)) / parts.norm(v)
+    size = parts.norm(v)
+    residual = parts.norm(jax.tree.map(jnp.subtract, undamped(p), v)) / jnp.where(size == 0, 1.0, size)
 
     def slope(example):  # <p, gradient of one loss> as a forward derivative: no gradient per example is ever stored
         point = lambda params: loss_fn(params, *example) + penalty(params)  # noqa: E731

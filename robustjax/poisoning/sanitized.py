@@ -100,7 +100,7 @@ class Feasible:
 
 def feasible(x, y, label, *, percentile: float = 90.0, box: tuple = (-np.inf, np.inf)) -> Feasible:
     """The set that keeps `percentile` percent of a class of clean data [N, D] in the sphere, and as many in the slab; y is -1 or 1."""
-    x, y = np.asarray(x), np.asarray(y)
+    x, y = _checked(x, y)
     mine, other = x[y == label], x[y != label]
     centre = mine.mean(axis=0)
     direction = other.mean(axis=0) - centre
@@ -147,8 +147,12 @@ def kkt_attack(
     Returns:
       The best pair.
 
+    Raises:
+      ValueError: labels other than -1 and 1, or only one of them; a share that is not above 0 and at most 1.
+
     Source: Koh, Steinhardt & Liang, Machine Learning 2022, section 4.2, arXiv:1811.00741.
     """
+    _checked(x, y, share)
     x, y, decoy = (jnp.asarray(value, jnp.result_type(float)) for value in (x, y, decoy))
     w, bias = decoy[:-1], decoy[-1]
     inside = y * (x @ w + bias) < 1.0
@@ -225,10 +229,17 @@ def min_max_attack(
       step_size, num_steps: of the learner's subgradient descent, its step falling like 1 / sqrt.
 
     Returns:
-      (poisons [share * N, D], their labels, the average loss); the last points met.
+      (poisons [share * N, D], one at least, their labels, the average loss); the last points met.
+
+    Raises:
+      ValueError: as `kkt_attack`; or fewer steps than poisons, each of which is met in a step.
 
     Source: Steinhardt, Koh & Liang, NeurIPS 2017, Algorithm 1, arXiv:1706.03691.
     """
+    _checked(x, y, share)
+    num_poisons = max(1, int(share * len(x)))
+    if num_steps < num_poisons:
+        raise ValueError(f"num_steps={num_steps} meet too few points for {num_poisons} poisons; pass at least {num_poisons}.")
     x, y = jnp.asarray(x, jnp.result_type(float)), jnp.asarray(y, jnp.result_type(float))
 
     def worst(theta):  # of each label: the feasible point against its side
@@ -251,5 +262,13 @@ def min_max_attack(
 
     run = jax.jit(lambda theta: jax.lax.scan(step, theta, jnp.arange(num_steps)))
     _, (points, labels, values) = run(jnp.zeros(x.shape[1] + 1, x.dtype))
-    num_poisons = max(1, int(share * len(x)))
     return np.asarray(points[-num_poisons:]), np.asarray(labels[-num_poisons:]), float(values.mean())
+
+
+def _checked(x, y, share=1.0):
+    x, y = np.asarray(x), np.asarray(y)
+    if len(x) != len(y) or set(np.unique(y)) != {-1, 1}:
+        raise ValueError(f"expected labels -1 and 1 of {len(x)} points, got {np.unique(y)[:5]} of {len(y)}; for 0 and 1 pass 2 * y - 1.")
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"expected a share of poisons above 0 and at most 1, got {share}.")
+    return x, y

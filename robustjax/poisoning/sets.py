@@ -20,27 +20,46 @@ def choose(key: Key, y: np.ndarray, num_poisons: int, label: int | None = None) 
     return rows[np.asarray(jax.random.permutation(key, len(rows)))[:num_poisons]]
 
 
-def insert(x: np.ndarray, y: np.ndarray, rows: np.ndarray, poisons: np.ndarray, labels: np.ndarray | None = None, *, threat=None) -> tuple:
+def insert(
+    x: np.ndarray,
+    y: np.ndarray,
+    rows: np.ndarray,
+    poisons: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    threat=None,
+    box: tuple = (0.0, 1.0),
+) -> tuple:
     """The training set with poisons in some of its rows; numpy.
 
     Args:
       x: [N, ...]. y: [N].
-      rows: [M], all different.
+      rows: [M], all different, from 0 to N - 1.
       poisons: [M, ...].
-      labels: [M] of the poisons; None keeps those of the rows (clean label).
+      labels: [M] of the poisons, among those of y; None keeps those of the rows (clean label).
       threat: a ball that the poisons must lie in, around the rows they replace; with one, labels may not change.
+      box: of valid inputs, where no threat brings its own.
 
     Returns:
       (x, y) as copies.
 
     Raises:
-      ValueError: more poisons than rows, or than examples; poisons outside the box or the ball; labels changed under a threat.
+      ValueError: more poisons than rows, or than examples; rows that repeat or are not there; poisons that are not finite, or outside the
+        box or the ball; labels of another number or kind, unknown ones, or changed under a threat.
     """
     x, y, rows, poisons = np.array(x), np.array(y), np.asarray(rows), np.asarray(poisons)
+    if len(y) != len(x):
+        raise ValueError(f"expected one label for each of {len(x)} examples, got {len(y)}.")
     if len(rows) > len(x) or len(np.unique(rows)) != len(rows) or poisons.shape != (len(rows), *x.shape[1:]):
         raise ValueError(f"expected one poison {x.shape[1:]} for each of {len(rows)} different rows of {len(x)}, got {poisons.shape}.")
+    if not np.isin(rows, np.arange(len(x))).all():
+        raise ValueError(f"expected rows from 0 to {len(x) - 1}, got {rows.min()} to {rows.max()}; `choose` draws some.")
     if not np.isfinite(poisons).all():
         raise ValueError("poisons are not finite; look at the loss they were crafted with.")
+    if labels is not None and (np.shape(labels) != rows.shape or not np.isin(labels, y).all()):
+        raise ValueError(f"expected {len(rows)} labels among those of y, {np.unique(y)[:10]}, got {np.asarray(labels)}.")
+    if threat is None and not ((poisons >= box[0]) & (poisons <= box[1])).all():
+        raise ValueError(f"poisons from {poisons.min():g} to {poisons.max():g} leave the box {box}; clip them, or pass the box of x.")
     if threat is not None:
         if not hasattr(threat, "within"):
             raise ValueError(f"{type(threat).__name__} is no ball around inputs that could be looked at; pass threat=None.")

@@ -65,7 +65,7 @@ def test_the_schedule_is_the_one_by_hand():
         assert 0 in raised and len(set(raised)) > 2  # stages that stay and stages that end
 
 
-def test_the_weight_acts_on_theta_alone_and_projection_before_the_test():
+def test_the_weight_acts_on_theta_alone():
     state = bilevel.penalty_init(METHOD, jnp.ones(1), jnp.zeros(1), rho=RHO, weight=0.0, tolerance=0.0)
     plain = bilevel.penalty_step(SCALAR, METHOD._replace(num_inner_steps=0), state)
     weighted = bilevel.penalty_step(SCALAR, METHOD._replace(num_inner_steps=0), state._replace(weight=jnp.float32(100.0)))
@@ -149,12 +149,35 @@ def test_the_check_names_a_small_rho_and_passes_a_large_one():
     )
     start = functools.partial(bilevel.penalty_init, METHOD, jnp.ones(3), jnp.ones(3))
     for rho in (1.0, 10.0, 30.0, 50.0):
-        with pytest.raises(ValueError, match=f"at rho={rho:g} and weight=0 the penalised inner problem curves downward"):
+        with pytest.raises(ValueError, match=f"at rho={rho:g} and weight=0 the penalised inner problem still falls"):
             bilevel.penalty_check(problem, start(rho=rho, weight=0.0))
     for rho, weight in ((60.0, 0.0), (1e4, 0.0), (10.0, 1.0)):  # a weight of 1 holds the attack in balance
         bilevel.penalty_check(problem, start(rho=rho, weight=weight))
-    with pytest.raises(ValueError, match="curves downward"):
+    with pytest.raises(ValueError, match="is not finite"):
         bilevel.penalty_check(problem, start(rho=jnp.nan, weight=0.0))
+
+
+def test_the_check_passes_what_curves_down_only_near_its_start():
+    # Logistic regression with weight decay: |d inner / d theta|^2 grows like a square and the outer loss like a line, so that every rho > 0
+    # is enough; but far from the inner minimum the third derivative makes the Hessian indefinite, the more the larger rho is.
+    rng = np.random.default_rng(0)
+    x, y = jnp.asarray(rng.normal(size=(30, 5))), jnp.asarray(rng.integers(0, 2, 30))
+
+    def cross_entropy(theta, x, y):
+        return jnp.mean(jax.nn.softplus(jnp.where(y == 1, -1.0, 1.0) * (x @ theta)))
+
+    problem = Bilevel(
+        lambda theta, phi, batch: cross_entropy(theta, x + phi, y) + 0.01 * jnp.sum(theta**2),
+        lambda theta, phi, batch: -cross_entropy(theta, x, 1 - y),
+    )
+    for rho in (10.0, 1e3, 1e5):
+        state = bilevel.penalty_init(METHOD, jnp.zeros((30, 5)), 4.0 * jnp.ones(5), rho=rho, weight=0.0)
+
+        def penalised(theta, rho=rho):
+            return problem.outer_loss(theta, 0.0, None) + rho / 2 * jnp.sum(jax.grad(problem.inner_loss)(theta, 0.0, None) ** 2)
+
+        assert np.linalg.eigvalsh(jax.hessian(penalised)(state.theta)).min() < 0
+        bilevel.penalty_check(problem, state)
 
 
 def test_a_start_that_falls_without_curvature_is_named():

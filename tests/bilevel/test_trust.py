@@ -14,6 +14,7 @@ _QUADRATIC = Bilevel(
     lambda theta, phi, batch: 0.5 * jnp.sum(batch * (theta - phi) ** 2), lambda theta, phi, batch: 0.5 * jnp.sum((theta - 2.0) ** 2)
 )
 _CURVES = jnp.array([1.0, 0.3, 0.05])
+_X, _Y = jax.random.normal(jax.random.key(0), (4, 2)), jnp.array([0, 1, 2, 1])
 
 
 def at(theta):
@@ -61,16 +62,68 @@ def test_the_value_function_reports_the_worse_of_its_two_solutions():
     assert float(first) > 1e-4 and float(result.info.stationarity) >= float(first)
 
 
+@pytest.mark.parametrize("weight", [1e3, 1e5, 1e6, 1e8])
+def test_the_value_function_tells_what_its_weight_does_to_rounding(weight):
+    # 0-d and converged: what is wrong is rounding times the weight, and the bias, which is below 3 / weight.
+    scalar = Bilevel(lambda theta, phi, batch: 0.5 * (theta - jnp.sin(phi)) ** 2, lambda theta, phi, batch: 0.5 * (theta - 2.0) ** 2)
+    solve = base.bind(bilevel.descend, inner_loss=scalar.inner_loss, step_size=0.3, num_steps=100)
+    phi = jnp.float32(0.7)
+    result = bilevel.value_function(scalar, solve, phi, jnp.float32(0.1), weight=weight)
+    wrong = abs(float(result.grad) - (np.sin(0.7) - 2.0) * np.cos(0.7))
+    assert wrong <= 3 / weight + 4 * float(result.info.error)
+    assert float(result.info.error) < 1e-6 * weight, "but no more than it does"
+
+
 def test_a_gradient_at_a_detached_solution_refuses_to_be_differentiated():
     phi, theta0 = jnp.ones(3), jnp.zeros(3)
-    for method in (base.bind(bilevel.implicit, linear_fn=_CG), base.bind(bilevel.value_function, weight=1e3)):
+    direct = _QUADRATIC._replace(outer_loss=lambda theta, phi, batch: jnp.sum(theta * phi))
+    for method in (
+        base.bind(bilevel.implicit, linear_fn=_CG),
+        base.bind(bilevel.value_function, weight=1e3),
+        base.bind(bilevel.truncated, tail=descent(1)),
+        bilevel.first_order,
+    ):
 
         def of_value(phi, method=method):
-            return method(_QUADRATIC, descent(20), phi, theta0, _CURVES).value
+            return method(direct, descent(20), phi, theta0, _CURVES).value
 
         with pytest.raises(ValueError, match="no derivatives of its own"):
             jax.jit(jax.grad(of_value))(phi)
         jax.grad(lambda phi, of_value=of_value: phi.sum() + of_value(jax.lax.stop_gradient(phi)))(phi)  # as a monitor
+
+
+def softmax_loss(theta, x, y):
+    return -jnp.mean(jax.nn.log_softmax(x @ theta.reshape(2, 3))[jnp.arange(len(y)), y])
+
+
+def accuracy(theta):
+    return jnp.mean((_X @ theta.reshape(2, 3)).argmax(axis=1) == _Y)
+
+
+@pytest.mark.parametrize(
+    ("changed_fn", "outer", "message"),
+    [
+        (lambda phi: phi, accuracy, "accuracy"),
+        (jnp.round, lambda theta: softmax_loss(theta, _X, _Y), "gradient of the inner loss"),
+        (lambda phi: phi, lambda theta: softmax_loss(jax.lax.stop_gradient(theta), _X, _Y), "stop_gradient"),
+    ],
+)
+def test_a_way_through_theta_must_be_open_at_both_ends(changed_fn, outer, message):
+    problem = Bilevel(
+        lambda theta, phi, batch: softmax_loss(theta, changed_fn(phi), _Y) + 0.1 * jnp.sum(theta**2), lambda theta, phi, batch: outer(theta)
+    )
+    solve = base.bind(bilevel.descend, inner_loss=problem.inner_loss, step_size=0.5, num_steps=3)
+    for method in (base.bind(bilevel.implicit, linear_fn=_CG), bilevel.unrolled, bilevel.back_gradient, bilevel.forward):
+        with pytest.raises(ValueError, match=f"phi has no effect.*{message}"):
+            method(problem, solve, _X, jnp.zeros(6))
+
+
+def test_first_order_refuses_what_it_would_call_zero():
+    with pytest.raises(ValueError, match="through theta alone"):
+        bilevel.first_order(_QUADRATIC, descent(3), jnp.ones(3), jnp.zeros(3), _CURVES)
+    direct = _QUADRATIC._replace(outer_loss=lambda theta, phi, batch: jnp.sum(theta * phi))
+    result = bilevel.first_order(direct, descent(3), jnp.ones(3), jnp.zeros(3), _CURVES)
+    np.testing.assert_allclose(result.grad, result.theta)
 
 
 def test_an_effect_is_looked_for_through_theta_keys_and_closures():

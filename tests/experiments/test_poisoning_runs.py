@@ -90,7 +90,8 @@ def test_attacks_on_classical_learners_turn_the_model_and_random_moves_do_not():
 
 
 def test_predictions_are_ruined_by_few_points_and_not_by_random_moves_of_them():
-    clean, moved, poisoned = np.mean([classical_poisoning.ruined(classical_poisoning.tumours(), 0.1, 40, seed) for seed in (0, 1)], axis=0)
+    found = [classical_poisoning.ruined(classical_poisoning.tumours(), 0.1, 40, seed) for seed in (0, 1)]
+    clean, moved, _, poisoned = np.mean(found, axis=0)  # random corners take more effort, and may do as much harm
     assert clean > 85 and moved > clean - 6 and poisoned < moved - 4
 
 

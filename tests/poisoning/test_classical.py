@@ -108,12 +108,13 @@ def test_only_the_rows_that_may_move_do_and_changes_of_the_active_set_are_counte
         sets.append((fit.dual > 1e-5 * C).astype(int) + (fit.dual > (1 - 1e-5) * C))
         return pulled
 
+    box = X[3:6].min(), X[3:6].max()
     found = classical.attack(
         X, LABELS, fit_fn=fit, pullback_fn=pullback, outer_fn=classical.reach(np.zeros(5)), effort_order=2, weight=0.0, step_size=0.3,
-        num_steps=15, rows=[3, 4, 5], box=(-0.5, 0.5),
+        num_steps=15, rows=[3, 4, 5], box=box,
     )  # fmt: skip
     np.testing.assert_array_equal(np.delete(found.x, [3, 4, 5], axis=0), np.delete(X, [3, 4, 5], axis=0))
-    assert np.abs(found.x[3:6]).max() <= 0.5 and np.abs(X).max() > 0.5
+    assert box[0] <= found.x[3:6].min() and found.x[3:6].max() <= box[1]
     changes = sum((a != b).any() for a, b in itertools.pairwise(sets))
     assert found.active_set_changes == changes and 0 < changes < 14
     with pytest.raises(ValueError, match="expected labels -1 or 1"):
@@ -158,6 +159,20 @@ def test_rows_and_box_are_kept_and_wrong_arguments_named():
         classical.attack(X, y[:-1], effort_order=2, **options)
     with pytest.raises(ValueError, match="rows"):
         classical.attack(X, y, effort_order=2, rows=[40], **options)
+    for wrong in ({"box": (0.0, 1.0)}, {"box": (3.0, -3.0)}, {"weight": -1.0}):
+        with pytest.raises(ValueError, match="a box that holds what may move"):
+            classical.attack(X, y, effort_order=2, **(options | wrong))
+
+
+def test_labels_of_one_sign_are_named():
+    x, y = np.ones((3, 2)), np.array([1.0, 2.0, 1.0])
+    for call in (
+        lambda: classical.logistic(x, y, reg=0.1),
+        lambda: classical.logistic_pullback(x, y, np.ones(3), np.ones(3), reg=0.1),
+        lambda: classical.svm_pullback(x, y, np.ones(3), np.ones(3), dual=np.full(3, 0.5), c=1.0),
+    ):
+        with pytest.raises(ValueError, match="labels -1 or 1"):
+            call()
 
 
 def test_the_least_change_of_labels_that_hides_a_coefficient():

@@ -84,6 +84,7 @@ def test_gradient_matching_aligns_the_gradients():
     control = min(mismatch(poisoning.random_control(jax.random.key(i), bases, threat)) for i in range(5))
     assert mismatch(found.x) < 0.8 * control and float(best.loss) <= float(found.loss) + 1e-6
     assert float(poisoning.cosine({"a": jnp.zeros(2)}, {"a": jnp.ones(2)})) == 0.0
+    assert np.isnan(poisoning.cosine({"a": jnp.full(2, jnp.nan)}, {"a": jnp.ones(2)})), "a broken network is not orthogonal"
     assert np.isfinite(jax.grad(lambda a: poisoning.cosine(a, jnp.ones(2)))(jnp.zeros(2))).all()
 
 
@@ -252,8 +253,19 @@ def test_poisoned_sets_name_what_would_make_them_meaningless():
         poisoning.insert(x, y, rows, poisons + 2, threat=threat)
     with pytest.raises(ValueError, match="leave Linf"):
         poisoning.insert(x, y, rows, np.clip(poisons + 0.15, 0, 1), threat=threat)
-    with pytest.raises(ValueError, match="different rows"):
-        poisoning.insert(x, y, rows[[0, 0, 1]], poisons)
+    for wrong, message in (
+        ({"rows": rows[[0, 0, 1]]}, "different rows"),
+        ({"rows": np.array([-1, 0, 1])}, rf"rows from 0 to {N - 1}, got -1 to 1"),
+        ({"rows": np.array([0, 1, N])}, f"got 0 to {N}"),
+        ({"poisons": poisons + 2}, "leave the box"),
+        ({"y": y[:-1]}, "one label for each"),
+        ({"labels": np.array([0, 1, 77])}, "labels among those of y"),
+        ({"labels": np.array([0, 1, 0.5])}, "labels among those of y"),
+        ({"labels": np.array([1])}, "expected 3 labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            poisoning.insert(**({"x": x, "y": y, "rows": rows, "poisons": poisons} | wrong))
+    assert poisoning.insert(x, y, rows, poisons + 2, box=(-np.inf, np.inf))[0].max() > 2
     with pytest.raises(ValueError, match="a batch takes 24"):
         poisoning.lower_radius(
             KEY, X[:5], Y[:5], X[:8], Y[:8], X[:8], Y[:8], apply_fn=apply_fn, init_fn=init_fn, training_loss=TRAINING["gaussian"],

@@ -139,3 +139,24 @@ def test_the_influence_attack_moves_inside_the_feasible_set():
     )  # fmt: skip
     found = run()
     assert bool(SETS[0].holds(found.x, 1e-2).all()) and float(found.losses[-1]) < float(found.losses[1]) - 0.005
+
+
+def test_wrong_arguments_are_named_and_a_set_has_a_control():
+    options = {"share": 0.1, "weight_decay": REG}
+    for wrong, message in (
+        ({"y": (Y + 1) // 2}, "labels -1 and 1"),
+        ({"y": np.ones(len(Y))}, "labels -1 and 1"),
+        ({"share": 0.0}, "share of poisons above 0"),
+        ({"share": 5.0}, "share of poisons above 0"),
+    ):
+        changed = options | {"share": wrong.get("share", 0.1)}
+        with pytest.raises(ValueError, match=message):
+            sanitized.kkt_attack(X, wrong.get("y", Y), np.ones(X.shape[1] + 1), SETS, **changed)
+        with pytest.raises(ValueError, match=message):
+            sanitized.min_max_attack(X, wrong.get("y", Y), SETS, step_size=0.3, num_steps=400, **changed)
+    with pytest.raises(ValueError, match="pass at least"):
+        sanitized.min_max_attack(X, Y, SETS, step_size=0.3, num_steps=2, **options)
+    with pytest.raises(ValueError, match="labels -1 and 1"):
+        sanitized.feasible(X, np.ones(len(Y)), 1)
+    control = poisoning.random_control(jax.random.key(0), jnp.asarray(X[:5]), SETS[0])
+    assert SETS[0].holds(control).all() and np.abs(np.asarray(control) - X[:5]).max() > 0
