@@ -39,13 +39,15 @@ class Task(NamedTuple):
 def run(settings: experiment.Settings) -> report.Section:
     """A figure for each learner."""
     num_steps = 5 if settings.quick else 300
-    figures = [_picture(task, num_steps, settings) for task in (wine(), tumours())]
+    figures, efforts = zip(*(_picture(task, num_steps, settings) for task in (wine(), tumours())), strict=True)
     text = (
         "A learner is a function of its training set, and the attacker differentiates it: through the optimality conditions of an SVM or "
         "of logistic regression, or in closed form for least squares. Who pays for the sum of all moves (l1) moves few points far; who "
         "pays for their squares (l2) moves all of them a little; of an SVM, those that it stands on."
     )
-    return report.Section("Poisoning classical learners", text, [*figures, _labels(settings), _ruined(tumours(), num_steps, settings)])
+    return report.Section(
+        "Poisoning classical learners", text, [*figures, _labels(settings), _bought(efforts), _ruined(tumours(), num_steps, settings)]
+    )
 
 
 def wine() -> Task:
@@ -130,26 +132,38 @@ def _ruined(task, num_steps, settings):
     return report.Table("Ruined predictions", caption, ["points that move", "clean", "random moves", "random corners", "attack"], rows)
 
 
+def _bought(efforts):
+    caption = (
+        "What is left of the distance between the learner's weights and the attacker's, in % of that before, against the effort in % of "
+        "the norm of the data; random moves: the mean of 5."
+    )
+    header = ["learner", "effort", "in %", "points that move", "distance left", "after random moves"]
+    return report.Table("What effort buys", caption, header, [row for rows in efforts for row in rows])
+
+
 def _picture(task, num_steps, settings):
     plot, axes = plt.subplots(1, 3, figsize=(14, 4.2))
-    clean, notes = task.fit_fn(task.x, task.y), []
+    clean, notes, rows = task.fit_fn(task.x, task.y), [], []
     start = np.sqrt(task.outer_fn()(clean)[0])
     for axis, (order, weights) in zip(axes, task.weights.items(), strict=False):
         priced = weights[len(weights) // 2 :][:1] if settings.quick else weights
         found = [attack(task, order, weight, num_steps) for weight in priced]
         shown = found[len(found) // 2]
         _draw(axis, task, clean, shown)
-        moved = int((np.abs(shown.x - task.x).max(axis=1) > 1e-6).sum())
-        axis.set_title(f"{_ORDERS[order]} effort: {moved} of {len(task.x)} points move")
+        moved = [int((np.abs(one.x - task.x).max(axis=1) > 1e-6).sum()) for one in found]
+        axis.set_title(f"{_ORDERS[order]} effort: {moved[len(found) // 2]} of {len(task.x)} points move")
         size = np.linalg.norm(task.x.ravel(), order) / 100
         efforts = np.array([0.0, *(one.effort for one in found)])
         color = f"C{order + 1}"
-        axes[2].plot(
-            efforts / size, [1.0, *(np.sqrt(one.loss[-1]) / start for one in found)], "o-", color=color, label=f"{_ORDERS[order]}, attack"
-        )
+        left = [np.sqrt(one.loss[-1]) / start for one in found]
+        axes[2].plot(efforts / size, [1.0, *left], "o-", color=color, label=f"{_ORDERS[order]}, attack")
         control = [np.mean([random_distance(task, order, effort, settings.seed + i) for i in range(5)]) / start for effort in efforts]
         axes[2].plot(efforts / size, control, "x:", color=color, label=f"{_ORDERS[order]}, random moves")
-        notes.append(f"{_ORDERS[order]} pictured: {np.sqrt(shown.loss[-1]) / start:.2f} of the distance is left")
+        notes.append(f"{_ORDERS[order]} pictured: {left[len(found) // 2]:.2f} of the distance is left")
+        for effort, count, share, at_random in zip(efforts[1:] / size, moved, left, control[1:], strict=True):
+            rows.append(
+                [task.title, _ORDERS[order], f"{effort:.1f}", f"{count} of {len(task.x)}", f"{100 * share:.1f}", f"{100 * at_random:.1f}"]
+            )
     axes[2].set(xlabel="effort in % of the data's norm", ylabel="distance to the attacker's weights, 1 = clean", ylim=(0, None))
     axes[2].legend(fontsize=8)
     axes[2].grid(alpha=0.3)
@@ -158,7 +172,7 @@ def _picture(task, num_steps, settings):
         f"boundaries; strokes lead from where a point was to where it is. {'; '.join(notes)}. Random moves: the mean of 5. The "
         "attacker's problem is not convex, and an SVM's formula changes with its support vectors: hence the kinks."
     )
-    return report.figure(task.title, caption, plot)
+    return report.figure(task.title, caption, plot), rows
 
 
 def _draw(axis, task, clean, found):

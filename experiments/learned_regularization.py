@@ -62,7 +62,7 @@ def run(settings: experiment.Settings) -> report.Section:
         "poisoned. Here the strength is learned on trusted validation images while the poisons are learned against it: without "
         "poisons it lets the model fit as a weak one does, with more of them it holds the weights down as a strong one does."
     )
-    return report.Section("Regularization against poisons", text, [_plot(found, size)])
+    return report.Section("Regularization against poisons", text, [_plot(found, size), _table(found, size)])
 
 
 def play(rule: str, fraction: float, x, y, size: Size, seed: int) -> Ended:
@@ -143,6 +143,18 @@ def _plot(found, size):
         "trained again from zero."
     )
     return report.figure("Test error and strength against the fraction of poisons", caption, plot)
+
+
+def _table(found, size):
+    def cell(values):
+        return f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+    rows = []
+    for fraction in size.fractions:
+        errors = [cell([end.error for end in found[rule, fraction]]) for rule in RULES]
+        rows.append([f"{100 * fraction:.0f} %", *errors, cell([end.log_strength for end in found[RULES[2], fraction]])])
+    caption = f"Test error in % by the rule of the log strength, and what was learned: mean and range of {size.num_seeds} splits."
+    return report.Table("Test error and strength", caption, ["poisons", *RULES, "learned log strength"], rows)
 
 
 def _curve(axis, x, values, color, label):

@@ -142,7 +142,7 @@ def test_leaving_out_is_predicted_and_done_exactly():
     x = rng.normal(size=(60, 4))
     y = np.where(x @ np.array([1.0, -1.0, 0.5, 0.0]) + rng.normal(size=60) > 0, 1.0, -1.0)
     found = influence_scatter.scatter(x, y, x[:10] + 0.1, y[:10], 10, 10, seed=0)
-    assert found.pearson > 0.95 and 0.8 < found.slope < 2.0 and found.residual < 1e-8
+    assert found.pearson() > 0.95 and 0.8 < found.slope() < 2.0 and found.residual < 1e-8
     options = {"reg": influence_scatter.REG}
     test_loss = lambda theta: np.logaddexp(0, -y[found.test] * (theta[:4] @ (x[found.test] + 0.1) + theta[4]))  # noqa: E731
     for row, change in list(zip(found.rows, found.exact, strict=True))[:3]:
