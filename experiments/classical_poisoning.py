@@ -127,7 +127,7 @@ def _ruined(task, num_steps, settings):
     caption = (
         f"{task.title}, whose predictions the attacker wants wrong: accuracy in % on a third of the points, which neither learner nor "
         f"attacker saw, means of {len(splits)} splits. Points keep their label and move within the data's range: at random with the "
-        "attack's effort, or to random corners of the range, which takes more."
+        "attack's effort, or to random corners of the range, which takes more, and may do as much harm where many points move."
     )
     return report.Table("Ruined predictions", caption, ["points that move", "clean", "random moves", "random corners", "attack"], rows)
 

@@ -187,8 +187,9 @@ same images, +- one standard error, and count as met beyond it, which chance alo
 """
 _SEQUENTIAL = """\
 {num_images} images, at most n = 100,000 samples each, {num_looks} looks; the rule is replayed on the very samples of the fixed run.
-"grid": an image stops when no radius of the table is in doubt; with a tolerance it also goes on while its radius may grow by more. The
-last row asks for no radius beyond three sigma: nearer to the largest radius of 3.81 sigma every certificate takes most of the votes
+"grid": an image stops when no radius of the table is in doubt; with a tolerance it also goes on while its radius may grow by more. A rule
+is judged at the radii that it asks for. The last row asks for no radius beyond three sigma: nearer to the largest radius of 3.81 sigma
+every certificate takes most of the votes
 (with a tenth of alpha, 3.5 sigma take 39,600 votes at least, all of them for the class: log 10,000 over -log Phi(3.5)).
 
 {table}

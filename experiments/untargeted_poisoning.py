@@ -127,7 +127,9 @@ def _page(found, command, num_updates):
             seeds = ", ".join(f"{a:.1f}" for a in accuracy)
             lines.append(f"| {name} | {count} | {accuracy.mean():.1f} | {seeds} | {_PUBLISHED[name].get(count, '')} | {bar} |")
     seconds = ", ".join(
-        f"{name} {np.mean([seconds for _, seconds in next(iter(by_count.values()))]):.0f} s" for name, by_count in found.items() if by_count
+        f"{name} {np.mean([seconds for _, seconds in next(iter(by_count.values()))]):.0f} s"
+        for name, by_count in found.items()
+        if by_count and name not in ("clean", "random flips")
     )
     return _PAGE.format(command=command, rows="\n".join(lines), updates=num_updates, back=num_updates // 10, seconds=seconds)
 

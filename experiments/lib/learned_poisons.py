@@ -162,12 +162,17 @@ def attack(method: Method, phi: Array, theta: Array, batch) -> Array:
 
 
 def attack_each(method: Method, phi: Array, theta: Array, batch: Batch, counts: tuple[int, ...]) -> list[Array]:
-    """The same for the first poisons alone, by how many; all numbers at once, which costs less than half."""
-    labels = jnp.where(jnp.arange(len(phi)) < jnp.array(counts)[:, None], batch.y_poison, -1)
-    step = jax.vmap(method.step, in_axes=(0, Batch(None, None, None, None, 0), None))
+    """The same for the first poisons alone, by how many; all numbers at once, which share the products with the images."""
+    labels = jnp.where(jnp.arange(len(phi))[None] < jnp.array(counts)[:, None], batch.y_poison[None], -1)
+    step = _for_each(method.step)
     state = jax.vmap(method.init, in_axes=None, axis_size=len(counts))(phi, theta)
     made = _run(step, state, batch._replace(y_poison=labels), method.num_updates)
     return [poisons[:count] for poisons, count in zip(made, counts, strict=True)]
+
+
+@functools.cache  # one function, so that one program serves all seeds
+def _for_each(step):
+    return jax.vmap(step, in_axes=(0, Batch(None, None, None, None, 0), None))
 
 
 def _run(step, state, batch, num_updates):

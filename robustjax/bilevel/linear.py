@@ -137,14 +137,19 @@ def extreme_eigenvalues(product: Callable, like, *, num_steps: int = 50):
 
 
 def lowest(product: Callable, like, *, num_steps: int = 50):
-    """The smallest eigenvalue of H and its direction, of length 1: `extreme_eigenvalues` with the vector, in twice the time."""
+    """The direction of the smallest eigenvalue of H, of length 1, by the same iteration, run twice: nothing but its ends is kept.
+
+    Args:
+      product: p -> H p.
+      like: the pytree that p is like.
+      num_steps: products, of each run.
+    """
     alpha, beta, _ = _lanczos(product, like, jnp.zeros(num_steps))
     beyond = jnp.abs(alpha).sum() + 2.0 * jnp.abs(beta).sum()  # above every eigenvalue: an ended iteration has no vectors there
-    values, vectors = jnp.linalg.eigh(_tridiagonal(alpha, beta, beyond))
-    weights = jnp.zeros(num_steps, vectors.dtype).at[: len(alpha)].set(vectors[:, 0])
-    direction = _lanczos(product, like, weights)[2]
+    vector = jnp.linalg.eigh(_tridiagonal(alpha, beta, beyond))[1][:, 0]
+    direction = _lanczos(product, like, jnp.zeros(num_steps, vector.dtype).at[: len(vector)].set(vector))[2]
     size = problem.norm(direction)
-    return values[0], jax.tree.map(lambda d: d / jnp.where(size == 0, 1.0, size), direction)
+    return jax.tree.map(lambda d: d / jnp.where(size == 0, 1.0, size), direction)
 
 
 def _lanczos(product, like, weights):

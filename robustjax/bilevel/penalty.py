@@ -3,6 +3,7 @@
 A solver with a state of its own, not an estimate of a hypergradient: it needs neither a solved inner problem nor a regular Hessian.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -110,18 +111,18 @@ def penalty_step(problem: Bilevel, method: PenaltyMethod, state: PenaltyState, b
 
 
 def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_steps: int = 50) -> None:
-    """Names a start whose inner problem falls on and on along its gradient or where it curves down most; for concrete values, outside jit.
+    """Names a start whose inner problem still falls far down its gradient, or far along its most negative curvature; for concrete values.
 
     With an outer loss that is unbounded below and a small rho, the penalised inner problem leads away from every minimum of the inner
     loss, and its stationary point has nothing to do with the bilevel problem's.
 
     Args:
       problem, state, batch: of `penalty_step`.
-      num_steps: products with a Hessian, for the direction of its smallest eigenvalue (Lanczos; a slight curvature may be missed).
+      num_steps: products with a Hessian, for its smallest eigenvalue and the direction (Lanczos; a slight curvature may be missed).
 
     Raises:
-      ValueError: a value or a Hessian is not finite; or the problem still falls 10,000 times as far from the start as theta is long. With
-        what to do. What falls along neither line, or only along a curve, is not seen.
+      ValueError: the value, its slope or its curvature is not finite; or the problem still falls between 10,000 and 20,000 times as far
+        from the start as theta is long. With what to do. What falls along other lines, or only along a curve, is not seen.
     """
 
     def penalised(theta, phi, batch):
@@ -129,26 +130,28 @@ def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_step
         constraint = parts.inner(state.multiplier, slope) + 0.5 * state.rho * parts.inner(slope, slope)
         return problem.outer_loss(theta, phi, batch) + constraint + state.weight * value
 
-    product = parts.hessian(penalised, state.theta, state.phi, batch)
-    curvature, lowest = linear.lowest(product, jax.tree.map(parts.wide, state.theta), num_steps=num_steps)
-    grad = jax.grad(penalised)(state.theta, state.phi, batch)
+    value, grad = jax.value_and_grad(penalised)(state.theta, state.phi, batch)
+    product, like = parts.hessian(penalised, state.theta, state.phi, batch), jax.tree.map(parts.wide, state.theta)
+    smallest, largest = linear.extreme_eigenvalues(product, like, num_steps=num_steps)
     steepness, far = parts.norm(grad), 1e4 * (1.0 + parts.norm(state.theta))
     at = f"at rho={float(state.rho):g} and weight={float(state.weight):g} the penalised inner problem"
-    if not jnp.isfinite(curvature + steepness):
-        raise ValueError(
-            f"{at} is not finite (slope {float(steepness):g}, curvature {float(curvature):g}); check the start and the losses."
-        )
+    if not jnp.isfinite(value + steepness + smallest):
+        found = f"value {float(value):g}, slope {float(steepness):g}, smallest eigenvalue {float(smallest):g}"
+        raise ValueError(f"{at} is not finite: {found}; check the start and the losses.")
 
-    def falls(direction, slope):  # between far away and twice as far
-        def value(distance):
+    def falls(direction, slope):
+        def height(distance):
             theta = jax.tree.map(lambda t, d: t + (distance * d).astype(t.dtype), state.theta, direction)
-            return penalised(theta, state.phi, batch)
+            return float(penalised(theta, state.phi, batch))
 
-        return float(value(far) - value(2.0 * far)) > _FALL * float(far * slope)
+        return height(2.0 * far) < height(far) - _FALL * float(far * slope) or height(2.0 * far) == -math.inf
 
     down = jax.tree.map(lambda g: -g / jnp.where(steepness == 0, 1.0, steepness), grad)
-    up = jax.tree.map(jnp.negative, lowest)
-    if falls(down, steepness) or (curvature < 0 and any(falls(direction, -curvature) for direction in (lowest, up))):
+    is_unbounded = falls(down, steepness)
+    if smallest < -100 * jnp.finfo(smallest.dtype).eps * jnp.maximum(-smallest, largest):  # not rounding
+        lowest = linear.lowest(product, like, num_steps=num_steps)
+        is_unbounded = is_unbounded or falls(lowest, 0.0) or falls(jax.tree.map(jnp.negative, lowest), 0.0)
+    if is_unbounded:
         raise ValueError(
             f"{at} still falls at {float(far):.3g} from its start and may be unbounded below; start with a larger rho, keep the weight, or "
             "bound the outer loss."

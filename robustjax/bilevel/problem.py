@@ -76,15 +76,15 @@ def check(problem: Bilevel, phi, theta, batch, is_direct: bool = False) -> None:
 
     if not _is_zero(of_outer(1), theta, phi, batch):
         return
-    if is_direct:
-        raise ValueError(
-            "phi acts on the outer loss through theta alone, and this way leaves that out: the gradient would be zero; use `implicit` or "
-            "another way that follows theta."
-        )
     if _is_zero(of_outer(0), theta, phi, batch):
         missing = "theta does not move the outer loss (is it an accuracy, or behind a rounding or a stop_gradient?)"
     elif _is_zero(lambda theta, phi, batch, p: response(problem.inner_loss, theta, phi, batch, p), theta, phi, batch, theta):
         missing = "phi does not move the gradient of the inner loss (is it behind a rounding or a stop_gradient?)"
+    elif is_direct:
+        raise ValueError(
+            "phi acts on the outer loss through theta alone, and this way leaves that out: the gradient would be zero; use `implicit` or "
+            "another way that follows theta."
+        )
     else:
         return
     raise ValueError(

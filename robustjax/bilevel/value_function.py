@@ -1,22 +1,14 @@
 """First-order ways: the value function as a penalty, and the gradient that ignores the response."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from robustjax import base
-from robustjax.base import Array, Bilevel, HyperGradient
+from robustjax.base import Bilevel, HyperGradient
 from robustjax.bilevel import problem as parts
 from robustjax.bilevel.unrolled import SolveInfo
-
-
-class ValueFunctionInfo(NamedTuple):
-    """How far to trust a value-function gradient."""
-
-    stationarity: Array  # of the worse of theta and theta', in their own problems
-    error: Array  # about what that and rounding add to |grad|: weight * (stationarity + the last digit of the two gradients in phi)
 
 
 def value_function(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *, weight) -> HyperGradient:
@@ -29,7 +21,8 @@ def value_function(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *
       weight: of the inner loss; the bias falls like 1 / weight, rounding grows with it.
 
     Returns:
-      Value, gradient, theta, and `ValueFunctionInfo`: the weight multiplies the error of either solution, and the rounding of both.
+      Value, gradient, theta, and how stationary the worse of theta and theta' is. About weight * |d theta / d phi| times that is the error
+        of the gradient, and at least as much as the last digit of theta makes: compare weight * stationarity with |gradient|.
 
     Raises:
       ValueError: a solver without an inner_loss to exchange; phi has no effect; or the result is differentiated again.
@@ -49,14 +42,10 @@ def value_function(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *
     drawn = jax.lax.stop_gradient(base.bind(solve, inner_loss=both)(phi, theta, batch))
     of_phi = jax.grad(problem.inner_loss, argnums=1)
     direct = jax.grad(problem.outer_loss, argnums=1)(drawn, phi, batch)
-    near, far = of_phi(theta, phi, batch), of_phi(drawn, phi, batch)
-    change = jax.tree.map(jnp.subtract, far, near)
+    change = jax.tree.map(jnp.subtract, of_phi(drawn, phi, batch), of_phi(theta, phi, batch))
     grad = jax.tree.map(lambda d, c: d + weight * c, direct, change)
     first, second = (parts.norm(jax.grad(loss)(at, phi, batch)) for loss, at in ((problem.inner_loss, theta), (both, drawn)))
-    stationarity = jnp.maximum(first, second)
-    digit = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves((theta, phi)))
-    error = weight * (stationarity + digit * jnp.maximum(parts.norm(near), parts.norm(far)))
-    result = HyperGradient(problem.outer_loss(theta, phi, batch), grad, theta, ValueFunctionInfo(stationarity, error))
+    result = HyperGradient(problem.outer_loss(theta, phi, batch), grad, theta, SolveInfo(jnp.maximum(first, second)))
     return parts.once(result, "use bilevel.solution or bilevel.unrolled.")
 
 

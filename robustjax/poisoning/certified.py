@@ -105,12 +105,12 @@ def lower_radius(
     victim_optimizer, poison_optimizer = optax.adam(victim_rate), optax.scale_by_adam()
 
     def inner_loss(params, phi, batch):
-        key, x, y, y_phi = batch
+        (key, _), x, y, y_phi = batch
         return training_loss(params, None, key, jnp.concatenate([x, phi]), jnp.concatenate([y, y_phi]))[0]
 
     def outer_loss(params, phi, batch):
         del phi
-        keys = arrays.example_keys(jax.random.fold_in(batch[0], num_victim_steps), len(x_val))  # after those of the victim's steps
+        keys = arrays.example_keys(batch[0][1], len(x_val))
         return soft_radius(apply_fn, params, keys, x_val, y_val, sigma=sigma, num_noise=num_noise, beta=beta, smoothing=smoothing)
 
     def fresh(key):
@@ -120,7 +120,7 @@ def lower_radius(
     def train(victim, phi, batch):
         def step(carry, i):
             params, opt_state = carry
-            grad = jax.grad(inner_loss)(params, phi, (jax.random.fold_in(batch[0], i), *batch[1:]))
+            grad = jax.grad(inner_loss)(params, phi, ((jax.random.fold_in(batch[0][0], i), None), *batch[1:]))
             updates, opt_state = victim_optimizer.update(grad, opt_state)
             return (optax.apply_updates(params, updates), opt_state), None
 
@@ -132,7 +132,8 @@ def lower_radius(
         index, places = indices
         key_batch = jax.random.fold_in(key, index)
         rows = jax.random.randint(jax.random.fold_in(key_batch, 2), (num_clean,), 0, len(x))
-        batch = (jax.random.fold_in(key_batch, 3), x[rows], y[rows], y_poison[places])
+        keys = jax.random.fold_in(key_batch, 3), jax.random.fold_in(key_batch, 4)  # of training, and of the soft radius
+        batch = (keys, x[rows], y[rows], y_poison[places])
         phi = poisons[places]
         victim = train(victim, phi, batch)
         found = implicit(

@@ -81,8 +81,10 @@ def attack(
             f"expected as many labels as points and different rows among them, got {len(data['y'])} labels for {len(data['x'])} points and "
             f"rows {rows}."
         )
-    if weight < 0 or not ((origin[free] >= box[0]) & (origin[free] <= box[1])).all():
-        raise ValueError(f"expected a weight of at least 0 and a box that holds what may move, got weight={weight} and box={box}.")
+    if weight < 0:
+        raise ValueError(f"expected a weight of the effort of at least 0, got {weight}.")
+    if not ((origin[free] >= box[0]) & (origin[free] <= box[1])).all():
+        raise ValueError(f"what may move lies from {origin[free].min():g} to {origin[free].max():g}, outside the box {box}; pass its own.")
     free = free.reshape(-1, *[1] * (origin.ndim - 1))
     losses, active, changes = [], None, 0
     for _ in range(num_steps):
@@ -216,11 +218,13 @@ def svm_pullback(x, y, theta, v, *, dual, c: float, tolerance: float = 1e-6) -> 
         the margin.
 
     Raises:
-      ValueError: no margin vector, so that the bias is not determined, and a cotangent that asks for it.
+      ValueError: labels other than -1 and 1; no margin vector, so that the bias is not determined, and a cotangent that asks for it.
 
     Source: Mei & Zhu, AAAI 2015; Biggio et al., ICML 2012, arXiv:1206.6389.
     """
-    x, y, dual = np.asarray(x, np.float64), _signs(y), np.asarray(dual, np.float64)
+    x, y, dual = np.asarray(x, np.float64), np.asarray(y, np.float64), np.asarray(dual, np.float64)
+    if set(np.unique(y)) != {-1.0, 1.0}:
+        raise ValueError(f"expected both labels -1 and 1, got {np.unique(y)[:5]}; for 0 and 1 pass 2 * y - 1.")
     num_features = x.shape[1]
     margin = np.flatnonzero((dual > tolerance * c) & (dual < (1.0 - tolerance) * c))
     if len(margin) == 0 and v[num_features] != 0:
@@ -254,7 +258,7 @@ _LOSSES: dict[str, Callable] = {
 
 def _signs(y):
     y = np.asarray(y, np.float64)  # as real numbers they need not be -1 or 1
-    if not (y < 0).any() or not (y > 0).any() or (y == 0).any():
+    if (y == 0).any():
         raise ValueError(f"expected labels -1 or 1, got {np.unique(y)[:5]}; for 0 and 1 pass 2 * y - 1.")
     return y
 

@@ -78,7 +78,7 @@ def signed(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
 
 
 def random_control(key: Key, x: Array, threat: Any) -> Array:
-    """Perturbations of the whole budget in random directions: what poisons must beat, since noise alone moves a model too.
+    """A ball's whole budget in random directions, or random points of a set: what poisons must beat, since noise alone moves a model too.
 
     Args:
       key: one key, or one per image.

@@ -99,8 +99,21 @@ class Feasible:
 
 
 def feasible(x, y, label, *, percentile: float = 90.0, box: tuple = (-np.inf, np.inf)) -> Feasible:
-    """The set that keeps `percentile` percent of a class of clean data [N, D] in the sphere, and as many in the slab; y is -1 or 1."""
-    x, y = _checked(x, y)
+    """The set that keeps `percentile` percent of a class of clean data [N, D] in the sphere, and as many in the slab.
+
+    Args:
+      x: [N, D]. y: [N], -1 or 1.
+      label: the class, -1 or 1.
+      percentile: of what is kept.
+      box: of valid inputs.
+
+    Raises:
+      ValueError: labels other than -1 and 1, or only one of them.
+    """
+    _check_labels(x, y)
+    if label not in (-1, 1):
+        raise ValueError(f"expected the label -1 or 1, got {label}.")
+    x, y = np.asarray(x), np.asarray(y)
     mine, other = x[y == label], x[y != label]
     centre = mine.mean(axis=0)
     direction = other.mean(axis=0) - centre
@@ -152,7 +165,8 @@ def kkt_attack(
 
     Source: Koh, Steinhardt & Liang, Machine Learning 2022, section 4.2, arXiv:1811.00741.
     """
-    _checked(x, y, share)
+    _check_labels(x, y)
+    _check_share(share)
     x, y, decoy = (jnp.asarray(value, jnp.result_type(float)) for value in (x, y, decoy))
     w, bias = decoy[:-1], decoy[-1]
     inside = y * (x @ w + bias) < 1.0
@@ -236,7 +250,8 @@ def min_max_attack(
 
     Source: Steinhardt, Koh & Liang, NeurIPS 2017, Algorithm 1, arXiv:1706.03691.
     """
-    _checked(x, y, share)
+    _check_labels(x, y)
+    _check_share(share)
     num_poisons = max(1, int(share * len(x)))
     if num_steps < num_poisons:
         raise ValueError(f"num_steps={num_steps} meet too few points for {num_poisons} poisons; pass at least {num_poisons}.")
@@ -265,10 +280,11 @@ def min_max_attack(
     return np.asarray(points[-num_poisons:]), np.asarray(labels[-num_poisons:]), float(values.mean())
 
 
-def _checked(x, y, share=1.0):
-    x, y = np.asarray(x), np.asarray(y)
+def _check_labels(x, y):
     if len(x) != len(y) or set(np.unique(y)) != {-1, 1}:
         raise ValueError(f"expected labels -1 and 1 of {len(x)} points, got {np.unique(y)[:5]} of {len(y)}; for 0 and 1 pass 2 * y - 1.")
+
+
+def _check_share(share):
     if not 0.0 < share <= 1.0:
         raise ValueError(f"expected a share of poisons above 0 and at most 1, got {share}.")
-    return x, y

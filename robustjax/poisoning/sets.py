@@ -45,15 +45,15 @@ def insert(
 
     Raises:
       ValueError: more poisons than rows, or than examples; rows that repeat or are not there; poisons that are not finite, or outside the
-        box or the ball; labels of another number or kind, unknown ones, or changed under a threat.
+        box or the ball; labels of another number, unknown ones, or changed under a threat.
     """
     x, y, rows, poisons = np.array(x), np.array(y), np.asarray(rows), np.asarray(poisons)
     if len(y) != len(x):
         raise ValueError(f"expected one label for each of {len(x)} examples, got {len(y)}.")
     if len(rows) > len(x) or len(np.unique(rows)) != len(rows) or poisons.shape != (len(rows), *x.shape[1:]):
         raise ValueError(f"expected one poison {x.shape[1:]} for each of {len(rows)} different rows of {len(x)}, got {poisons.shape}.")
-    if not np.isin(rows, np.arange(len(x))).all():
-        raise ValueError(f"expected rows from 0 to {len(x) - 1}, got {rows.min()} to {rows.max()}; `choose` draws some.")
+    if not np.issubdtype(rows.dtype, np.integer) or not np.isin(rows, np.arange(len(x))).all():
+        raise ValueError(f"expected whole rows from 0 to {len(x) - 1}, got {rows.min()} to {rows.max()}; `choose` draws some.")
     if not np.isfinite(poisons).all():
         raise ValueError("poisons are not finite; look at the loss they were crafted with.")
     if labels is not None and (np.shape(labels) != rows.shape or not np.isin(labels, y).all()):

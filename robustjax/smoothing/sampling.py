@@ -40,9 +40,10 @@ def vote(
 
     Args:
       key: one key, or one per example [B]; an example selects with fold_in(its key, 0) and estimates with fold_in(its key, 1).
+      model_fn, x, sigma, noise_fn: as for `counting.count_predictions`.
       num_selection: votes for choosing the class (n0).
       num_samples: votes for estimating its probability (n).
-      model_fn, x, sigma, chunk_size, noise_fn: as for `counting.count_predictions`.
+      chunk_size: samples of each example at a time; divides both numbers.
 
     Returns:
       The votes of `sample` for the same key and images; jax arrays.
@@ -50,6 +51,7 @@ def vote(
     Raises:
       ValueError: as `counting.count_predictions`.
     """
+    _check_chunk(chunk_size, num_selection=num_selection, num_samples=num_samples)
     keys = arrays.example_keys(key, x.shape[0])
     count = base.bind(counting.count_predictions, sigma=sigma, chunk_size=chunk_size, noise_fn=noise_fn)
     return VoteState(
@@ -106,13 +108,7 @@ def sample(
         raise ValueError(f"num_samples={num_samples} is not a multiple of num_step_samples={num_step_samples}; pass e.g. a tenth of it.")
     for number in (num_selection, num_samples):
         counting.check(sigma, number)
-    if chunk_size < 1:
-        raise ValueError(f"expected a positive chunk_size, got {chunk_size}.")
-    if num_selection % chunk_size or num_step_samples % chunk_size:
-        raise ValueError(
-            f"chunk_size={chunk_size} does not divide num_selection={num_selection} and num_step_samples={num_step_samples}; "
-            f"pass e.g. {math.gcd(num_selection, num_step_samples)}."
-        )
+    _check_chunk(chunk_size, num_selection=num_selection, num_step_samples=num_step_samples)
     run = _Runner(key, base.bind(model_fn), x, batch_size, chunk_size, sigma, noise_fn, mesh)
     nothing = run.nothing()
     state = nothing if state is None else VoteState(*(np.array(part) for part in state))
@@ -169,6 +165,14 @@ class _Runner:
         else:
             result = parallel.gather(_compiled(verb, self.key, self.model_fn, role, *parallel.shard_batch(batch, self.mesh)), self.mesh)
         return result[: len(rows)]
+
+
+def _check_chunk(chunk_size, **numbers):
+    if chunk_size < 1:
+        raise ValueError(f"expected a positive chunk_size, got {chunk_size}.")
+    if any(number % chunk_size for number in numbers.values()):
+        named = " and ".join(f"{name}={number}" for name, number in numbers.items())
+        raise ValueError(f"chunk_size={chunk_size} does not divide {named}; pass e.g. {math.gcd(*numbers.values())}.")
 
 
 def _check_resumable(state, num_images, num_selection, num_samples, num_step_samples):

@@ -72,7 +72,7 @@ def certify(
     Args:
       selection: votes [B, C] from which the class is guessed; 100 samples are usual.
       estimation: votes [B, C], drawn with another key; 100,000 samples are usual, of which the largest radius is 3.81 sigma. Counts
-        rarely tell whether the keys were different: `sampling.vote` draws both from one.
+        rarely tell whether the keys were different: `smoothing.vote` splits one in two.
       sigma: standard deviation of the noise that the votes were cast under, in the unit of x.
       alpha: probability of a wrong certificate, for each input; see `bonferroni` for all of them at once.
       radius_fn: of the noise and the norm; see `radii`.

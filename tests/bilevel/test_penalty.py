@@ -180,6 +180,27 @@ def test_the_check_passes_what_curves_down_only_near_its_start():
         bilevel.penalty_check(problem, state)
 
 
+def test_the_check_passes_sums_of_squares_whose_hessian_is_singular():
+    for seed in range(4):  # 8 weights and 4 rows: rounding makes some of the zero eigenvalues negative
+        rng = np.random.default_rng(seed)
+        x, y, x_val, y_val = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 8), 4, (4, 8), 4))
+        problem = Bilevel(
+            lambda theta, phi, batch, x=x, y=y: jnp.mean((x @ theta - y - phi) ** 2),
+            lambda theta, phi, batch, x=x_val, y=y_val: jnp.mean((x @ theta - y) ** 2),
+        )
+        bilevel.penalty_check(problem, bilevel.penalty_init(METHOD, jnp.zeros(4), jnp.ones(8), rho=10.0, weight=1.0))
+
+
+def test_the_check_names_values_that_are_not_finite_and_falls_without_end():
+    start = bilevel.penalty_init(METHOD, jnp.zeros(1), jnp.zeros(1), rho=10.0, weight=1.0)
+    for outer, message in (
+        (lambda theta, phi, batch: theta.sum() + jnp.inf, "is not finite: value inf"),
+        (lambda theta, phi, batch: -jnp.sum(jnp.exp(theta)), "still falls"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bilevel.penalty_check(SCALAR._replace(outer_loss=outer), start)
+
+
 def test_a_start_that_falls_without_curvature_is_named():
     # The inner loss is a Huber function: beyond 1 its gradient is constant, so that the penalty no longer grows; the attack's gain does.
     huber = lambda theta, phi, batch: jnp.where(jnp.abs(theta - phi) < 1, 0.5 * (theta - phi) ** 2, jnp.abs(theta - phi) - 0.5).sum()  # noqa: E731

@@ -50,6 +50,17 @@ def test_synthetic_problems_in_small():
     assert distance("SMD23", "implicit, CG", 1500) > 1.0
 
 
+@pytest.mark.parametrize("method", [learned_poisons.approximate(3), learned_poisons.penalty(3), learned_poisons.backward(2)])
+def test_poisons_of_several_numbers_at_once_are_those_of_each_alone(method):
+    images = learned_poisons.split(data.load("digits"), 0, 100, 100)
+    phi, batch = untargeted_poisoning.flip(images, 5, 0)
+    clean = learned_poisons.fit_clean(batch)
+    for count, made in zip((2, 5), learned_poisons.attack_each(method, phi, clean, batch, (2, 5)), strict=True):
+        alone = learned_poisons.attack(method, phi[:count], clean, batch._replace(y_poison=batch.y_poison[:count]))
+        assert made.shape == alone.shape and float(abs(alone - phi[:count]).max()) > 1e-3
+        assert np.mean(abs(made - alone) > 2e-4) < 0.01  # Adam turns the rounding of a gradient near zero into a step
+
+
 def test_flips_are_wrong_and_no_image_is_in_two_parts():
     images = learned_poisons.split(data.load("digits"), 0)
     phi, batch = untargeted_poisoning.flip(images, 60, 0)

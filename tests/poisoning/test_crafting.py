@@ -256,6 +256,7 @@ def test_poisoned_sets_name_what_would_make_them_meaningless():
     for wrong, message in (
         ({"rows": rows[[0, 0, 1]]}, "different rows"),
         ({"rows": np.array([-1, 0, 1])}, rf"rows from 0 to {N - 1}, got -1 to 1"),
+        ({"rows": np.array([0.0, 1.0, 2.5])}, "whole rows"),
         ({"rows": np.array([0, 1, N])}, f"got 0 to {N}"),
         ({"poisons": poisons + 2}, "leave the box"),
         ({"y": y[:-1]}, "one label for each"),

@@ -298,6 +298,8 @@ def test_what_a_user_can_get_wrong_is_named():
         smoothing.count_predictions(KEY, lambda x: MODEL(x)[:, None], X, sigma=0.1, num_samples=10, chunk_size=10)
     with pytest.raises(ValueError, match=r"not a multiple of chunk_size=10; pass e.g. num_samples=20"):
         run(sigma=0.1, num_samples=25, chunk_size=10)
+    with pytest.raises(ValueError, match=r"chunk_size=500 does not divide num_selection=100 and num_samples=10000; pass e\.g\. 100"):
+        smoothing.vote(KEY, MODEL, X, sigma=0.1, num_samples=10_000, chunk_size=500)
     with pytest.raises(ValueError, match="overflow 31 bits"):
         smoothing.count_soft(KEY, MODEL, X, sigma=0.1, num_samples=200_000, chunk_size=10)
     with pytest.raises(ValueError, match="Gaussian noise"):

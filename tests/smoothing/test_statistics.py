@@ -252,7 +252,7 @@ def test_curves_and_averages():
 
 
 def test_bonferroni_holds_for_all_at_once():
-    # 50 images of 100 votes each: with alpha for each, half of the sets have a wrong bound.
+    # 50 images of 100 votes each: with alpha for each, more than half of the sets have a wrong bound.
     p, alpha, num_sets = 0.9, 0.05, 4000
     hits = np.random.default_rng(6).binomial(100, p, (num_sets, 50))
 
