@@ -89,7 +89,7 @@ def test_gradient_matching_aligns_the_gradients():
 
 
 def test_frogs_collide_with_the_target_and_stay_near_their_base():
-    run = jax.jit(functools.partial(poisoning.feature_collision, FEATURES, X[5:9], X_TARGET, num_steps=1500))
+    run = jax.jit(functools.partial(poisoning.feature_collision, FEATURES, X[5:9], X_TARGET, num_steps=4000))
     found = run(step_size=0.02, beta=0.01)
     before = jnp.linalg.norm(FEATURES(X[5:9]) - FEATURES(X_TARGET), axis=1)
     assert bool((found.distance < 0.2 * before).all()) and float(found.x.min()) >= 0 and float(found.x.max()) <= 1
