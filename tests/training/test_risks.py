@@ -235,7 +235,7 @@ def test_small_noise_starts_inside_the_threat():
 
 def test_sharded_fit_equals_one_device():
     params, (x, y) = problem()[0], data("madry")
-    optimizer = optax.adam(0.01)
+    optimizer = optax.sgd(0.1)  # Adam would make a step of the rounding of a gradient near zero
     mesh = parallel.data_mesh(4)
     place = lambda batch: jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))  # noqa: E731
     ends = []
