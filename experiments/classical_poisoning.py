@@ -4,12 +4,15 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn import datasets, svm
 
 from experiments.lib import experiment, report
+from robustjax import poisoning
 from robustjax.poisoning import classical
+from robustjax.threats import L2
 
 SVM_C, LOGISTIC_REG = 1.0, 0.01
 _RUIN_STEP = 30.0
@@ -105,12 +108,9 @@ def ruined(task: Task, share: float, num_steps: int, seed: int) -> tuple[float, 
     )  # fmt: skip
     rng = np.random.default_rng(seed)
     noisy, cornered = x.copy(), x.copy()
-    noise = rng.normal(size=(len(rows), x.shape[1]))
-    for _ in range(50):  # what the box takes is spent where it leaves room
-        noise *= found.effort / np.linalg.norm(noise)
-        noise = np.clip(x[rows] + noise, *box) - x[rows]
-    noisy[rows] += noise
-    cornered[rows] = rng.choice(box, size=noise.shape)
+    together = x[rows].reshape(1, -1)  # one budget for all
+    noisy[rows] = poisoning.random_control(jax.random.key(seed), together, L2(found.effort, box=box)).reshape(len(rows), -1)
+    cornered[rows] = rng.choice(box, size=(len(rows), x.shape[1]))
 
     def accuracy(theta):
         return 100 * float(np.mean(np.sign(task.x[new] @ theta[:-1] + theta[-1]) == task.y[new]))
@@ -127,7 +127,7 @@ def _ruined(task, num_steps, settings):
     caption = (
         f"{task.title}, whose predictions the attacker wants wrong: accuracy in % on a third of the points, which neither learner nor "
         f"attacker saw, means of {len(splits)} splits. Points keep their label and move within the data's range: at random with the "
-        "attack's effort, or to random corners of the range, which takes more, and may do as much harm where many points move."
+        "attack's effort, or to random corners of the range, which takes more, and may do nearly as much harm where many points move."
     )
     return report.Table("Ruined predictions", caption, ["points that move", "clean", "random moves", "random corners", "attack"], rows)
 

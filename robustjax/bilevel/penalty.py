@@ -76,9 +76,7 @@ def penalty_step(problem: Bilevel, method: PenaltyMethod, state: PenaltyState, b
     parts.check(problem, state.phi, state.theta, batch)
 
     def penalised(theta, phi, weight=0.0):
-        value, slope = jax.value_and_grad(problem.inner_loss)(theta, phi, batch)
-        constraint = parts.inner(state.multiplier, slope) + 0.5 * state.rho * parts.inner(slope, slope)
-        return problem.outer_loss(theta, phi, batch) + constraint + weight * value
+        return _penalised(problem, state, theta, phi, batch, weight)
 
     def descend(optimizer, grad, opt_state, value):
         updates, opt_state = optimizer.update(grad, opt_state, value)
@@ -126,9 +124,7 @@ def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_step
     """
 
     def penalised(theta, phi, batch):
-        value, slope = jax.value_and_grad(problem.inner_loss)(theta, phi, batch)
-        constraint = parts.inner(state.multiplier, slope) + 0.5 * state.rho * parts.inner(slope, slope)
-        return problem.outer_loss(theta, phi, batch) + constraint + state.weight * value
+        return _penalised(problem, state, theta, phi, batch, state.weight)
 
     value, grad = jax.value_and_grad(penalised)(state.theta, state.phi, batch)
     product, like = parts.hessian(penalised, state.theta, state.phi, batch), jax.tree.map(parts.wide, state.theta)
@@ -156,3 +152,9 @@ def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_step
             f"{at} still falls at {float(far):.3g} from its start and may be unbounded below; start with a larger rho, keep the weight, or "
             "bound the outer loss."
         )
+
+
+def _penalised(problem, state, theta, phi, batch, weight):
+    value, slope = jax.value_and_grad(problem.inner_loss)(theta, phi, batch)
+    constraint = parts.inner(state.multiplier, slope) + 0.5 * state.rho * parts.inner(slope, slope)
+    return problem.outer_loss(theta, phi, batch) + constraint + weight * value

@@ -223,8 +223,7 @@ def svm_pullback(x, y, theta, v, *, dual, c: float, tolerance: float = 1e-6) -> 
     Source: Mei & Zhu, AAAI 2015; Biggio et al., ICML 2012, arXiv:1206.6389.
     """
     x, y, dual = np.asarray(x, np.float64), np.asarray(y, np.float64), np.asarray(dual, np.float64)
-    if set(np.unique(y)) != {-1.0, 1.0}:
-        raise ValueError(f"expected both labels -1 and 1, got {np.unique(y)[:5]}; for 0 and 1 pass 2 * y - 1.")
+    check_labels(x, y)
     num_features = x.shape[1]
     margin = np.flatnonzero((dual > tolerance * c) & (dual < (1.0 - tolerance) * c))
     if len(margin) == 0 and v[num_features] != 0:
@@ -254,6 +253,18 @@ _LOSSES: dict[str, Callable] = {
     "logistic": lambda score, y: (np.logaddexp(0.0, -y * score), -y * scipy.special.expit(-y * score)),
     "hinge": lambda score, y: (np.maximum(1.0 - y * score, 0.0), np.where(y * score < 1.0, -y, 0.0)),
 }
+
+
+def check_labels(x, y) -> None:
+    """One label for each point, -1 or 1, and both of them.
+
+    Raises:
+      ValueError: otherwise.
+    """
+    if len(x) != len(y) or set(np.unique(y)) != {-1, 1}:
+        raise ValueError(
+            f"expected both labels -1 and 1 of {len(x)} points, got {np.unique(y)[:5]} of {len(y)}; for 0 and 1 pass 2 * y - 1."
+        )
 
 
 def _signs(y):

@@ -9,6 +9,7 @@ import numpy as np
 
 from robustjax import arrays, base
 from robustjax.base import Array, Delta, Key
+from robustjax.poisoning.classical import check_labels
 
 _NUM_PROJECTIONS = 30  # alternations of Dykstra's algorithm; the sets are few and simple
 _NUM_WORST_STEPS = 30  # of projected ascent to the worst point of a set
@@ -110,7 +111,7 @@ def feasible(x, y, label, *, percentile: float = 90.0, box: tuple = (-np.inf, np
     Raises:
       ValueError: labels other than -1 and 1, or only one of them.
     """
-    _check_labels(x, y)
+    check_labels(x, y)
     if label not in (-1, 1):
         raise ValueError(f"expected the label -1 or 1, got {label}.")
     x, y = np.asarray(x), np.asarray(y)
@@ -165,7 +166,7 @@ def kkt_attack(
 
     Source: Koh, Steinhardt & Liang, Machine Learning 2022, section 4.2, arXiv:1811.00741.
     """
-    _check_labels(x, y)
+    check_labels(x, y)
     _check_share(share)
     x, y, decoy = (jnp.asarray(value, jnp.result_type(float)) for value in (x, y, decoy))
     w, bias = decoy[:-1], decoy[-1]
@@ -250,7 +251,7 @@ def min_max_attack(
 
     Source: Steinhardt, Koh & Liang, NeurIPS 2017, Algorithm 1, arXiv:1706.03691.
     """
-    _check_labels(x, y)
+    check_labels(x, y)
     _check_share(share)
     num_poisons = max(1, int(share * len(x)))
     if num_steps < num_poisons:
@@ -278,11 +279,6 @@ def min_max_attack(
     run = jax.jit(lambda theta: jax.lax.scan(step, theta, jnp.arange(num_steps)))
     _, (points, labels, values) = run(jnp.zeros(x.shape[1] + 1, x.dtype))
     return np.asarray(points[-num_poisons:]), np.asarray(labels[-num_poisons:]), float(values.mean())
-
-
-def _check_labels(x, y):
-    if len(x) != len(y) or set(np.unique(y)) != {-1, 1}:
-        raise ValueError(f"expected labels -1 and 1 of {len(x)} points, got {np.unique(y)[:5]} of {len(y)}; for 0 and 1 pass 2 * y - 1.")
 
 
 def _check_share(share):

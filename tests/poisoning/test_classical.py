@@ -153,6 +153,9 @@ def test_rows_and_box_are_kept_and_wrong_arguments_named():
     found = classical.attack(X, y, effort_order=2, rows=[1, 5], box=(-3.0, 3.0), **options)
     moved = (found.x != X).any(axis=1)
     assert moved[[1, 5]].all() and moved.sum() == 2 and np.abs(found.x[[1, 5]]).max() <= 3
+    box, far = (X[[1, 5]].min(), X[[1, 5]].max()), options | {"outer_fn": classical.reach(np.full(4, 10.0))}
+    held, free = (classical.attack(X, y, effort_order=2, rows=[1, 5], **(far | more)).x[[1, 5]] for more in ({"box": box}, {}))
+    assert box[0] <= held.min() and held.max() <= box[1] and not (box[0] <= free.min() and free.max() <= box[1])
     with pytest.raises(ValueError, match="effort_order must be 1 or 2"):
         classical.attack(X, y, effort_order=3, **options)
     with pytest.raises(ValueError, match="29 labels for 30 points"):
