@@ -9,7 +9,6 @@ import argparse
 import functools
 import pathlib
 import sys
-import time
 from typing import NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from experiments.lib import data, evaluation, experiment, models, poisons, report
+from experiments.lib import data, evaluation, experiment, files, models, poisons, report
 from robustjax import base, poisoning, training
 from robustjax.threats import Linf, Recolor
 
@@ -54,6 +53,11 @@ class Size(NamedTuple):
         return Recolor(self.eps, np.zeros(_GRID)) if self.is_colour else Linf(self.eps)
 
     @property
+    def about(self) -> dict:
+        """What the poisons of a trial depend on, beside its data and its seed."""
+        return {name: value for name, value in self._asdict().items() if name not in ("budgets", "num_trials")} | _CONSTANTS
+
+    @property
     def limit(self) -> str:
         """The same in words."""
         return f"colours move by at most {self.eps:g}" if self.is_colour else f"linf {self.eps:g}"
@@ -80,20 +84,29 @@ def run(settings: experiment.Settings) -> report.Section:
     return report.Section("Poisons for networks trained from scratch", text, [_plot(found, size), _table(found, size)])
 
 
-def successes(dataset: data.Dataset, settings: experiment.Settings, size: Size) -> dict[tuple[str, int], np.ndarray]:
-    """Whether the target of each trial is read as the attacker wants, by (column, budget)."""
+def successes(
+    dataset: data.Dataset, settings: experiment.Settings, size: Size, first: int = 0, every: int = 1
+) -> dict[tuple[str, int], np.ndarray]:
+    """Whether the target of each trial is read as the attacker wants, by (column, budget); found once, a trial is kept on file.
+
+    Args:
+      first, every: runs this trial and every so many-th after it, where several processes share them.
+    """
     x, y = dataset.x_train[: size.num_images], dataset.y_train[: size.num_images]
     found: dict[tuple[str, int], list[bool]] = {(column, budget): [] for column in COLUMNS for budget in size.budgets}
+    numbers = [(budget, number) for budget in size.budgets for number in range(size.num_trials)][first::every]
     with experiment.progress() as bar:
-        task = bar.add_task("trials", total=len(size.budgets) * size.num_trials)
-        for budget in size.budgets:
-            for number in range(size.num_trials):
-                seed = settings.seed * 1000 + number
+        for budget, number in bar.track(numbers, description="trials"):
+            seed = settings.seed * 1000 + number
+            about = size.about | {"dataset": settings.dataset, "num_poisons": budget, "seed": seed}
+            path = pathlib.Path(settings.out) / "trials" / f"{title(size, settings.dataset)}-{size.num_images}-{budget}-{seed}.npz"
+            if not path.exists():
                 logits = np.asarray(_logits(jax.random.key(seed), x, y, dataset.x_test, size.architecture, size.num_epochs))
                 trial = choose(dataset, x, y, logits, budget, seed)
-                for column, success in judge(trial, x, y, settings, size).items():
-                    found[column, budget].append(success)
-                bar.advance(task)
+                files.write_arrays(path, {"success": judge(trial, x, y, settings, size)}, **about)
+            success = files.read_arrays(path, **about)["success"]
+            for column, value in zip(COLUMNS, success, strict=True):
+                found[column, budget].append(value)
     return {key: np.array(value) for key, value in found.items()}
 
 
@@ -111,8 +124,8 @@ def choose(dataset: data.Dataset, x, y, logits, num_poisons: int, seed: int) -> 
     return Trial(dataset.x_test[[row]], np.array([wanted], np.int32), rows[np.argsort(-distances)[:num_poisons]], seed)
 
 
-def judge(trial: Trial, x, y, settings: experiment.Settings, size: Size) -> dict[str, bool]:
-    """Victims trained from scratch, with the same weights and batches, on the clean, noisy and poisoned sets."""
+def judge(trial: Trial, x, y, settings: experiment.Settings, size: Size) -> np.ndarray:
+    """Success [COLUMNS] of victims trained from scratch, with the same weights and batches, on the clean, noisy and poisoned sets."""
     threat, key = size.threat, jax.random.key(trial.seed)
     changed = {"clean": x[trial.rows], "random noise": np.asarray(poisoning.random_control(key, x[trial.rows], threat))}
     crafts = {"MetaPoison": metapoisons, "Witches' Brew": brew}
@@ -121,18 +134,15 @@ def judge(trial: Trial, x, y, settings: experiment.Settings, size: Size) -> dict
         kind = "-colour" if size.is_colour else ""
         file = f"{crafts[name].__name__}-{settings.dataset}-{size.architecture}-{len(x)}-{len(trial.rows)}{kind}-{trial.seed}.npz"
         provenance = poisons.Provenance(
-            settings.dataset, name, size.architecture, f"{len(trial.rows)} images, {size.limit}", trial.seed,
-            {name: value for name, value in size._asdict().items() if name not in ("budgets", "num_trials")} | _CONSTANTS,
+            settings.dataset, name, size.architecture, f"{len(trial.rows)} images, {size.limit}", trial.seed, size.about
         )  # fmt: skip
         made = poisons.kept(pathlib.Path(settings.out) / "poisons" / file, provenance, lambda craft=craft: _crafted(trial, y, craft()))
         changed[name] = made.x
     key_victim = jax.random.fold_in(key, _VICTIM)
     ball = Linf(size.eps)  # a recolouring stays in it
     sets = {name: poisoning.insert(x, y, trial.rows, part, threat=ball)[0] for name, part in changed.items()}
-    return {
-        name: bool(_logits(key_victim, part, y, trial.x_target, size.architecture, size.num_epochs)[0].argmax() == trial.y_adversarial[0])
-        for name, part in sets.items()
-    }
+    logits = [_logits(key_victim, sets[name], y, trial.x_target, size.architecture, size.num_epochs) for name in COLUMNS]
+    return np.array([each[0].argmax() == trial.y_adversarial[0] for each in logits])
 
 
 def metapoisons(trial: Trial, x, y, size: Size):
@@ -225,7 +235,7 @@ def _plot(found, size):
     return report.figure("Success against budget", caption, plot)
 
 
-def section(found: dict[tuple[str, int], np.ndarray], size: Size, command: str, seconds: float) -> str:
+def section(found: dict[tuple[str, int], np.ndarray], size: Size, command: str) -> str:
     """A setting's part of the page."""
     lines = [
         f"{size.num_images:,} images, {size.num_epochs} epochs of gradient descent, batches of {BATCH_SIZE}, rate {LEARNING_RATE}; "
@@ -237,7 +247,7 @@ def section(found: dict[tuple[str, int], np.ndarray], size: Size, command: str, 
     for budget, cells in zip(size.budgets, _cells(found, size), strict=True):
         above = ", ".join(f"{attack}: {'yes' if beats_noise(found, attack, budget) else 'no'}" for attack in ATTACKS)
         lines.append(f"| {' | '.join(cells)} | {above} |")
-    return "\n".join([*lines, "", f"    {command}", "", f"{size.num_trials} trials for each budget; {seconds:.0f} s.", ""])
+    return "\n".join([*lines, "", f"    {command}", "", f"{size.num_trials} trials for each budget.", ""])
 
 
 def title(size: Size, dataset: str) -> str:
@@ -260,6 +270,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="of surrogates and victims")
     parser.add_argument("--eps", type=float, default=0.3)
     parser.add_argument("--colour", action="store_true", help="poisons are recoloured instead of changed pixel by pixel")
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("FIRST", "EVERY"), help="run some trials, write no page")
     settings, options = experiment.parse(parser)
     if options.table is None:
         experiment.section(run, settings)
@@ -270,10 +281,11 @@ def main() -> None:
     )  # fmt: skip
     if settings.quick:
         size = size._replace(num_images=200, budgets=(10,), num_trials=2, num_steps=2, num_matching_steps=4, num_surrogates=2, num_epochs=2)
-    start = time.perf_counter()
-    found = successes(data.load(settings.dataset), settings, size)
+    found = successes(data.load(settings.dataset), settings, size, *options.part)
+    if tuple(options.part) != (0, 1):
+        return
     command = " ".join(["python -m experiments.metapoison", *sys.argv[1:]])
-    made = section(found, size, command, time.perf_counter() - start)
+    made = section(found, size, command)
     report.replace_section(options.table, _HEAD, title(size, settings.dataset), made)
 
 

@@ -76,7 +76,7 @@ def make_model(network: str, dtype: str, batch_size: int):
     shape = _NETWORKS[network]
     module = models.ARCHITECTURES[network](shape, 10, rngs=nnx.Rngs(0))
     module.eval()
-    model_fn = module if dtype == "float32" else base.bind(_in_bfloat16, model_fn=jax.tree.map(_to_bfloat16, module))
+    model_fn = module if dtype == "float32" else models.in_bfloat16(module)
     if shape == (28, 28, 1):
         x = jnp.asarray(data.load("digits").x_test[:batch_size])
     else:
@@ -273,14 +273,6 @@ def _epoch(state, x, y, step_fn, batch_size):
 def _apply(graph, params, model_state, x, mode):
     del mode
     return nnx.merge(graph, params)(x), model_state
-
-
-def _to_bfloat16(leaf):
-    return leaf.astype(jnp.bfloat16) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-
-def _in_bfloat16(x, *, model_fn):
-    return model_fn(x.astype(jnp.bfloat16)).astype(jnp.float32)
 
 
 # --- peers -----------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """What a vote under noise costs beyond its forward pass, and against a torch implementation of the reference's sampling loop.
 
 `python -m experiments.benchmarks.smoothing --out docs/results/benchmark_smoothing.md`. Every row runs once per round, one after the
-other; ratios are taken within a round, and their median is shown. The rows of torch need the extra `robustjax[benchmarks]`; kept to one
-core (`taskset -c 0`), its idle threads do not add to the CPU time of the other rows.
+other; ratios are taken within a round, and their median is shown. On CPU what counts is CPU time, and a torch implementation stands
+beside (its rows need the extra `robustjax[benchmarks]`; kept to one core by `taskset -c 0`, its idle threads do not add to the CPU time
+of the other rows); on an accelerator wall time, and a ResNet-20 with N = 100,000 for each image is measured too.
 """
 
 import argparse
@@ -12,24 +13,38 @@ import importlib.metadata
 import os
 import pathlib
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.lib import bench, data, files, peers
+from experiments.lib import bench, data, files, models, peers
 from robustjax import arrays, smoothing
 from robustjax.smoothing import counting
 
 _SIGMA = 0.5
-_NUM_SAMPLES, _NUM_TORCH_SAMPLES = 4000, 2000  # in one timing; each is a multiple of all the batches below
-_FORWARD_BATCHES = (100, 250, 500, 1000)
-_SHAPES = ((1, 100), (1, 500), (1, 1000), (4, 250), (20, 25))  # images at once, samples of each at once
+_NUM_TORCH_SAMPLES = 2000  # in one timing; a multiple of all the batches below
 _TORCH_BATCHES = (50, 100, 250, 1000)
 _TORCH_DEFAULT = 1000  # of the reference
-_DRIVER_SHAPES = ((1, 500), (4, 250))
-_DRIVER_SAMPLES = 2000  # of each of four images, beside those of the selection
+
+
+class Load(NamedTuple):
+    """What is timed of a kind of device, and the bar of its throughput over that of the forward pass."""
+
+    kind: str  # of time: cpu or wall
+    bound: float
+    num_samples: int  # in one timing; a multiple of all that follow
+    forward_batches: tuple[int, ...]
+    shapes: tuple[tuple[int, int], ...]  # images at once, samples of each at once
+    driver_shapes: tuple[tuple[int, int], ...]
+    driver_images: int
+    driver_samples: int  # of each image, beside those of the selection
+
+
+CPU = Load("cpu", 0.85, 4000, (100, 250, 500, 1000), ((1, 100), (1, 500), (1, 1000), (4, 250), (20, 25)), ((1, 500), (4, 250)), 4, 2000)
+ACCELERATOR = Load("wall", 0.95, 200_000, (2000, 10_000), ((2, 1000), (10, 1000)), ((10, 1000),), 10, 100_000)
 
 
 def main(arguments=None) -> None:
@@ -39,20 +54,27 @@ def main(arguments=None) -> None:
     parser.add_argument("--torch-threads", nargs="*", type=int, default=[1], help="none leaves torch out, one wastes no time in waiting")
     parser.add_argument("--out", type=pathlib.Path, help="where to write the table, as Markdown")
     options = parser.parse_args(arguments)
-    if options.torch_threads:
+    load = CPU if jax.default_backend() == "cpu" else ACCELERATOR
+    threads = options.torch_threads if load is CPU else []
+    if threads:
         peers.require("torch")
     module = Network(rngs=nnx.Rngs(0))
     x = data.load("digits").x_test[:20]
-    runs = own_runs(module, x) | noise_runs(x)
-    for num_threads in options.torch_threads:
+    networks = {"": (module, x)} if load is CPU else {"convnet, ": (module, x)} | residual_networks()
+    runs = {}
+    for name, (model_fn, images) in networks.items():
+        runs |= {f"{name}{row}": run for row, run in own_runs(model_fn, images, load).items()}
+    runs |= noise_runs(x, load)
+    for num_threads in threads:
         runs |= torch_runs(module, x[:1], num_threads)
     times = bench.measure(runs, options.rounds)
-    bars = check(times, options.torch_threads)
+    bars = [bar for name in networks for bar in check(times, name, load)]
+    bars += check_torch(times, threads)
     bars += [
         bench.Bar("temporary memory at 100,000 samples to that at 1,000", memory(module, x, 100_000) / memory(module, x, 1000), 1.01),
         bench.Bar("compilations after the first, over sigmas, seeds, a shorter tail and a resumption", count_compilations(module, x), 0),
     ]
-    packages = ["jax", "flax", *(["torch"] if options.torch_threads else [])]
+    packages = ["jax", "flax", *(["torch"] if threads else [])]
     text = _PAGE.format(
         command=" ".join(["python -m experiments.benchmarks.smoothing", *(sys.argv[1:] if arguments is None else arguments)]),
         options=options,
@@ -60,7 +82,8 @@ def main(arguments=None) -> None:
         device=jax.devices()[0].device_kind,
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         load=os.getloadavg()[2],
-        rows="\n".join(f"| {name} | {1e6 * np.median(t.cpu):.1f} | {1 / np.median(t.cpu):,.0f} |" for name, t in times.items()),
+        kind="CPU" if load is CPU else "wall",
+        rows="\n".join(_row(name, getattr(row, load.kind)) for name, row in times.items()),
         bars="\n".join(bar.row for bar in bars),
     )
     print(text)
@@ -84,30 +107,41 @@ class Network(nnx.Module):
         return self.head(nnx.relu(self.dense(x.reshape(x.shape[0], -1))))
 
 
-def own_runs(module, x) -> dict[str, bench.Run]:
+def residual_networks() -> dict[str, tuple]:
+    """A ResNet-20 in float32 and bfloat16, and images of its size, by the prefix of its rows."""
+    module = models.ARCHITECTURES["resnet20"]((32, 32, 3), 10, rngs=nnx.Rngs(0))
+    module.eval()
+    x = np.random.default_rng(0).random((20, 32, 32, 3), np.float32)
+    return {"ResNet-20 in float32, ": (module, x), "ResNet-20 in bfloat16, ": (models.in_bfloat16(module), x)}
+
+
+def own_runs(model_fn, x, load: Load) -> dict[str, bench.Run]:
     """The bare forward pass, the votes of images, and of a data set."""
     runs = {}
-    for size in _FORWARD_BATCHES:
+    for size in load.forward_batches:
         images = jnp.asarray(np.random.default_rng(0).random((size, *x.shape[1:]), np.float32))
-        runs[f"forward, batch {size}"] = bench.Run(functools.partial(_forwards, module, images), _NUM_SAMPLES)
-    for num_images, chunk_size in _SHAPES:
-        vote = functools.partial(_votes, module, jnp.asarray(x[:num_images]), _NUM_SAMPLES // num_images, chunk_size)
-        runs[f"count_predictions, {num_images} images, chunks of {chunk_size}"] = bench.Run(vote, _NUM_SAMPLES)
-    for num_images, chunk_size in _DRIVER_SHAPES:
-        drive = functools.partial(_drive, module, x[:4], num_images, chunk_size)
-        runs[f"smoothing.sample, {num_images} images, chunks of {chunk_size}"] = bench.Run(drive, 4 * (chunk_size + _DRIVER_SAMPLES))
+        forward = functools.partial(_forwards, model_fn, images, load.num_samples // size)
+        runs[f"forward, batch {size}"] = bench.Run(forward, load.num_samples)
+    for num_images, chunk_size in load.shapes:
+        vote = functools.partial(_votes, model_fn, jnp.asarray(x[:num_images]), load.num_samples // num_images, chunk_size)
+        runs[f"count_predictions, {num_images} images, chunks of {chunk_size}"] = bench.Run(vote, load.num_samples)
+    for num_images, chunk_size in load.driver_shapes:
+        drive = functools.partial(_drive, model_fn, x[: load.driver_images], num_images, chunk_size, load.driver_samples)
+        num_samples = load.driver_images * (chunk_size + load.driver_samples)
+        runs[f"smoothing.sample, {num_images} images, chunks of {chunk_size}"] = bench.Run(drive, num_samples)
     return runs
 
 
-def noise_runs(x) -> dict[str, bench.Run]:
+def noise_runs(x, load: Load) -> dict[str, bench.Run]:
     """The noise alone, by who draws it."""
-    image = jnp.asarray(x[:1])
-    runs = {"noise alone, a threefry key for each sample (ours)": bench.Run(lambda: _own_noise(image).block_until_ready(), _NUM_SAMPLES)}
+    image, num_samples = jnp.asarray(x[:1]), load.num_samples
+
+    def timed(draw, *arguments):
+        return bench.Run(lambda: draw(*arguments, image, num_samples=num_samples).block_until_ready(), num_samples)
+
+    runs = {"noise alone, a threefry key for each sample (ours)": timed(_own_noise)}
     for kind in ("threefry2x32", "rbg", "unsafe_rbg"):
-        key = jax.random.key(0, impl=kind)
-        runs[f"noise alone, one {kind} key for a chunk"] = bench.Run(
-            functools.partial(lambda key: _chunk_noise(key, image).block_until_ready(), key), _NUM_SAMPLES
-        )
+        runs[f"noise alone, one {kind} key for a chunk"] = timed(_chunk_noise, jax.random.key(0, impl=kind))
     return runs
 
 
@@ -128,23 +162,27 @@ def torch_runs(module, x, num_threads: int) -> dict[str, bench.Run]:
     return runs
 
 
-def check(times: dict[str, bench.Times], thread_counts) -> list[bench.Bar]:
-    """The bars, in CPU time."""
+def check(times: dict[str, bench.Times], network: str, load: Load) -> list[bench.Bar]:
+    """The best votes of a network over its best forward pass."""
+    floor = _best(times, f"{network}forward", load.kind)
+    ours = [_best(times, f"{network}{verb}", load.kind) for verb in _VERBS]
+    return [
+        bench.Bar(f"{name}: its throughput over that of {floor}", bench.time_ratio(times, floor, name, load.kind), load.bound, True)
+        for name in ours
+    ]
 
-    def best(prefix):
-        return min((name for name in times if name.startswith(prefix)), key=lambda name: np.median(times[name].cpu))
 
-    def speed(name, reference):
-        return bench.time_ratio(times, reference, name, "cpu")
-
-    floor, ours = best("forward"), (best("count_predictions"), best("smoothing.sample"))
-    bars = [bench.Bar(f"{name}: its throughput over that of {floor}", speed(name, floor), 0.85, is_lower=True) for name in ours]
+def check_torch(times: dict[str, bench.Times], thread_counts) -> list[bench.Bar]:
+    """The best votes over those of torch at its default batch and at its best, in CPU time."""
+    bars = []
     for num_threads in thread_counts:
         rows = [_torch_row(size, num_threads) for size in _TORCH_BATCHES]
         fastest = min(rows, key=lambda row: np.median(times[row].cpu))
         for row, bound in ((_torch_row(_TORCH_DEFAULT, num_threads), 7.0), (fastest, 5.5)):
-            for name in ours:
-                bars.append(bench.Bar(f"{name}: its throughput over that of {row}", speed(name, row), bound, is_lower=True))
+            for verb in _VERBS:
+                name = _best(times, verb, "cpu")
+                ratio = bench.time_ratio(times, row, name, "cpu")
+                bars.append(bench.Bar(f"{name}: its throughput over that of {row}", ratio, bound, is_lower=True))
     return bars
 
 
@@ -180,6 +218,7 @@ def count_compilations(module, x) -> int:
 # --- what is timed -------------------------------------------------------------------------------------------------------------
 
 
+_VERBS = ("count_predictions", "smoothing.sample")
 _count = jax.jit(smoothing.count_predictions, static_argnames=("num_samples", "chunk_size"))
 
 
@@ -188,8 +227,16 @@ def _compiled(model_fn, x):
     return model_fn(x)
 
 
-def _forwards(model_fn, x):
-    for _ in range(_NUM_SAMPLES // len(x)):
+def _best(times, prefix, kind):
+    return min((name for name in times if name.startswith(prefix)), key=lambda name: np.median(getattr(times[name], kind)))
+
+
+def _row(name, seconds):
+    return f"| {name} | {1e6 * np.median(seconds):.4g} | {1 / np.median(seconds):,.0f} |"
+
+
+def _forwards(model_fn, x, num_calls):
+    for _ in range(num_calls):
         logits = _compiled(model_fn, x)
     logits.block_until_ready()
 
@@ -204,32 +251,32 @@ def _states(model_fn, x, key, sigma, state=None):
     )
 
 
-def _drive(model_fn, x, batch_size, chunk_size):
+def _drive(model_fn, x, batch_size, chunk_size, num_samples):
     for _ in smoothing.sample(
-        jax.random.key(0), model_fn, x, sigma=_SIGMA, num_selection=chunk_size, num_samples=_DRIVER_SAMPLES,
-        num_step_samples=_DRIVER_SAMPLES // 2, batch_size=batch_size, chunk_size=chunk_size,
+        jax.random.key(0), model_fn, x, sigma=_SIGMA, num_selection=chunk_size, num_samples=num_samples,
+        num_step_samples=num_samples // 2, batch_size=batch_size, chunk_size=chunk_size,
     ):  # fmt: skip
         pass
 
 
-@jax.jit
-def _own_noise(x):
+@functools.partial(jax.jit, static_argnames="num_samples")
+def _own_noise(x, *, num_samples):
     keys = arrays.example_keys(jax.random.key(0), 1)
 
     def chunk(total, index):
         samples, _ = counting.noisy(keys, x, _SIGMA, 250, first_sample=250 * index)
         return total + samples.sum(axis=1), None
 
-    return jax.lax.scan(chunk, jnp.zeros_like(x), jnp.arange(_NUM_SAMPLES // 250))[0]
+    return jax.lax.scan(chunk, jnp.zeros_like(x), jnp.arange(num_samples // 250))[0]
 
 
-@jax.jit
-def _chunk_noise(key, x):
+@functools.partial(jax.jit, static_argnames="num_samples")
+def _chunk_noise(key, x, *, num_samples):
     def chunk(total, index):
         normals = jax.random.normal(jax.random.fold_in(key, index), (250, *x.shape[1:]))
         return total + (x + _SIGMA * normals).sum(axis=0, keepdims=True), None
 
-    return jax.lax.scan(chunk, jnp.zeros_like(x), jnp.arange(_NUM_SAMPLES // 250))[0]
+    return jax.lax.scan(chunk, jnp.zeros_like(x), jnp.arange(num_samples // 250))[0]
 
 
 def _torch_row(size, num_threads, is_channels_last=False):
@@ -253,14 +300,13 @@ _PAGE = """\
 
     {command}
 
-Network: conv 32, pool, conv 64, pool, dense 128, dense 10, of 3x3 without padding, on 28x28 images, float32, untrained;
+Convnet: conv 32, pool, conv 64, pool, dense 128, dense 10, of 3x3 without padding, on 28x28 images, float32. Networks are untrained.
 {device}, {cores} core(s); {versions}.
 Medians of {options.rounds} rounds in which every row runs once, one after the other; load average of the machine at the end: {load:.1f}.
-CPU time of all threads. Ratios are medians of the ratios within the rounds; a batch or shape that a bar names is the best of its kind.
-A key for each sample costs no more than one for a chunk, and the hardware generator of XLA is slower here: what is drawn for
-sample n need depend on nothing else. Rows for a GPU are open: none was at hand.
+Ratios are medians of the ratios within the rounds; a batch or shape that a bar names is the best of its kind. What is drawn for sample n
+depends on nothing else: each has a key of its own.
 
-| row | CPU us a sample | samples a CPU second |
+| row | {kind} us a sample | samples a {kind} second |
 |---|---|---|
 {rows}
 

@@ -26,6 +26,8 @@ class Effort(NamedTuple):
     num_attack_steps: int = 2  # T of SmoothAdv and SmoothMix
     num_attack_copies: int = 2  # m of SmoothAdv
     num_radius_copies: int = 4  # k of MACER
+    radius_weight: float | None = None  # of MACER, and
+    consistency_weight: float | None = None  # of Consistency; None for the paper's on MNIST
 
 
 def effort_of(settings: experiment.Settings) -> Effort:
@@ -44,17 +46,19 @@ def images(settings: experiment.Settings) -> data.Dataset:
 
 
 def losses(sigma: float, effort: Effort) -> dict[str, base.Bound]:
-    """The losses by method, without apply_fn, with the weights of their papers on MNIST."""
-    num_steps, weight = effort.num_attack_steps, 10.0 if sigma < 0.5 else 5.0
+    """The losses by method, without apply_fn."""
+    num_steps = effort.num_attack_steps
+    consistency_weight = effort.consistency_weight or (10.0 if sigma < 0.5 else 5.0)
+    radius_weight = effort.radius_weight or (16.0 if sigma < 1 else 6.0)
     pgd = base.bind(attacks.pgd, num_steps=num_steps, delta=0.0, keep_fn=attacks.keep_last)
     ball = base.bind(pgd, threat=L2(1.0), step_size=2.0 / num_steps)
     free = base.bind(pgd, threat=L2(jnp.inf), step_size=0.5)
     return {
         "Gaussian": base.bind(methods.gaussian, sigma=sigma),
         "Stability": base.bind(methods.stability, sigma=sigma, weight=2.0),
-        "Consistency": base.bind(methods.consistency, sigma=sigma, weight=weight),
+        "Consistency": base.bind(methods.consistency, sigma=sigma, weight=consistency_weight),
         "SmoothMix": base.bind(methods.smooth_mix, sigma=sigma, num_noise=2, weight=5.0, attack=free),
-        "MACER": base.bind(methods.macer, sigma=sigma, num_noise=effort.num_radius_copies, weight=16.0 if sigma < 1 else 6.0),
+        "MACER": base.bind(methods.macer, sigma=sigma, num_noise=effort.num_radius_copies, weight=radius_weight),
         "SmoothAdv": base.bind(methods.smooth_adv, sigma=sigma, num_noise=effort.num_attack_copies, attack=ball),
     }
 

@@ -63,7 +63,7 @@ def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> 
     step_fn = training.step(plan.loss, plan.optimizer, plan.schedule_fn)
     step_fn = step_fn if plan.num_replays == 1 else training.replay(step_fn, plan.num_replays)
     key, mesh, saved = jax.random.key(settings.seed), experiment.mesh(), time.monotonic()
-    state, best = parallel.replicate((kept["last"], kept["best"]), mesh)
+    state, best, x, y = parallel.replicate((kept["last"], kept["best"], x, y), mesh)
     scores, seconds = np.array(kept["scores"]), []
     with experiment.progress() as bar:
         task = bar.add_task(f"training {name}", total=plan.num_epochs, completed=done)

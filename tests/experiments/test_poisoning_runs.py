@@ -65,7 +65,7 @@ def test_the_gates_of_certified_poisoning_are_ratios_of_average_radii():
     weak = sets | {"poisoned": judged(0.42, 0.87)}
     assert [gate.met for gate in certified_poisoning.gates([sets, weak])] == [False, True]
     assert [gate.met for gate in certified_poisoning.gates([weak, weak])] == [False, False]
-    page = certified_poisoning.section([sets, weak], "python -m x", 1.0)
+    page = certified_poisoning.section([sets, weak], certified_poisoning.Size(4, 2, 200, 1, 1), "python -m x", 1.0)
     assert "| poisoned | 0.205 (0.200, 0.210) | 0.500 (0.500, 0.500) | 0.455 (0.475, 0.435) |" in page
     assert "| ACR of class 8, poisoned / random noise | 0.512 | <= 0.5 | MISSED |" in page
 
@@ -105,7 +105,7 @@ def test_an_attack_beats_noise_when_the_intervals_are_apart():
     size = metapoison.Size(200, (10,), 20, 2, 4)
     assert evaluation.interval(found["MetaPoison", 10]) == pytest.approx((70.0, 45.7, 88.1), abs=0.1)  # Clopper-Pearson's of 14 of 20
     assert metapoison.beats_noise(found, "MetaPoison", 10) and not metapoison.beats_noise(found, "Witches' Brew", 10)
-    page = metapoison.section(found, size, "python -m x", 1.0)
+    page = metapoison.section(found, size, "python -m x")
     row = "| 10 (5 %) | 0 % (0 to 17) | 5 % (0 to 25) | 70 % (46 to 88) | 30 % (12 to 54) | MetaPoison: yes, Witches' Brew: no |"
     assert row in page and "    python -m x" in page
 
@@ -116,10 +116,33 @@ def test_poisons_can_be_recoloured(tmp_path):
     size = metapoison.Size(200, (20,), 1, 2, 2, 2, 1, eps=0.05, is_colour=True)
     trial = metapoison.Trial(x[:1], np.array([3], np.int32), np.flatnonzero(y == 3), 0)
     found = metapoison.judge(trial, x, y, experiment.Settings(out=str(tmp_path)), size)
-    assert set(found) == set(metapoison.COLUMNS)
+    assert found.shape == (len(metapoison.COLUMNS),) and found.dtype == bool
     crafted = [np.load(file)["x"] for file in tmp_path.rglob("*.npz")]
     moved = [float(np.abs(poisons - x[trial.rows]).max()) for poisons in crafted]
     assert len(moved) == 2 and 1e-3 < min(moved) <= max(moved) <= 0.05 + 1e-6
+
+
+def test_trials_can_be_shared_by_processes_and_are_judged_once(tmp_path, monkeypatch):
+    judged = []
+
+    def judge(trial, x, y, settings, size):
+        judged.append((len(trial.rows), trial.seed))
+        return np.array([False, trial.seed == 1, len(trial.rows) == 20, True])
+
+    monkeypatch.setattr(metapoison, "judge", judge)
+    monkeypatch.setattr(metapoison, "_logits", lambda key, x, y, x_test, *size: np.eye(10)[dataset.y_test])
+    digits = data.load("digits")
+    dataset = digits._replace(x_test=digits.x_test[:50], y_test=digits.y_test[:50])
+    settings, size = experiment.Settings(out=str(tmp_path)), metapoison.Size(400, (10, 20), 3, 2, 4)
+    half = metapoison.successes(dataset, settings, size, 1, 2)
+    assert judged == [(10, 1), (20, 0), (20, 2)] and [len(half["clean", budget]) for budget in size.budgets] == [1, 2]
+    metapoison.successes(dataset, settings, size, 0, 2)
+    found = metapoison.successes(dataset, settings, size)
+    assert len(judged) == len(set(judged)) == 6
+    np.testing.assert_array_equal(found["random noise", 10], [False, True, False])
+    assert not found["MetaPoison", 10].any() and found["MetaPoison", 20].all()
+    with pytest.raises(ValueError, match="num_steps"):
+        metapoison.successes(dataset, settings, size._replace(num_steps=3))
 
 
 def test_trials_ask_for_the_second_choice_and_poison_the_images_of_it_that_are_least_like_the_target():

@@ -82,30 +82,19 @@ def test_the_gates_run_for_a_few_steps(tmp_path, monkeypatch, capsys):
     digits = data.load("digits")
     few = digits._replace(x_train=digits.x_train[:200], y_train=digits.y_train[:200])
     monkeypatch.setattr(data, "load", lambda name: few)
+    monkeypatch.setattr(smoothing_gates, "EFFORTS", {"mnist": {0.5: smoothed.Effort("linear", 1, 3, 100, 1e-3, 1, 2, 2)}})
     effort = smoothed.Effort("linear", 1, 1, 50, 1e-3, 1, 2, 2)
-    monkeypatch.setattr(smoothing_gates, "EFFORTS", {0.5: effort})
     monkeypatch.setattr(smoothing_gates, "_MANY", 2000)
-    page = tmp_path / "smoothing.md"
-    options = [
-        "--sigmas",
-        "0.5",
-        "--num-images",
-        "6",
-        "--n",
-        "1000",
-        "--num-fixed",
-        "4",
-        "--runs",
-        str(tmp_path / "runs"),
-        "--out",
-        str(page),
-    ]
+    page, runs = tmp_path / "smoothing.md", tmp_path / "runs"
+    numbers = "--sigmas 0.5 --num-images 6 --n 1000 --num-fixed 4 --num-halved 4 --effort num_epochs=1 batch_size=50"
+    options = [*numbers.split(), "--runs", str(runs), "--out", str(page)]
     smoothing_gates.main(options)
     text = page.read_text()
     assert all(f"| {name} | " in text for name in smoothing_gates.METHODS) and "| fixed | " in text
-    assert "python -m experiments.smoothing_gates --sigmas 0.5 --num-images 6" in text and "times fewer" in text
+    assert f"python -m experiments.smoothing_gates {numbers}" in text and "times fewer" in text
+    assert "then 1 of each" in text and "| bfloat16 | " in text
     model_fn = smoothed.train(
-        "Gaussian", 0.5, smoothing_gates.experiment.Settings("mnist", 0, str(tmp_path / "runs")), few.x_train, few.y_train, effort
+        "Gaussian", 0.5, smoothing_gates.experiment.Settings("mnist", 0, str(runs / "mnist")), few.x_train, few.y_train, effort
     )
     x, y = certify.spread(few.x_test, few.y_test, 6)
     counts = smoothing.count_predictions(
