@@ -181,7 +181,7 @@ def halved(case: Case, num_samples: int) -> str:
     }
     summaries = {name: certify.summarize(poll, state, y, GRID) for name, state in states.items()}
     moved = 0.5 * np.abs(states["float32"].estimation - states["bfloat16"].estimation).sum(axis=1) / num_samples
-    loss = 100 * float(np.abs(summaries["float32"].certified - summaries["bfloat16"].certified).max())
+    loss = round(100 * float(np.abs(summaries["float32"].certified - summaries["bfloat16"].certified).max()), 9)
     header = ["votes in", "ACR", *(f"{radius:g}" for radius in GRID)]
     rows = [[name, *_cells(summary)[:-1]] for name, summary in summaries.items()]
     return _HALVED.format(

@@ -56,7 +56,7 @@ def histogram(axis, selection, counts, radius: float, poll: votes.Poll) -> None:
     axis.bar(np.arange(len(counts)), share, color=["C0" if k == chosen else "#bbb" for k in range(len(counts))])
     axis.axhline(0.5, color="#888", lw=0.8, ls=":", label="one half")
     axis.hlines(bound, chosen - 0.4, chosen + 0.4, color="C3", label="lower bound of pA")
-    axis.legend(fontsize=8, loc="center right")
+    axis.legend(fontsize=8, loc="center left" if chosen >= 5 else "center right")
     verdict = f"R = {radius:.3f}" if bound >= 0.5 else "abstains"
     axis.set(xticks=np.arange(len(counts)), ylim=(0, 1.08), title=f"{counts[chosen]} of {counts.sum()} votes: pA >= {bound:.4f}, {verdict}")
     axis.set_ylabel("share of the votes")
