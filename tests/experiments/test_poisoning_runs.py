@@ -1,5 +1,6 @@
 """Poisoning experiments: crafted sets keep their provenance, and a table says of its numbers what they say."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -146,6 +147,32 @@ def test_trials_can_be_shared_by_processes_and_are_judged_once(tmp_path, monkeyp
     assert not found["MetaPoison", 10].any() and found["MetaPoison", 20].all()
     with pytest.raises(ValueError, match="num_steps"):
         metapoison.successes(dataset, settings, size._replace(num_steps=3))
+
+
+def test_victims_see_no_order_of_batches_that_the_attacker_saw(tmp_path, monkeypatch):
+    seen, who = {"attacker": set(), "victim": set()}, ["attacker"]
+    permutation, logits = jax.random.permutation, metapoison._logits
+
+    def noted(key, *rest):
+        jax.debug.callback(lambda data: seen[who[0]].add(tuple(data.tolist())), jax.random.key_data(key))
+        return permutation(key, *rest)
+
+    def victim(*args):
+        jax.effects_barrier()
+        who[0] = "victim"
+        found = jax.block_until_ready(logits(*args))
+        jax.effects_barrier()
+        return found
+
+    monkeypatch.setattr(jax.random, "permutation", noted)
+    monkeypatch.setattr(metapoison, "_logits", victim)
+    rng = np.random.default_rng(0)
+    x, y = rng.random((230, 3, 3, 1)).astype(np.float32), (np.arange(230) % 10).astype(np.int32)
+    size = metapoison.Size(230, (20,), 1, 3, 2, 2, 4)
+    trial = metapoison.Trial(x[:1], np.array([3], np.int32), np.flatnonzero(y == 3), 0)
+    metapoison.judge(trial, x, y, experiment.Settings(out=str(tmp_path)), size)
+    assert len(seen["victim"]) == 4 and len(seen["attacker"]) >= 4 + 3 * 2
+    assert not seen["victim"] & seen["attacker"]
 
 
 def test_trials_ask_for_the_second_choice_and_poison_the_images_of_it_that_are_least_like_the_target():

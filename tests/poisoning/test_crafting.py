@@ -1,6 +1,8 @@
 """Crafted poisons: feasible, better than random ones, and each objective's gradient by hand."""
 
 import functools
+import importlib
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from robustjax import attacks, base, losses, poisoning, smoothing, training
+from robustjax import arrays, attacks, base, losses, poisoning, smoothing, training
+from robustjax.poisoning import certified
 from robustjax.poisoning.metapoison import _Epoch
 from robustjax.threats import L2, Linf
 
@@ -175,6 +178,47 @@ def test_metapoison_lowers_the_margin_of_fresh_networks():
 
     control = poisoning.random_control(KEY, X[rows], threat)
     assert float(margin(X.at[rows].set(found.x))) < float(margin(X.at[rows].set(control))) - 0.2
+
+
+def test_a_restart_that_breaks_down_is_not_chosen(monkeypatch):
+    height = jax.vmap(jax.random.uniform)(jax.random.split(KEY, 5))
+
+    def one(key, x, **_):
+        mine = jax.random.uniform(key)
+        return poisoning.PoisonResult(x + mine, mine, jnp.where(mine < jnp.sort(height)[1] + 1e-6, jnp.nan, mine), mine, None)
+
+    monkeypatch.setattr(importlib.import_module("robustjax.poisoning.gradient_matching"), "craft", one)
+    found = poisoning.gradient_matching(
+        KEY, PARAMS, None, X[10:18], Y_ADVERSARIAL.repeat(8), X_TARGET, Y_ADVERSARIAL, apply_fn=apply_fn, threat=Linf(0.2), num_steps=1,
+        num_restarts=5,
+    )  # fmt: skip
+    assert float(found.loss) == float(jnp.sort(height)[2]) == float(found.delta), "the best that is a number, and its poisons"
+
+
+def test_no_noise_of_the_radius_is_also_noise_of_training():
+    seen = {"training": [], "radius": []}
+
+    def note(what, keys):
+        jax.debug.callback(lambda data: seen[what].extend(map(tuple, np.asarray(data).reshape(-1, 2))), jax.random.key_data(keys))
+
+    def training_loss(params, model_state, key, x, y):
+        note("training", arrays.example_keys(key, len(x)))
+        return training.gaussian(params, model_state, key, x, y, apply_fn=apply_fn, sigma=0.2)
+
+    def noted(apply_fn, params, keys, x, y, **options):
+        note("radius", keys)
+        return soft_radius(apply_fn, params, keys, x, y, **options)
+
+    soft_radius = certified.soft_radius
+    with unittest.mock.patch.object(certified, "soft_radius", noted):
+        found = poisoning.lower_radius(
+            KEY, X[16:], Y[16:], X[:16], Y[:16], X[:16], Y[:16], apply_fn=apply_fn, init_fn=init_fn, training_loss=training_loss,
+            threat=Linf(0.1), sigma=0.2, num_noise=2, num_epochs=2, num_clean=24, num_poison=8, num_victim_steps=3, num_linear_steps=1,
+        )  # fmt: skip
+        jax.block_until_ready(found.x)
+        jax.effects_barrier()
+    assert len(set(seen["radius"])) >= 2 * 2 * 16 and len(set(seen["training"])) >= 2 * 2 * 3 * 32
+    assert not set(seen["radius"]) & set(seen["training"])
 
 
 TRAINING = {

@@ -56,6 +56,18 @@ def test_influence_predicts_leaving_one_out():
         assert 0.9 < slope < 1.3
 
 
+def test_a_test_loss_that_no_image_moves_has_no_influence_and_no_residual():
+    x, y = data()
+    params = {"w": jnp.ones(5), "b": jnp.zeros(())}
+    for linear_fn in (bilevel.conjugate_gradient, base.bind(bilevel.neumann, step_size=0.1)):
+        found = poisoning.influence(
+            params, x, y, loss_fn=one_loss, test_loss_fn=lambda params: 3.0 + 0.0 * params["b"], regularizer_fn=penalty,
+            linear_fn=base.bind(linear_fn, num_steps=3),
+        )  # fmt: skip
+        np.testing.assert_array_equal(found.removal, 0.0)
+        assert float(found.residual) == 0.0
+
+
 def test_the_training_set_attack_follows_the_gradient_of_the_refitted_victim():
     with jax.enable_x64(True):
         x, y = data()
