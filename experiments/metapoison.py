@@ -74,7 +74,7 @@ class Trial(NamedTuple):
 
 def run(settings: experiment.Settings) -> report.Section:
     """Success against the number of poisons, with intervals."""
-    size = Size(200, (10,), 2, 2, 4, 2, 2) if settings.quick else Size(1000, (20, 50), 6, 20, 100)
+    size = Size(200, (10,), 2, 2, 4, 2, 2) if settings.quick else Size(2000, (50, 100), 6, 20, 100)
     found = successes(data.load(settings.dataset), settings, size)
     text = (
         "Poisons that fool a network trained from scratch must work for weights that the attacker does not know. MetaPoison looks a few "
