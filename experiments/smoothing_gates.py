@@ -5,6 +5,7 @@ accelerator, `--images-per-device 100` and longer training (`--effort num_epochs
 """
 
 import argparse
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from experiments import certify
 from experiments.lib import data, experiment, models, report, smoothed, votes
 from robustjax import smoothing
 
-METHODS = smoothed.METHODS
 _LENET = smoothed.Effort("lenet", 12, 3, 100, 1e-3, 2, 2, 16)
 _RESNET = smoothed.Effort("resnet20", 15, 15, 100, 1e-3, 2, 2, 16, 4.0, 10.0)
 EFFORTS = {"mnist": {0.5: _LENET, 0.25: _LENET._replace(num_warm_epochs=8, num_epochs=6)}, "cifar10": {0.5: _RESNET}}
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--dataset", choices=tuple(EFFORTS), default="mnist")
     parser.add_argument("--sigmas", type=float, nargs="+", help="of those of the data set; all by default")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="Gaussian, MACER, SmoothAdv and others")
+    parser.add_argument("--methods", nargs="+", choices=smoothed.METHODS, default=list(smoothed.METHODS), help="to compare")
     parser.add_argument("--num-images", type=int, default=500, help="on which methods are compared")
     parser.add_argument("--n", type=int, default=10_000, help="samples of each of them")
     parser.add_argument("--num-fixed", type=int, nargs="+", default=[500], help="images with 100,000 samples: of all, or of each sigma")
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write(_HALVED_TITLE, case, halved(case._replace(num_images=options.num_halved), options.n))
 
 
-def compare(case: Case, num_samples: int, methods: Sequence[str] = METHODS) -> str:
+def compare(case: Case, num_samples: int, methods: Sequence[str]) -> str:
     """The section of one sigma: a row for each method, and the paired differences."""
     _, y = case.points
     poll = votes.Poll(case.sigma, num_samples=num_samples, seed=case.settings.seed)
@@ -135,7 +135,8 @@ def compare(case: Case, num_samples: int, methods: Sequence[str] = METHODS) -> s
     lead = min((gain(radii["SmoothAdv"], radii[name]) for name in methods if name != "SmoothAdv"), key=lambda g: g.mean - g.error)
     over = gain(radii["MACER"], radii["Gaussian"])
     return _COMPARED.format(
-        num_images=case.num_images, num_samples=num_samples, cap=f"{cap:.3f}", cut=described(case.effort, len(case.dataset.x_train)),
+        num_images=case.num_images, num_samples=num_samples, cap=f"{cap:.3f}", cut=described(case.effort, methods),
+        num_train=f"{len(case.dataset.x_train):,}", num_test=f"{len(case.dataset.x_test):,}",
         table=report.markdown(header, rows), device=jax.devices()[0].device_kind,
         lead=f"{lead} ({verdict(lead.mean > lead.error)})", over=f"{over} ({verdict(over.mean > over.error)})",
     )  # fmt: skip
@@ -165,8 +166,9 @@ def sequential(case: Case) -> str:
     near = verdict(abs(whole.average_radius - published) <= _TOLERANCE) if is_enough else _TOO_FEW
     header = ["samples", "ACR", *(f"{radius:g}" for radius in GRID), "samples of an image", "times fewer"]
     return _SEQUENTIAL.format(
-        num_images=num_images, num_looks=len(at), table=report.markdown(header, rows), published=published, near=near,
-        radius=f"{whole.average_radius:.4f} +- {error:.4f}", grid_only=verdicts[0], tolerant=verdicts[1], within=verdicts[2],
+        num_images=num_images, num_looks=len(at), device=jax.devices()[0].device_kind, table=report.markdown(header, rows),
+        published=published, near=near, radius=f"{whole.average_radius:.4f} +- {error:.4f}", grid_only=verdicts[0],
+        tolerant=verdicts[1], within=verdicts[2],
     )  # fmt: skip
 
 
@@ -175,20 +177,23 @@ def halved(case: Case, num_samples: int) -> str:
     _, y = case.points
     poll = votes.Poll(case.sigma, num_samples=num_samples, seed=case.settings.seed)
     whole_fn = case.model_fn("Gaussian")
-    states = {
-        "float32": case.votes("float32", poll, whole_fn),
-        "bfloat16": case.votes("bfloat16", poll, models.in_bfloat16(whole_fn)),
-    }
-    summaries = {name: certify.summarize(poll, state, y, GRID) for name, state in states.items()}
-    moved = 0.5 * np.abs(states["float32"].estimation - states["bfloat16"].estimation).sum(axis=1) / num_samples
-    loss = round(100 * float(np.abs(summaries["float32"].certified - summaries["bfloat16"].certified).max()), 9)
+    states = case.votes("Gaussian", poll, whole_fn), case.votes("Gaussian-bfloat16", poll, models.in_bfloat16(whole_fn))
+    summaries = [certify.summarize(poll, state, y, GRID) for state in states]
+    moved, loss = apart(states, summaries)
     header = ["votes in", "ACR", *(f"{radius:g}" for radius in GRID)]
-    rows = [[name, *_cells(summary)[:-1]] for name, summary in summaries.items()]
+    rows = [[name, *_cells(summary)[:-1]] for name, summary in zip(("float32", "bfloat16"), summaries, strict=True)]
     return _HALVED.format(
         num_images=case.num_images, num_samples=num_samples, device=jax.devices()[0].device_kind, table=report.markdown(header, rows),
         moved=f"{100 * moved.mean():.3f}", most=f"{100 * moved.max():.2f}",
         loss=f"{loss:.2f} points ({verdict(loss <= 0.2) if case.num_images >= _ENOUGH else _TOO_FEW})",
     )  # fmt: skip
+
+
+def apart(states: Sequence[smoothing.VoteState], summaries: Sequence[certify.Summary]) -> tuple[np.ndarray, float]:
+    """By how much two counts of the same images differ, in votes over votes cast [N], and two certified accuracies at most, in points."""
+    one, other = (state.estimation for state in states)
+    moved = 0.5 * np.abs(one - other).sum(axis=1) / one.sum(axis=1)
+    return moved, round(100 * float(np.abs(summaries[0].certified - summaries[1].certified).max()), 9)
 
 
 def right_radii(certificate, y) -> np.ndarray:
@@ -219,13 +224,18 @@ def verdict(is_met: bool) -> str:
     return "met" if is_met else "MISSED"
 
 
-def described(effort: smoothed.Effort, num_images: int) -> str:
+def described(effort: smoothed.Effort, methods: Sequence[str]) -> str:
     """What was done of the full recipe."""
+    own = {
+        "Consistency": "m = 2" + ("" if effort.consistency_weight is None else f", weight {effort.consistency_weight:g}"),
+        "SmoothMix": f"m = 2, T = {effort.num_attack_steps}, steps of .5",
+        "MACER": f"k = {effort.num_radius_copies}" + ("" if effort.radius_weight is None else f", weight {effort.radius_weight:g}"),
+        "SmoothAdv": f"m = {effort.num_attack_copies}, T = {effort.num_attack_steps}, eps 1",
+    }
+    parts = [f"{name} with {own[name]}" for name in methods if name in own]
     return (
-        f"{effort.architecture}, {num_images:,} training images, one seed; {effort.num_warm_epochs} epochs on Gaussian noise shared by all "
-        f"methods, then {effort.num_epochs} of each; Adam at {effort.learning_rate:g} and batches of {effort.batch_size}; SmoothAdv with "
-        f"m = {effort.num_attack_copies} and T = {effort.num_attack_steps} at eps 1; MACER with k = {effort.num_radius_copies}; "
-        "Consistency with m = 2"
+        f"one seed; {effort.num_warm_epochs} epochs on Gaussian noise shared by all methods, then {effort.num_epochs} of each; Adam at "
+        f"{effort.learning_rate:g} and batches of {effort.batch_size}; {'; '.join(parts)}"
     )
 
 
@@ -233,7 +243,7 @@ def _change(text):
     name, _, number = text.partition("=")
     if name not in smoothed.Effort._fields[1:]:
         raise argparse.ArgumentTypeError(f"{text}: expected NAME=NUMBER, the name one of {', '.join(smoothed.Effort._fields[1:])}")
-    return name, float(number) if "." in number or "e" in number else int(number)
+    return name, json.loads(number)
 
 
 def _cells(summary):
@@ -244,10 +254,10 @@ _HEAD = """\
 # Randomized smoothing against its bars
 
 A LeNet on MNIST (conv 5x5 20, conv 5x5 50, dense 500), a ResNet-20 on CIFAR-10. alpha .001 for an image, images evenly spread over the
-test set. ACR: average certified radius in l2, wrong and abstained images as 0. Columns of numbers: certified accuracy in % at that radius;
-"> .99": images in % whose right class has more than 99 % of the votes. Published: all 10,000 images, 90 epochs on the whole training set
-(CIFAR-10: 50,000 images, shifted and mirrored), n = 100,000, on MNIST the mean of five seeds, from the logs of
-[consistency regularisation](https://arxiv.org/abs/2006.04062).
+test images at hand. On a GPU, float32 is JAX's default precision: it multiplies in TF32. ACR: average certified radius in l2, wrong and
+abstained images as 0. Columns of numbers: certified accuracy in % at that radius; "> .99": images in % whose right class has more than
+99 % of the votes. Published: all 10,000 images, 90 epochs on the whole training set (CIFAR-10: 50,000 images, shifted and mirrored),
+n = 100,000, on MNIST the mean of five seeds, from the logs of [consistency regularisation](https://arxiv.org/abs/2006.04062).
 """
 _TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 _COMPARED_TITLE = "{dataset}, methods at sigma {sigma}"
@@ -260,9 +270,9 @@ _ORDER = [
     for sigma in efforts
 ]
 _COMPARED = """\
-{num_images} images, n = {num_samples} for all rows, compared image by image; {device}. No radius can exceed {cap}; the share of images
-there cannot tell methods apart.
-Trained: {cut}.
+{num_images} of {num_test} test images, n = {num_samples} for all rows, compared image by image; {device}. No radius can exceed {cap}; the
+share of images there cannot tell methods apart.
+Trained on {num_train} images: {cut}.
 
 {table}
 
@@ -270,7 +280,7 @@ Bars: SmoothAdv above every other of these: {lead} over the next; MACER above Ga
 the same images, +- one standard error, and count as met beyond it, which chance alone reaches one time in six.
 """
 _SEQUENTIAL = """\
-{num_images} images, at most n = 100,000 samples each, {num_looks} looks; the rule is replayed on the very samples of the fixed run.
+{num_images} images, at most n = 100,000 samples each, {num_looks} looks; {device}; the rule is replayed on the samples of the fixed run.
 "grid": an image stops when no radius of the table is in doubt; with a tolerance it also goes on while its radius may grow by more. A rule
 is judged at the radii that it asks for. The last row asks for no radius beyond three sigma: nearer to the largest radius of 3.81 sigma
 every certificate takes most of the votes
@@ -282,12 +292,13 @@ Bars: ACR of the fixed run {published} +- .05 on 500 images: {radius} on these, 
 samples, within .5 point: grid {grid_only}; with tolerance {tolerant}; up to 3 sigma {within}.
 """
 _HALVED = """\
-{num_images} images, n = {num_samples}, under the same noise in both rows; {device}. Weights and arithmetic of the lower row are bfloat16,
-noise and logits float32.
+{num_images} images, n = {num_samples}, under the same noise in both rows, drawn in float32; {device}. In the lower row the noisy image,
+weights, arithmetic and logits are bfloat16; logits that are equal then vote for the lower class.
 
 {table}
 
-{moved} % of an image's votes move on average, {most} % at most. Bar: certified accuracy within .2 point at every radius: {loss}.
+The two counts of an image differ by {moved} % of its votes on average, by {most} % at most. Bar:
+certified accuracy within .2 point at every radius: {loss}.
 """
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ _SIGMA = 0.5
 _NUM_TORCH_SAMPLES = 2000  # in one timing; a multiple of all the batches below
 _TORCH_BATCHES = (50, 100, 250, 1000)
 _TORCH_DEFAULT = 1000  # of the reference
+_NOISE_CHUNK = 250  # samples of one image
 
 
 class Load(NamedTuple):
@@ -41,26 +42,36 @@ class Load(NamedTuple):
     driver_shapes: tuple[tuple[int, int], ...]
     driver_images: int
     driver_samples: int  # of each image, beside those of the selection
+    about: str  # the times and the numbers
 
 
-CPU = Load("cpu", 0.85, 4000, (100, 250, 500, 1000), ((1, 100), (1, 500), (1, 1000), (4, 250), (20, 25)), ((1, 500), (4, 250)), 4, 2000)
-ACCELERATOR = Load("wall", 0.95, 200_000, (2000, 10_000), ((2, 1000), (10, 1000)), ((10, 1000),), 10, 100_000)
+CPU = Load(
+    "cpu", 0.85, 4000, (100, 250, 500, 1000), ((1, 100), (1, 500), (1, 1000), (4, 250), (20, 25)), ((1, 500), (4, 250)), 4, 2000,
+    "CPU time of all threads. Certification on a GPU has [its own page](benchmark_smoothing_gpu.md).",
+)  # fmt: skip
+ACCELERATOR = Load(
+    "wall", 0.95, 200_000, (2000, 10_000), ((2, 1000), (10, 1000)), ((10, 1000),), 10, 100_000,
+    "Wall time. float32 is JAX's default precision, which on NVIDIA's GPUs multiplies in TF32. [On a CPU](benchmark_smoothing.md).",
+)  # fmt: skip
 
 
 def main(arguments=None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--torch-threads", nargs="*", type=int, default=[1], help="none leaves torch out, one wastes no time in waiting")
+    parser.add_argument("--torch-threads", nargs="*", type=int, help="on CPU: 1 by default, no number for no torch")
     parser.add_argument("--out", type=pathlib.Path, help="where to write the table, as Markdown")
     options = parser.parse_args(arguments)
     load = CPU if jax.default_backend() == "cpu" else ACCELERATOR
-    threads = options.torch_threads if load is CPU else []
+    on_cpu = load.kind == "cpu"
+    if options.torch_threads and not on_cpu:
+        parser.error("torch is compared with on CPU only; leave --torch-threads out")
+    threads = ([1] if options.torch_threads is None else options.torch_threads) if on_cpu else []
     if threads:
         peers.require("torch")
     module = Network(rngs=nnx.Rngs(0))
     x = data.load("digits").x_test[:20]
-    networks = {"": (module, x)} if load is CPU else {"convnet, ": (module, x)} | residual_networks()
+    networks = {"": (module, x)} if on_cpu else {"convnet, ": (module, x)} | residual_networks()
     runs = {}
     for name, (model_fn, images) in networks.items():
         runs |= {f"{name}{row}": run for row, run in own_runs(model_fn, images, load).items()}
@@ -82,7 +93,8 @@ def main(arguments=None) -> None:
         device=jax.devices()[0].device_kind,
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         load=os.getloadavg()[2],
-        kind="CPU" if load is CPU else "wall",
+        kind="CPU" if on_cpu else "wall",
+        about=load.about,
         rows="\n".join(_row(name, getattr(row, load.kind)) for name, row in times.items()),
         bars="\n".join(bar.row for bar in bars),
     )
@@ -139,9 +151,9 @@ def noise_runs(x, load: Load) -> dict[str, bench.Run]:
     def timed(draw, *arguments):
         return bench.Run(lambda: draw(*arguments, image, num_samples=num_samples).block_until_ready(), num_samples)
 
-    runs = {"noise alone, a threefry key for each sample (ours)": timed(_own_noise)}
+    runs = {f"noise alone, {_NOISE_CHUNK} at once, a threefry key for each sample (ours)": timed(_own_noise)}
     for kind in ("threefry2x32", "rbg", "unsafe_rbg"):
-        runs[f"noise alone, one {kind} key for a chunk"] = timed(_chunk_noise, jax.random.key(0, impl=kind))
+        runs[f"noise alone, {_NOISE_CHUNK} at once, one {kind} key for all"] = timed(_chunk_noise, jax.random.key(0, impl=kind))
     return runs
 
 
@@ -165,11 +177,12 @@ def torch_runs(module, x, num_threads: int) -> dict[str, bench.Run]:
 def check(times: dict[str, bench.Times], network: str, load: Load) -> list[bench.Bar]:
     """The best votes of a network over its best forward pass."""
     floor = _best(times, f"{network}forward", load.kind)
-    ours = [_best(times, f"{network}{verb}", load.kind) for verb in _VERBS]
-    return [
-        bench.Bar(f"{name}: its throughput over that of {floor}", bench.time_ratio(times, floor, name, load.kind), load.bound, True)
-        for name in ours
-    ]
+    bars = []
+    for verb in _VERBS:
+        name = _best(times, f"{network}{verb}", load.kind)
+        ratio = bench.time_ratio(times, floor, name, load.kind)
+        bars.append(bench.Bar(f"{name}: its throughput over that of {floor}", ratio, load.bound, is_lower=True))
+    return bars
 
 
 def check_torch(times: dict[str, bench.Times], thread_counts) -> list[bench.Bar]:
@@ -264,19 +277,19 @@ def _own_noise(x, *, num_samples):
     keys = arrays.example_keys(jax.random.key(0), 1)
 
     def chunk(total, index):
-        samples, _ = counting.noisy(keys, x, _SIGMA, 250, first_sample=250 * index)
+        samples, _ = counting.noisy(keys, x, _SIGMA, _NOISE_CHUNK, first_sample=_NOISE_CHUNK * index)
         return total + samples.sum(axis=1), None
 
-    return jax.lax.scan(chunk, jnp.zeros_like(x), jnp.arange(num_samples // 250))[0]
+    return jax.lax.scan(chunk, jnp.zeros_like(x), jnp.arange(num_samples // _NOISE_CHUNK))[0]
 
 
 @functools.partial(jax.jit, static_argnames="num_samples")
 def _chunk_noise(key, x, *, num_samples):
     def chunk(total, index):
-        normals = jax.random.normal(jax.random.fold_in(key, index), (250, *x.shape[1:]))
+        normals = jax.random.normal(jax.random.fold_in(key, index), (_NOISE_CHUNK, *x.shape[1:]))
         return total + (x + _SIGMA * normals).sum(axis=0, keepdims=True), None
 
-    return jax.lax.scan(chunk, jnp.zeros_like(x), jnp.arange(num_samples // 250))[0]
+    return jax.lax.scan(chunk, jnp.zeros_like(x), jnp.arange(num_samples // _NOISE_CHUNK))[0]
 
 
 def _torch_row(size, num_threads, is_channels_last=False):
@@ -304,7 +317,7 @@ Convnet: conv 32, pool, conv 64, pool, dense 128, dense 10, of 3x3 without paddi
 {device}, {cores} core(s); {versions}.
 Medians of {options.rounds} rounds in which every row runs once, one after the other; load average of the machine at the end: {load:.1f}.
 Ratios are medians of the ratios within the rounds; a batch or shape that a bar names is the best of its kind. What is drawn for sample n
-depends on nothing else: each has a key of its own.
+depends on nothing else: each has a key of its own. {about}
 
 | row | {kind} us a sample | samples a {kind} second |
 |---|---|---|

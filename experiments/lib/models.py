@@ -89,7 +89,7 @@ def stateless(name: str, num_classes: int = 10, input_shape: tuple[int, ...] = (
 
 
 def in_bfloat16(model_fn) -> base.Bound:
-    """A model with weights and arithmetic in bfloat16, its logits in float32."""
+    """A model whose input, weights, arithmetic and logits are bfloat16; what it hands out is float32."""
 
     def halved(leaf):
         return leaf.astype(jnp.bfloat16) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf

@@ -48,8 +48,11 @@ def images(settings: experiment.Settings) -> data.Dataset:
 def losses(sigma: float, effort: Effort) -> dict[str, base.Bound]:
     """The losses by method, without apply_fn."""
     num_steps = effort.num_attack_steps
-    consistency_weight = effort.consistency_weight or (10.0 if sigma < 0.5 else 5.0)
-    radius_weight = effort.radius_weight or (16.0 if sigma < 1 else 6.0)
+    consistency_weight, radius_weight = effort.consistency_weight, effort.radius_weight
+    if consistency_weight is None:
+        consistency_weight = 10.0 if sigma < 0.5 else 5.0
+    if radius_weight is None:
+        radius_weight = 16.0 if sigma < 1 else 6.0
     pgd = base.bind(attacks.pgd, num_steps=num_steps, delta=0.0, keep_fn=attacks.keep_last)
     ball = base.bind(pgd, threat=L2(1.0), step_size=2.0 / num_steps)
     free = base.bind(pgd, threat=L2(jnp.inf), step_size=0.5)

@@ -1,5 +1,6 @@
 """The benchmark of certification runs, names the best rows of each network, and judges them by the right kind of time."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -7,22 +8,27 @@ from experiments.benchmarks import smoothing
 from experiments.lib import bench
 
 
-def test_the_benchmark_fills_its_page(tmp_path, monkeypatch):
-    load = smoothing.Load("cpu", 0.85, 500, (50, 100), ((1, 50),), ((2, 50),), 2, 100)
-    monkeypatch.setattr(smoothing, "CPU", load)
+@pytest.mark.parametrize("kind", ["cpu", "wall"])
+def test_the_benchmark_fills_its_page(kind, tmp_path, monkeypatch):
+    few = {"num_samples": 500, "forward_batches": (50, 100), "shapes": ((1, 50),), "driver_shapes": ((2, 50),), "driver_images": 2}
+    for name in ("CPU", "ACCELERATOR"):
+        monkeypatch.setattr(smoothing, name, getattr(smoothing, name)._replace(**few, driver_samples=100))
+    if kind == "wall":
+        monkeypatch.setattr(smoothing.jax, "default_backend", lambda: "gpu")
+        monkeypatch.setattr(smoothing, "count_compilations", lambda module, x: 0)  # the first run has compiled
+        flat = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, np.ones((12, 3), np.float32))
+        images = np.zeros((2, 2, 2, 3), np.float32)
+        monkeypatch.setattr(smoothing, "residual_networks", lambda: {"flat, ": (flat, images)})
+        with pytest.raises(SystemExit):
+            smoothing.main(["--torch-threads", "1"])
     page = tmp_path / "page.md"
-    smoothing.main(["--rounds", "1", "--out", str(page), "--torch-threads"])
+    smoothing.main(["--rounds", "1", "--out", str(page), *(["--torch-threads"] if kind == "cpu" else [])])
     text = page.read_text()
-    for row in (
-        "forward, batch 50",
-        "count_predictions, 1 images, chunks of 50",
-        "smoothing.sample, 2 images, chunks of 50",
-        "noise alone",
-    ):
-        assert f"| {row}" in text
-    assert (
-        text.count(">= 0.85") == 2 and "| compilations after the first, over sigmas, seeds, a shorter tail and a resumption | 0 |" in text
-    )
+    networks = ("",) if kind == "cpu" else ("convnet, ", "flat, ")
+    rows = "forward, batch 50", "count_predictions, 1 images, chunks of 50", "smoothing.sample, 2 images, chunks of 50"
+    assert all(f"| {network}{row}" in text for row in rows for network in networks) and "| noise alone" in text
+    assert text.count(">= 0.85" if kind == "cpu" else ">= 0.95") == 2 * len(networks)
+    assert ("CPU us a sample" in text) == (kind == "cpu") and "| compilations after the first, over sigmas, seeds" in text
 
 
 def test_each_network_is_judged_by_its_own_best_rows_and_kind_of_time():

@@ -61,17 +61,24 @@ def test_the_gates_of_certified_poisoning_are_ratios_of_average_radii():
     size = certified_poisoning.Size(4, 2, 200, 1, 1)
     sets = {"clean": judged(1.0, 1.0), "random noise": judged(0.8, 1.0), "poisoned": judged(0.4, 0.95)}
     assert sets["clean"].radius(8) == 0.5 and certified_poisoning.others(sets["poisoned"]) == pytest.approx(0.475)
-    against_noise, rest = certified_poisoning.gates([sets, sets], size)
+    against_noise, against_clean, rest = certified_poisoning.gates([sets, sets])
     assert against_noise.value == pytest.approx(0.5) and against_noise.met
+    assert against_clean.value == pytest.approx(0.4) and against_clean.met and (against_clean.high, rest.low) == (0.7, 0.9)
     assert rest.value == pytest.approx(0.95) and rest.met
     weak = sets | {"poisoned": judged(0.42, 0.87)}
-    assert [gate.met for gate in certified_poisoning.gates([sets, weak], size)] == [False, True]
-    assert [gate.met for gate in certified_poisoning.gates([weak, weak], size)] == [False, False]
+    assert [gate.met for gate in certified_poisoning.gates([sets, weak])] == [False, True, True]
+    assert [gate.met for gate in certified_poisoning.gates([weak, weak])] == [False, True, False]
     page = certified_poisoning.section([sets, weak], size, "python -m x", 1.0)
     assert "| poisoned | 0.205 (0.200, 0.210) | 0.500 (0.500, 0.500) | 0.455 (0.475, 0.435) |" in page
     assert "| ACR of class 8, poisoned / random noise | 0.512 | <= 0.5 | MISSED |" in page
-    against_clean, _ = certified_poisoning.gates([sets], size._replace(reference="clean", most=0.7))
-    assert against_clean.what.endswith("poisoned / clean") and against_clean.value == pytest.approx(0.4) and against_clean.met
+    assert "; 3 points of class 8" not in page and "; 2 points of class 8, 2 of each other" in page
+
+
+def test_there_is_something_to_certify_of_the_smallest_data_set():
+    digits = data.load("digits")
+    size = certified_poisoning.Size(500, 15, 10_000, 1, 1)
+    split = certified_poisoning._split(digits[1:3], digits[3:], 250, size)
+    assert (split.y_points == 8).sum() > 50 and min(np.bincount(split.y_points)) == 15 and len(split.x_val) > 10
 
 
 def test_a_page_keeps_the_sections_that_other_runs_wrote(tmp_path):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from experiments import certify, radii_history, sandwich, smoothing_gates, smoothing_methods, vote_histogram
-from experiments.lib import data, denoisers, smoothed, training, votes
+from experiments.lib import data, denoisers, models, smoothed, training, votes
 from robustjax import base, smoothing
 from robustjax import training as methods
 from robustjax.base import Certificate
@@ -78,6 +78,19 @@ def test_paired_gains_and_savings():
     assert made == ["MACER", "1.0000", "0.9", "90.0", "50.0", "0.0", "25.0", "+1.0000 +- 0.5774"]
 
 
+def test_votes_in_bfloat16_are_those_of_a_rounded_network():
+    model_fn = jax.tree_util.Partial(lambda w, x: x @ w, np.array([[1.0, 1.001], [0.0, 0.0]], np.float32))
+    x = np.array([[1.0, 0.0]], np.float32)
+    assert model_fn(x).argmax() == 1 and model_fn(x)[0, 0] < model_fn(x)[0, 1]
+    logits = models.in_bfloat16(model_fn)(x)
+    assert logits.dtype == np.float32 and logits[0, 0] == logits[0, 1] == 1, "1.001 is 1 in bfloat16"
+    whole = certify.Summary(1.0, np.array([0.9, 0.5]), np.zeros(5), 0.0, 10.0)
+    states = [smoothing.VoteState(np.zeros((2, 2), int), np.array(votes)) for votes in ([[9, 1], [5, 5]], [[9, 1], [7, 3]])]
+    moved, loss = smoothing_gates.apart(states, [whole, whole._replace(certified=np.array([0.9, 0.498]))])
+    np.testing.assert_allclose(moved, [0.0, 0.2])
+    assert loss == 0.2 and smoothing_gates.verdict(loss <= 0.2) == "met"
+
+
 def test_the_gates_run_for_a_few_steps(tmp_path, monkeypatch, capsys):
     digits = data.load("digits")
     few = digits._replace(x_train=digits.x_train[:200], y_train=digits.y_train[:200])
@@ -90,7 +103,7 @@ def test_the_gates_run_for_a_few_steps(tmp_path, monkeypatch, capsys):
     options = [*numbers.split(), "--runs", str(runs), "--out", str(page)]
     smoothing_gates.main(options)
     text = page.read_text()
-    assert all(f"| {name} | " in text for name in smoothing_gates.METHODS) and "| fixed | " in text
+    assert all(f"| {name} | " in text for name in smoothed.METHODS) and "| fixed | " in text
     assert f"python -m experiments.smoothing_gates {numbers}" in text and "times fewer" in text
     assert "then 1 of each" in text and "| bfloat16 | " in text
     model_fn = smoothed.train(

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +194,7 @@ def test_a_restart_that_breaks_down_is_not_chosen(monkeypatch):
     assert float(found.loss) == float(jnp.sort(height)[2]) == float(found.delta), "the best that is a number, and its poisons"
 
 
-def test_no_noise_of_the_radius_is_also_noise_of_training():
+def test_no_noise_of_the_radius_is_also_noise_of_training(monkeypatch):
     seen = {"training": [], "radius": []}
 
     def note(what, keys):
@@ -210,13 +209,13 @@ def test_no_noise_of_the_radius_is_also_noise_of_training():
         return soft_radius(apply_fn, params, keys, x, y, **options)
 
     soft_radius = certified.soft_radius
-    with unittest.mock.patch.object(certified, "soft_radius", noted):
-        found = poisoning.lower_radius(
-            KEY, X[16:], Y[16:], X[:16], Y[:16], X[:16], Y[:16], apply_fn=apply_fn, init_fn=init_fn, training_loss=training_loss,
-            threat=Linf(0.1), sigma=0.2, num_noise=2, num_epochs=2, num_clean=24, num_poison=8, num_victim_steps=3, num_linear_steps=1,
-        )  # fmt: skip
-        jax.block_until_ready(found.x)
-        jax.effects_barrier()
+    monkeypatch.setattr(certified, "soft_radius", noted)
+    found = poisoning.lower_radius(
+        KEY, X[16:], Y[16:], X[:16], Y[:16], X[:16], Y[:16], apply_fn=apply_fn, init_fn=init_fn, training_loss=training_loss,
+        threat=Linf(0.1), sigma=0.2, num_noise=2, num_epochs=2, num_clean=24, num_poison=8, num_victim_steps=3, num_linear_steps=1,
+    )  # fmt: skip
+    jax.block_until_ready(found.x)
+    jax.effects_barrier()
     assert len(set(seen["radius"])) >= 2 * 2 * 16 and len(set(seen["training"])) >= 2 * 2 * 3 * 32
     assert not set(seen["radius"]) & set(seen["training"])
 
