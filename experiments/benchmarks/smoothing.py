@@ -94,6 +94,7 @@ def main(arguments=None) -> None:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         load=os.getloadavg()[2],
         kind="CPU" if on_cpu else "wall",
+        place="a CPU" if on_cpu else "a GPU or TPU",
         about=load.about,
         rows="\n".join(_row(name, getattr(row, load.kind)) for name, row in times.items()),
         bars="\n".join(bar.row for bar in bars),
@@ -309,7 +310,7 @@ def _torch_sample(network, image, layout, size):
 
 
 _PAGE = """\
-# The cost of certification
+# The cost of certification on {place}
 
     {command}
 
@@ -317,7 +318,8 @@ Convnet: conv 32, pool, conv 64, pool, dense 128, dense 10, of 3x3 without paddi
 {device}, {cores} core(s); {versions}.
 Medians of {options.rounds} rounds in which every row runs once, one after the other; load average of the machine at the end: {load:.1f}.
 Ratios are medians of the ratios within the rounds; a batch or shape that a bar names is the best of its kind. What is drawn for sample n
-depends on nothing else: each has a key of its own. {about}
+depends on nothing else: each has a key of its own.
+{about}
 
 | row | {kind} us a sample | samples a {kind} second |
 |---|---|---|
