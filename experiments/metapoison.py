@@ -78,7 +78,7 @@ class Trial(NamedTuple):
 
 def run(settings: experiment.Settings) -> report.Section:
     """Success against the number of poisons, with intervals."""
-    size = Size(200, (10,), 2, 2, 4, 2, 2) if settings.quick else Size(2000, (50, 100), 6, 20, 100)
+    size = Size(200, (10,), 2, 2, 4, 2, 2) if settings.quick else Size(2000, (50, 100), 5, 20, 100)
     found = successes(data.load(settings.dataset), settings, size)
     text = (
         "Poisons that fool a network trained from scratch must work for weights that the attacker does not know. MetaPoison looks a few "
@@ -235,7 +235,7 @@ def _plot(found, size):
     axis.set_xticks(size.budgets, [str(budget) for budget in size.budgets])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     caption = f"{size.architecture} trained from scratch on poisoned images, {size.limit}; {size.num_trials} trials, 95 % intervals."
     return report.figure("Success against budget", caption, plot)
 
