@@ -71,6 +71,10 @@ class Judged(NamedTuple):
     y: np.ndarray
     accuracy: float  # without noise, over the certified points of all classes alike
 
+    def num_points(self, label: int) -> int:
+        """How many points of a class were certified."""
+        return int((self.y == label).sum())
+
     def radius(self, label: int) -> float:
         """The average certified radius of a class."""
         mine = self.y == label
@@ -145,16 +149,13 @@ def curves(found: dict[str, dict[str, Judged]], size: Size) -> report.Figure:
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     np.atleast_1d(axes)[0].set_ylabel(f"certified accuracy of class {LABEL} in %")
+    num_points = next(iter(found.values()))["clean"].num_points(LABEL)
     caption = (
         f"All training images of class {LABEL} are changed by at most {size.eps} in linf, labels kept; every victim is trained from "
-        f"scratch on each set at sigma {SIGMA}. {_num_mine(found)} test images, {size.num_samples:,} votes each, alpha .001. Random "
+        f"scratch on each set at sigma {SIGMA}. {num_points} test images, {size.num_samples:,} votes each, alpha .001. Random "
         "noise: signs of the same size."
     )
     return report.figure(f"What victims certify of class {LABEL}", caption, plot)
-
-
-def _num_mine(found):
-    return int((next(iter(found.values()))["clean"].y == LABEL).sum())
 
 
 def others(judged: Judged) -> float:
@@ -229,9 +230,8 @@ def section(seeds: list[dict[str, Judged]], size: Size, command: str, seconds: f
     """A victim's part of the page."""
     lines = [
         f"{size.architecture}, crafted in {size.num_craft_epochs} passes, linf {size.eps}; victims trained from scratch in "
-        f"{size.num_epochs} epochs on batches of {size.batch_size}; {_num_mine({'': seeds[0]})} points of class {LABEL}, {size.num_others} "
-        "of each other; "
-        f"{jax.devices()[0].device_kind}.\n",
+        f"{size.num_epochs} epochs on batches of {size.batch_size}; {seeds[0]['clean'].num_points(LABEL)} points of class {LABEL}, "
+        f"{size.num_others} of each other; {jax.devices()[0].device_kind}.\n",
         "| trained on | " + " | ".join(_COLUMNS) + " |",
         "|---" * (len(_COLUMNS) + 1) + "|",
     ]

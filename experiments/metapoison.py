@@ -123,9 +123,7 @@ def choose(dataset: data.Dataset, x, y, logits, num_poisons: int, seed: int) -> 
     rng = np.random.default_rng(seed)
     row = rng.choice(np.flatnonzero(logits.argmax(axis=1) == dataset.y_test))
     wanted = np.argsort(logits[row])[-2]
-    rows = poisoning.choose(jax.random.key(seed), y, int((y == wanted).sum()), label=int(wanted))
-    if len(rows) < num_poisons:
-        raise ValueError(f"label {wanted} has {len(rows)} images, fewer than {num_poisons} poisons; pass a smaller budget or more images.")
+    rows = poisoning.choose(jax.random.key(seed), y, max(num_poisons, int((y == wanted).sum())), label=int(wanted))  # all, or an error
     distances = np.linalg.norm((x[rows] - dataset.x_test[row]).reshape(len(rows), -1), axis=1)
     return Trial(dataset.x_test[[row]], np.array([wanted], np.int32), rows[np.argsort(-distances)[:num_poisons]], seed)
 

@@ -64,7 +64,7 @@ class Case(NamedTuple):
         """Trained by a method."""
         return smoothed.train(method, self.sigma, self.settings, self.dataset.x_train, self.dataset.y_train, self.effort)
 
-    def votes(self, name: str, poll: votes.Poll, model_fn) -> smoothing.VoteState:
+    def cast(self, name: str, poll: votes.Poll, model_fn) -> smoothing.VoteState:
         """Of the images, kept on file."""
         path = pathlib.Path(self.settings.out) / "votes" / f"{name}-{self.sigma}-{self.num_images}.npz"
         return votes.cast(path, poll, model_fn, self.points[0], images_per_device=self.images_per_device)
@@ -122,7 +122,7 @@ def compare(case: Case, num_samples: int, methods: Sequence[str]) -> str:
     poll = votes.Poll(case.sigma, num_samples=num_samples, seed=case.settings.seed)
     summaries, radii = {}, {}
     for name in methods:
-        state = case.votes(name, poll, case.model_fn(name))
+        state = case.cast(name, poll, case.model_fn(name))
         summaries[name] = certify.summarize(poll, state, y, GRID)
         radii[name] = right_radii(poll.certify(state), y)
     header = ["method", "ACR", "published", *(f"{radius:g}" for radius in GRID), "> .99", "at the cap", "less Gaussian"]
@@ -177,7 +177,7 @@ def halved(case: Case, num_samples: int) -> str:
     _, y = case.points
     poll = votes.Poll(case.sigma, num_samples=num_samples, seed=case.settings.seed)
     whole_fn = case.model_fn("Gaussian")
-    states = case.votes("Gaussian", poll, whole_fn), case.votes("Gaussian-bfloat16", poll, models.in_bfloat16(whole_fn))
+    states = case.cast("Gaussian", poll, whole_fn), case.cast("Gaussian-bfloat16", poll, models.in_bfloat16(whole_fn))
     summaries = [certify.summarize(poll, state, y, GRID) for state in states]
     moved, loss = apart(states, summaries)
     header = ["votes in", "ACR", *(f"{radius:g}" for radius in GRID)]
@@ -193,7 +193,7 @@ def apart(states: Sequence[smoothing.VoteState], summaries: Sequence[certify.Sum
     """By how much two counts of the same images differ, in votes over votes cast [N], and two certified accuracies at most, in points."""
     one, other = (state.estimation for state in states)
     moved = 0.5 * np.abs(one - other).sum(axis=1) / one.sum(axis=1)
-    return moved, round(100 * float(np.abs(summaries[0].certified - summaries[1].certified).max()), 9)
+    return moved, round(_points(*summaries, len(GRID)), 9)
 
 
 def right_radii(certificate, y) -> np.ndarray:
@@ -209,7 +209,7 @@ def gain(radii: np.ndarray, others: np.ndarray) -> Gain:
 
 def savings(whole: certify.Summary, less: certify.Summary, num_radii: int) -> tuple[float, float]:
     """How many times fewer samples, and the largest difference of certified accuracy at the first radii of GRID in points."""
-    return whole.samples / less.samples, 100 * float(np.abs(whole.certified - less.certified)[:num_radii].max())
+    return whole.samples / less.samples, _points(whole, less, num_radii)
 
 
 def row(name: str, summary: certify.Summary, published: float | None, is_capped: np.ndarray, over: Gain) -> list[str]:
@@ -244,6 +244,10 @@ def _change(text):
     if name not in smoothed.Effort._fields[1:]:
         raise argparse.ArgumentTypeError(f"{text}: expected NAME=NUMBER, the name one of {', '.join(smoothed.Effort._fields[1:])}")
     return name, json.loads(number)
+
+
+def _points(one, other, num_radii):
+    return 100 * float(np.abs(one.certified - other.certified)[:num_radii].max())
 
 
 def _cells(summary):

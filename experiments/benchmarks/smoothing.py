@@ -29,6 +29,7 @@ _NUM_TORCH_SAMPLES = 2000  # in one timing; a multiple of all the batches below
 _TORCH_BATCHES = (50, 100, 250, 1000)
 _TORCH_DEFAULT = 1000  # of the reference
 _NOISE_CHUNK = 250  # samples of one image
+_VERBS = ("count_predictions", "smoothing.sample")
 
 
 class Load(NamedTuple):
@@ -200,6 +201,14 @@ def check_torch(times: dict[str, bench.Times], thread_counts) -> list[bench.Bar]
     return bars
 
 
+def _best(times, prefix, kind):
+    return min((name for name in times if name.startswith(prefix)), key=lambda name: np.median(getattr(times[name], kind)))
+
+
+def _row(name, seconds):
+    return f"| {name} | {1e6 * np.median(seconds):.4g} | {1 / np.median(seconds):,.0f} |"
+
+
 def memory(module, x, num_samples: int) -> int:
     """Bytes of temporary memory of a compiled count."""
     arguments = jax.random.key(0), module, jnp.asarray(x)
@@ -232,21 +241,12 @@ def count_compilations(module, x) -> int:
 # --- what is timed -------------------------------------------------------------------------------------------------------------
 
 
-_VERBS = ("count_predictions", "smoothing.sample")
 _count = jax.jit(smoothing.count_predictions, static_argnames=("num_samples", "chunk_size"))
 
 
 @jax.jit
 def _compiled(model_fn, x):
     return model_fn(x)
-
-
-def _best(times, prefix, kind):
-    return min((name for name in times if name.startswith(prefix)), key=lambda name: np.median(getattr(times[name], kind)))
-
-
-def _row(name, seconds):
-    return f"| {name} | {1e6 * np.median(seconds):.4g} | {1 / np.median(seconds):,.0f} |"
 
 
 def _forwards(model_fn, x, num_calls):

@@ -195,6 +195,8 @@ def test_trials_ask_for_the_second_choice_and_poison_the_images_of_it_that_are_l
         distances = np.linalg.norm((dataset.x_train - trial.x_target).reshape(200, -1), axis=1)
         left = np.setdiff1d(np.flatnonzero(y == trial.y_adversarial), trial.rows)
         assert len(set(trial.rows)) == 12 and len(left) == 8 and distances[trial.rows].min() > distances[left].max()
+    with pytest.raises(ValueError, match="cannot poison 21 of 20 examples"):
+        metapoison.choose(dataset, dataset.x_train, y, logits, 21, 0)
 
 
 def test_leaving_out_is_predicted_and_done_exactly():
