@@ -1,0 +1,86 @@
+"""What a resumable state was made from: a digest of every part by name, compared before anything is resumed.
+
+A state that goes on under another key, plan, model or data set mixes two experiments and looks whole; votes of another sigma would even
+be an unsound certificate. Fingerprints are dictionaries of small numpy arrays, so that they are saved with the state they belong to.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+_SHORT = 4  # numbers that are kept as they are, so that a message can show them
+
+
+def of(**parts) -> dict[str, np.ndarray]:
+    """The fingerprint of named parts.
+
+    Args:
+      **parts: pytrees. A number, or an array of at most 4, is kept as it is; of anything else the digest is kept [32] uint8.
+    """
+    return {name: _short(part) for name, part in parts.items()}
+
+
+def require_same(stored: Mapping[str, np.ndarray], current: Mapping[str, np.ndarray], what: str) -> None:
+    """Nothing, if two fingerprints agree.
+
+    Args:
+      stored: of what is to be resumed. current: of what is asked for.
+      what: the name of the thing in the message, such as "evaluation".
+
+    Raises:
+      ValueError: parts differ; each is named, numbers with both values.
+    """
+    changed = [name for name in sorted(stored.keys() | current.keys()) if not _equal(stored.get(name), current.get(name))]
+    if changed:
+        differences = "; ".join(_difference(name, stored.get(name), current.get(name)) for name in changed)
+        raise ValueError(f"cannot resume: the {what} was begun with another {differences}. Pass what it was begun with, or begin anew.")
+
+
+def digest(tree) -> np.ndarray:
+    """SHA-256 of a pytree [32] uint8: its arrays with types, shapes and places, and the names of the functions in it."""
+    sha = hashlib.sha256(_without_addresses(str(jax.tree.structure(tree))).encode())
+    for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.asarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(place)} {array.dtype} {array.shape}".encode())
+        is_object = array.dtype == object  # a function or an optimizer, whose name is what can be told
+        sha.update(_without_addresses(repr(leaf)).encode() if is_object else np.ascontiguousarray(array).tobytes())
+    return np.frombuffer(sha.digest(), np.uint8)
+
+
+def program(function, *args) -> tuple:
+    """What a function does to arguments like these: its operations, and the constants that closures hold. A pytree for `of`."""
+    made = jax.make_jaxpr(function)(*args)
+    return _without_addresses(str(made.jaxpr)), *made.consts
+
+
+def _short(part):
+    if isinstance(part, bool | int | float | np.generic | np.ndarray | jax.Array) and not _is_key(part):
+        array = np.asarray(part)
+        if array.size <= _SHORT:
+            return array
+    return digest(part)
+
+
+def _is_key(part):
+    return isinstance(part, jax.Array) and jax.dtypes.issubdtype(part.dtype, jax.dtypes.prng_key)
+
+
+def _equal(stored, current):
+    return stored is not None and current is not None and np.array_equal(np.asarray(stored), np.asarray(current), equal_nan=False)
+
+
+def _difference(name, stored, current):
+    shown = [None if value is None else np.asarray(value) for value in (stored, current)]
+    if any(value is not None and value.size > _SHORT for value in shown):
+        return name
+    there, here = ("nothing" if value is None else value.tolist() for value in shown)
+    return f"{name} ({there} there, {here} here)"
+
+
+def _without_addresses(text):
+    return re.sub(r" at 0x[0-9a-f]+|0x[0-9a-f]+", "", text)
