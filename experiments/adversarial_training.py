@@ -19,7 +19,7 @@ REPORTED = ("undefended", "FGSM", "RS-FGSM", "PGD", "TRADES")  # on the embedded
 class Recipe(NamedTuple):
     """One method of adversarial training with its schedule."""
 
-    loss: base.Bound  # without apply_fn
+    loss: base.Configured  # without apply_fn
     num_epochs: int
     learning_rate: float = 2e-3  # the peak of a triangle, at two fifths of the run
     num_ramp_epochs: int = 0
@@ -67,7 +67,7 @@ def train(name: str, recipe: Recipe, settings: experiment.Settings, x, y, held_o
         optimizer = methods.averaged(training.cosine_adam(recipe.learning_rate, len(x), recipe.num_epochs, batch_size), decay=0.995)
     first_params = lambda params: params  # noqa: E731
     if recipe.num_replays > 1:
-        threat = recipe.loss.hyper["threat"]
+        threat = recipe.loss.get("threat")
         optimizer = methods.free_optimizer(optimizer, threat, threat.radius())
         first_params = lambda params: methods.FreeParams(params, jnp.zeros((batch_size, *x.shape[1:])))  # noqa: E731
     ramp = base.bind(methods.eps_ramp, num_ramp_steps=recipe.num_ramp_epochs * num_batches) if recipe.num_ramp_epochs else None
@@ -86,7 +86,7 @@ def train(name: str, recipe: Recipe, settings: experiment.Settings, x, y, held_o
     return training.classifier(plan, trained.best)
 
 
-def judges(eps: float, less: int = 1) -> dict[str, base.Bound]:
+def judges(eps: float, less: int = 1) -> dict[str, base.Configured]:
     """The attacks of the table."""
     threat = Linf(eps)
     pgd = base.bind(attacks.pgd, threat=threat, step_size=eps / 12, num_steps=40 // less)

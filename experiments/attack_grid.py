@@ -22,7 +22,7 @@ def run(settings: experiment.Settings) -> report.Section:
     return report.Section("Attack examples", text, items)
 
 
-def rows(dataset: str, quick: bool) -> dict[str, base.Bound]:
+def rows(dataset: str, quick: bool) -> dict[str, base.Configured]:
     """The attacks of the slide, in its order."""
     less = 10 if quick else 1
     eps = victims.EPS[dataset]

@@ -23,7 +23,7 @@ PANELS = ("standard accuracy", "PGD-50", "OM-PGD-50")
 class Projected(NamedTuple):
     """Digits projected on their first principal components and clipped to [0, 1], so that the manifold is exact."""
 
-    decoder: base.Bound
+    decoder: base.Configured
     train: methods.Coded
     y_train: np.ndarray
     test: methods.Coded
@@ -75,7 +75,7 @@ def _pixels(code, *, pca):
     return jnp.clip(pca(code), 0.0, 1.0)
 
 
-def losses(projected: Projected) -> dict[str, base.Bound]:
+def losses(projected: Projected) -> dict[str, base.Configured]:
     """The four ways to train, and the TRADES form of the last."""
     off, on = (training.inner_pgd(threat, 5) for threat in (Linf(EPS), Latent(projected.decoder, LATENT_EPS)))
     dual = {"attack": off, "latent_attack": on}

@@ -110,7 +110,7 @@ def pretrain(architecture: str, dataset: data.Dataset, settings: experiment.Sett
     trained = training.fit(
         model, base.bind(methods.natural), optax.adam(1e-3), x, y, seed=settings.seed, num_epochs=num_epochs, batch_size=100
     )  # fmt: skip
-    return model, trained.hyper["params"]
+    return model, trained.get("params")
 
 
 def body(model: models.Model, params):
@@ -183,7 +183,7 @@ def _networks(start, x, y, targets, rows, poisons, seed, *, num_epochs):
             state, jax.random.key(seed), x.at[places].set(changed), y, step_fn=methods.step(loss, optimizer), num_epochs=num_epochs,
             batch_size=HEAD_BATCH,
         )  # fmt: skip
-        model_fn = methods.classifier(loss.hyper["apply_fn"], state.params, state.model_state)
+        model_fn = methods.classifier(loss.get("apply_fn"), state.params, state.model_state)
         return model_fn(target[None])[0].argmax() == BASE
 
     return jax.lax.map(one, (targets, rows, poisons))

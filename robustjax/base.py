@@ -1,15 +1,39 @@
-"""The nouns: what a model, a threat, an attack and its result are, and `bind`, which makes a verb a pytree.
+"""The nouns: what a model, a threat, an attack and its result are.
 
 A model is any pytree that can be called on a batch, an attack is a function `(key, model_fn, x, y) -> AttackResult` whose
-hyper-parameters were bound. Everything else in the library is a function between these.
+hyper-parameters were bound. Everything else in the library is a function between these. `bind`, `node` and `static`, which make functions
+and dataclasses pytrees, are those of `configured`.
 """
 
-import dataclasses
+import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+
+from robustjax.configured import Configured, bind, node, static
+
+__all__ = [
+    "Array",
+    "Attack",
+    "AttackResult",
+    "Bilevel",
+    "Certificate",
+    "Configured",
+    "Delta",
+    "Held",
+    "HyperGradient",
+    "Key",
+    "LossFn",
+    "ModelFn",
+    "SuccessFn",
+    "Threat",
+    "bind",
+    "draw",
+    "node",
+    "static",
+]
 
 Array = jax.Array
 Key = jax.Array  # one key, or one per example [B]
@@ -17,34 +41,6 @@ Delta = Any  # a pytree of arrays that lead with B
 ModelFn = Callable[[Array], Array]  # x [B, ...] -> logits [B, C]
 LossFn = Callable[[Array, Array], Array]  # (logits [B, C], y [B] or [B, C]) -> [B]; larger = worse for the model
 SuccessFn = Callable[[Array, Array], Array]  # (logits, y) -> [B] bool
-
-
-_T = TypeVar("_T")
-
-
-@dataclass_transform(frozen_default=True)
-def node(cls: type[_T]) -> type[_T]:
-    """A frozen dataclass registered as a pytree, every field a child.
-
-    In jax 0.10 to 0.12 the structures of two classes that went through `jax.tree_util.register_dataclass` (as flax.struct's do)
-    compare equal if their fields do, so that a jit cache may take `Linf` for `L2`; custom nodes compare their types.
-    """
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    names = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
-
-    def flatten_with_keys(value):
-        return [(jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in names], None
-
-    def unflatten(_, children):
-        value = object.__new__(cls)  # no __post_init__: children may be tracers, axes or placeholders
-        for name, child in zip(names, children, strict=True):
-            object.__setattr__(value, name, child)
-        return value
-
-    jax.tree_util.register_pytree_with_keys(
-        cls, flatten_with_keys, unflatten, lambda value: ([getattr(value, name) for name in names], None)
-    )
-    return cls
 
 
 @runtime_checkable
@@ -104,104 +100,58 @@ class HyperGradient(NamedTuple):
     info: Any  # how far to trust it: see each method
 
 
+@node
+class Held:
+    """A model whose randomness its owner draws itself, such as once for every sample: `draw` does not look inside.
+
+    Attributes:
+      model_fn: the model.
+    """
+
+    model_fn: Any
+
+
 def draw(model_fn: ModelFn, keys: Array) -> ModelFn:
     """One realisation of a randomised model; any other model is returned as it is.
 
-    A randomised model offers `draw(keys) -> ModelFn`, `keys` [B] being one key per example. Every loop draws afresh at each
-    step: a noise that is drawn once for the whole attack gives a false sense of security.
+    A randomised model offers `draw(keys) -> ModelFn`, `keys` [B] being one key per example. It may sit anywhere inside a model that is a
+    pytree: a denoiser before a classifier, a model bound to a function, an argument of a `Partial`. Each is drawn with keys of its
+    own, the outermost first, and what it returned is searched again. Every loop draws afresh at each step: a noise that is drawn once for
+    the whole attack gives a false sense of security.
     """
-    if isinstance(model_fn, Bound):
-        return bind(draw(model_fn.function, keys), **model_fn.hyper)
-    drawn = getattr(model_fn, "draw", None)
-    return model_fn if drawn is None else drawn(keys)
+    return _drawn(model_fn, keys) if hasattr(model_fn, "draw") else _searched(model_fn, keys, None)
 
 
-_STATIC_NAMES = frozenset({"chunk_size", "batch_size", "patch_size", "image_shape"})
+_INNER = 2**31  # a random model may fold small numbers into the keys it gets: what is found elsewhere folds in others
 
 
-@jax.tree_util.register_pytree_node_class
-class _Static:
-    """A value that is part of a pytree's structure, not a leaf."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def tree_flatten(self):
-        return (), self.value
-
-    @classmethod
-    def tree_unflatten(cls, value, _):
-        return cls(value)
+def _drawn(model_fn, keys):
+    once = model_fn.draw(keys)
+    again = hasattr(once, "draw") and type(once) is not type(model_fn)
+    return _drawn(once, _fold_in(keys, _INNER - 1)) if again else _searched(once, keys, once)
 
 
-@jax.tree_util.register_pytree_node_class
-class Bound:
-    """A function with hyper-parameters bound, as a pytree: see `bind`."""
+def _searched(tree, keys, root):
+    """The same tree with every random model in it drawn, but for `root`; the very same object if there is none."""
+    places = itertools.count(_INNER)
 
-    # Function and hyper-parameters are children, what is static in them wrapped: their treedef as auxiliary data would not do, see
-    # `node`.
+    def is_part(value):
+        return value is not root and (isinstance(value, Held | Configured) or hasattr(value, "draw"))
 
-    def __init__(self, wrapped_function, wrapped_hyper):
-        self._function, self._hyper = wrapped_function, wrapped_hyper
+    def visit(part):
+        if isinstance(part, Held):
+            return part
+        if isinstance(part, Configured):
+            return part.map_values(search)
+        return _drawn(part, _fold_in(keys, next(places))) if hasattr(part, "draw") and part is not root else part
 
-    @property
-    def function(self) -> Callable:
-        """What is called."""
-        return _unwrap(self._function)
+    def search(value):
+        parts, treedef = jax.tree.flatten(value, is_leaf=is_part)
+        found = [visit(part) for part in parts]
+        return value if all(new is old for new, old in zip(found, parts, strict=True)) else jax.tree.unflatten(treedef, found)
 
-    @property
-    def hyper(self) -> dict[str, Any]:
-        """The bound hyper-parameters by name."""
-        return _unwrap(self._hyper)
-
-    def __call__(self, *args, **kwargs):
-        return self.function(*args, **(self.hyper | kwargs))
-
-    def __repr__(self):
-        return f"bind({getattr(self.function, '__name__', self.function)}, {self.hyper})"
-
-    def tree_flatten(self):
-        return (self._function, self._hyper), None
-
-    @classmethod
-    def tree_unflatten(cls, _, children):
-        return cls(*children)
+    return search(tree)
 
 
-def bind(function: Callable, /, **hyper: Any) -> Bound:
-    """`functools.partial` for keyword arguments, whose result is a pytree and crosses `jit` as an argument.
-
-    Arrays and numbers become leaves, also those inside a bound model, loss or attack, so that a new `eps` never recompiles;
-    functions, strings, booleans, and whatever is named `num_*`, `chunk_size`, `batch_size`, `patch_size` or `image_shape`, are
-    static. Binding a bound function again adds to its hyper-parameters or replaces them.
-
-    Args:
-      function: a function, or a callable pytree, whose numbers are leaves too.
-      **hyper: its keyword arguments.
-
-    Returns:
-      A callable pytree.
-    """
-    bound: Any = function
-    if isinstance(bound, Bound):
-        function, hyper = bound.function, bound.hyper | hyper
-    wrapped = {name: _Static(value) if _is_static_name(name) else _wrap(value) for name, value in hyper.items()}
-    return Bound(_wrap(function), wrapped)
-
-
-def _wrap(tree):
-    return jax.tree.map(lambda leaf: leaf if is_number(leaf) else _Static(leaf), tree)
-
-
-def _unwrap(tree):
-    whole = lambda node: isinstance(node, _Static | Bound)  # noqa: E731  (a bound value unwraps its own)
-    return jax.tree.map(lambda node: node.value if isinstance(node, _Static) else node, tree, is_leaf=whole)
-
-
-def _is_static_name(name):
-    return name.startswith("num_") or name in _STATIC_NAMES
-
-
-def is_number(leaf) -> bool:
-    """Whether a leaf can be traced: an array or a number, but no boolean."""
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float) and not isinstance(leaf, bool)
+def _fold_in(keys, number):
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)

@@ -168,8 +168,7 @@ def cost(attack: Attack, model_fn: ModelFn, x: Array, y: Array) -> Passes:
       model_fn: the model (only its shapes matter).
       x: a batch [B, ...]. y: [B].
     """
-    if loops.is_host(attack):
-        attack = _as_scan(attack)
+    attack = loops.without_host(attack)
     x, y = jnp.asarray(x), jnp.asarray(y)
     logits = jax.eval_shape(base.draw(model_fn, arrays.example_keys(jax.random.key(0), x.shape[0])), x)
     stand_in = base.bind(_stand_in, logits=jnp.zeros(logits.shape, logits.dtype))
@@ -207,15 +206,6 @@ def _stand_in(x, *, logits):
     return _counted(x, jnp.broadcast_to(logits[:1], (x.shape[0], logits.shape[1])))
 
 
-def _as_scan(verb):
-    if isinstance(verb, base.Bound):
-        swapped = {name: _as_scan(value) for name, value in verb.hyper.items()}
-        return base.bind(verb.function, **swapped)
-    if isinstance(verb, tuple):
-        return tuple(_as_scan(value) for value in verb)
-    return loops.scan if loops.is_host(verb) else verb
-
-
 class _Runner:
     """Gathers rows, pads and shards them, runs an attack, and cuts the padding off."""
 
@@ -231,7 +221,7 @@ class _Runner:
         batch = (keys, jnp.asarray(self.x[padded]), jnp.asarray(self.y[padded]))
         if self.mesh is not None:
             batch = parallel.shard_batch(batch, self.mesh)
-        attack = attack if isinstance(attack, base.Bound) else base.bind(attack)
+        attack = attack if isinstance(attack, base.Configured) else base.bind(attack)
         result = (_call if loops.is_host(attack) else _compiled)(attack, batch[0], self.model_fn, *batch[1:])
         return jax.tree.map(lambda a: np.asarray(a)[: len(rows)], result)
 

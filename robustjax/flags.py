@@ -126,19 +126,19 @@ def non_monotone(accuracies: Sequence[float]) -> Flag:
     return Flag("non_monotone", rise > _TIE, rise, "a larger eps was harder for the attack: it is not converged, or its step does not fit.")
 
 
-def unconverged(key: Key, attack: base.Bound, model_fn: ModelFn, x: Array, y: Array) -> Flag:
+def unconverged(key: Key, attack: base.Configured, model_fn: ModelFn, x: Array, y: Array) -> Flag:
     """Twice the steps lower robust accuracy by more than .2 points: the best iterate is still the last one."""
-    longer = base.bind(attack, num_steps=2 * attack.hyper["num_steps"])
+    longer = base.bind(attack, num_steps=2 * attack.get("num_steps"))
     gap = _robust_accuracy(key, attack, model_fn, x, y) - _robust_accuracy(key, longer, model_fn, x, y)
     return Flag("unconverged", gap > _TIE, gap, "the attack still gains at its last step: raise num_steps, or use apgd.")
 
 
-def survives_everything(key: Key, attack: base.Bound, model_fn: ModelFn, x: Array, y: Array) -> Flag:
+def survives_everything(key: Key, attack: base.Configured, model_fn: ModelFn, x: Array, y: Array) -> Flag:
     """Robust accuracy above zero where the attack may go anywhere in the box.
 
     A step_size given as a number is not scaled: use an attack that needs none, such as `apgd`.
     """
-    threat = attack.hyper["threat"]
+    threat = attack.get("threat")
     everything = base.bind(attack, threat=threat.resized(threat.largest_norm(x)))
     accuracy = _robust_accuracy(key, everything, model_fn, x, y)
     return Flag(
@@ -146,7 +146,7 @@ def survives_everything(key: Key, attack: base.Bound, model_fn: ModelFn, x: Arra
     )
 
 
-def binarization(key: Key, feature_fn: ModelFn, x: Array, *, attack: base.Bound, num_inner: int = 50, num_boundary: int = 1) -> Flag:
+def binarization(key: Key, feature_fn: ModelFn, x: Array, *, attack: base.Configured, num_inner: int = 50, num_boundary: int = 1) -> Flag:
     """An adversarial example is planted in the ball of each input, and the attack must find it.
 
     Around each x a two-class readout of the features is fitted that calls `num_inner` points well inside the ball class 0 and
@@ -161,7 +161,7 @@ def binarization(key: Key, feature_fn: ModelFn, x: Array, *, attack: base.Bound,
     Source: Zimmermann et al., NeurIPS 2022, arXiv:2206.13991. Differs: the readout is ridge regression in closed form, and inputs
       for which it does not separate the points are left out.
     """
-    threat = attack.hyper["threat"]
+    threat = attack.get("threat")
     keys = arrays.example_keys(key, x.shape[0])
 
     def around(index, share):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import jax
 from jax.extend import core
 
-from robustjax import base
+from robustjax import configured
 
 Rule = Callable[..., list]
 
@@ -20,7 +20,7 @@ def rewrite(function: Callable, rules: Mapping[str, Rule]) -> Callable:
 
     def rewritten(*args, **kwargs):
         leaves, treedef = jax.tree.flatten((args, kwargs))
-        traced = [base.is_number(leaf) for leaf in leaves]
+        traced = [configured.is_number(leaf) for leaf in leaves]
 
         def of_arrays(*arrays):
             values = iter(arrays)

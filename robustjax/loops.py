@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base
+from robustjax import arrays, base, configured
 
 
 def scan(step: Callable, carry, num_steps: int, done_fn: Callable | None = None):
@@ -69,15 +69,16 @@ def host(
     return carry
 
 
-def is_host(verb) -> bool:
-    """Whether a bound attack contains a `host` loop, and so must not be wrapped in jit."""
-    if isinstance(verb, functools.partial):
-        return is_host([verb.func, *verb.args, *verb.keywords.values()])
-    if isinstance(verb, base.Bound):
-        return is_host([verb.function, *verb.hyper.values()])
-    if isinstance(verb, tuple | list):
-        return any(is_host(value) for value in verb)
-    return verb is host
+def is_host(function: Callable) -> bool:
+    """Whether a configured function contains a `host` loop, and so must not be wrapped in jit."""
+    return any(part is host for part in configured.walk(function))
+
+
+def without_host(function: Callable) -> Callable:
+    """The same function with every `host` loop in it replaced by `scan`."""
+    if isinstance(function, base.Configured):
+        return function.map_children(without_host)
+    return scan if is_host(function) else function
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -26,16 +26,12 @@ _FEW_CHANNELS = 4  # of the input: there a convolution back to x wastes its lane
 
 @base.node
 class Rewritten:
-    """A function evaluated by the rules of this file: see `rewrite`."""
+    """A function evaluated by the rules of this file: see `rewrite`. Of a randomised model, `base.draw` draws what is inside."""
 
-    function: base.Bound
+    function: base.Configured
 
     def __call__(self, *args, **kwargs):
         return graph.rewrite(self.function, _RULES)(*args, **kwargs)
-
-    def draw(self, keys):
-        """A rewritten realisation of a randomised model, itself for any other."""
-        return Rewritten(base.bind(_call, function=base.draw(self.function.hyper["function"], keys)))
 
 
 def rewrite(function, platform: str | None = None):

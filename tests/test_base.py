@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from robustjax import base, threats
+from robustjax import attacks, base, lowering, smoothing, threats
 
 
 def _verb(x, *, eps=0.0, num_steps=1, inner=None, **others):
@@ -22,11 +22,13 @@ def _scaled(x, *, scale, offset=0.0):
     return scale * x + offset
 
 
-def test_arrays_and_numbers_are_leaves_and_the_rest_is_static():
+def test_arrays_and_floats_are_leaves_and_the_rest_is_static():
     bound = base.bind(
         _verb,
         eps=0.5,
         steps=3,
+        marked=base.static(0.8),
+        shape=(7, 8),
         array=jnp.ones(2),
         numpy=np.ones(3, np.float32),
         scalar=np.float32(2.0),
@@ -34,28 +36,23 @@ def test_arrays_and_numbers_are_leaves_and_the_rest_is_static():
         name="text",
         flag=True,
         nothing=None,
-        num_steps=4,
-        chunk_size=5,
-        batch_size=6,
-        patch_size=(7, 8),
     )
-    assert sorted(np.size(leaf) for leaf in jax.tree.leaves(bound)) == [1, 1, 1, 2, 3]
-    doubled = jax.tree.map(lambda leaf: 2 * leaf, bound).hyper
-    assert (doubled["eps"], doubled["steps"], float(doubled["scalar"])) == (1.0, 6, 4.0)
+    assert sorted(np.size(leaf) for leaf in jax.tree.leaves(bound)) == [1, 1, 2, 3]
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, bound).call_with(dict)
+    assert (doubled["eps"], float(doubled["scalar"])) == (1.0, 4.0)
     np.testing.assert_array_equal(doubled["array"], 2.0)
     np.testing.assert_array_equal(doubled["numpy"], 2.0)
     unchanged = {
-        name: doubled[name] for name in ("function", "name", "flag", "nothing", "num_steps", "chunk_size", "batch_size", "patch_size")
+        name: doubled[name] for name in ("function", "name", "flag", "nothing", "steps", "marked", "shape")
     }
     assert unchanged == {
         "function": jnp.tanh,
         "name": "text",
         "flag": True,
         "nothing": None,
-        "num_steps": 4,
-        "chunk_size": 5,
-        "batch_size": 6,
-        "patch_size": (7, 8),
+        "steps": 3,
+        "marked": 0.8,
+        "shape": (7, 8),
     }
 
 
@@ -84,7 +81,7 @@ def test_a_bound_loss_inside_a_bound_attack_keeps_its_arrays_traced_and_its_stat
 
     @jax.jit
     def run(attack, x):
-        traces.append(attack.hyper["inner"].hyper)
+        traces.append(attack.get("inner").call_with(dict))
         return attack(x)
 
     for scale in (2.0, 3.0):
@@ -93,12 +90,12 @@ def test_a_bound_loss_inside_a_bound_attack_keeps_its_arrays_traced_and_its_stat
     assert len(traces) == 1
     assert all(isinstance(value, jax.core.Tracer) for value in traces[0].values())
     nested = base.bind(_verb, inner=base.bind(_verb, num_steps=3, eps=1.0))
-    assert jax.tree.map(lambda leaf: 10 * leaf, nested).hyper["inner"].hyper == {"num_steps": 3, "eps": 10.0}
+    assert jax.tree.map(lambda leaf: 10 * leaf, nested).get("inner").call_with(dict) == {"num_steps": 3, "eps": 10.0}
 
 
 def test_statics_inside_a_bound_function_stay_static_when_read_or_rebound():
     outer = base.bind(_verb, eps=2.0, inner=base.bind(_verb, eps=3.0, num_steps=4, inner=jnp.negative))
-    for inner in (outer.hyper["inner"], base.bind(outer, eps=5.0).hyper["inner"], jax.tree.map(lambda leaf: leaf, outer).hyper["inner"]):
+    for inner in (outer.get("inner"), base.bind(outer, eps=5.0).get("inner"), jax.tree.map(lambda leaf: leaf, outer).get("inner")):
         assert jax.tree.leaves(inner) == [3.0]
         assert float(jax.jit(lambda f: f(1.0))(inner)) == -12.0
     assert sorted(jax.tree.leaves(base.bind(outer, eps=5.0))) == [3.0, 5.0]
@@ -107,7 +104,7 @@ def test_statics_inside_a_bound_function_stay_static_when_read_or_rebound():
 def test_a_bound_model_keeps_its_parameters_traced():
     model_fn = Partial(lambda params, x: x @ params, jnp.eye(2))
     gradient = jax.grad(lambda bound: bound(jnp.ones((1, 2))).sum())(base.bind(_verb, eps=1.0, inner=model_fn))
-    np.testing.assert_array_equal(gradient.hyper["inner"].args[0], 1.0)
+    np.testing.assert_array_equal(gradient.get("inner").args[0], 1.0)
 
 
 def test_rebinding_adds_and_replaces_without_touching_the_first():
@@ -116,7 +113,7 @@ def test_rebinding_adds_and_replaces_without_touching_the_first():
     assert first(1.0) == 2.0
     assert second(1.0) == -6.0
     assert second.function is _verb
-    assert second.hyper == {"eps": 3.0, "num_steps": 2, "inner": jnp.negative}
+    assert second.call_with(dict) == {"eps": 3.0, "num_steps": 2, "inner": jnp.negative}
 
 
 def test_a_bound_function_survives_flatten_and_vmap_over_a_leaf():
@@ -131,7 +128,7 @@ def test_a_bound_function_survives_flatten_and_vmap_over_a_leaf():
 def test_an_optimizer_and_other_tuples_of_functions_are_static():
     bound = base.bind(_verb, optimizer=(jnp.sin, jnp.cos), box=(0.0, 1.0))
     assert jax.tree.leaves(bound) == [0.0, 1.0]
-    assert bound.hyper["optimizer"] == (jnp.sin, jnp.cos)
+    assert bound.get("optimizer") == (jnp.sin, jnp.cos)
 
 
 @base.node
@@ -163,6 +160,15 @@ def test_jit_and_bind_tell_two_classes_with_equal_fields_apart():
     assert [float(run(base.bind(_verb, eps=1.0, inner=cls(3.0)))) for cls in (_Plain, _Doubled)] == [3.0, 6.0]
 
 
+def test_children_are_what_can_be_called_and_a_value_that_does_not_change_stays_static():
+    bound = base.bind(_verb, inner=base.bind(_scaled, scale=2.0), pair=(jnp.sin, jnp.cos), sizes=(1, 2), fraction=base.static(0.5), eps=1.0)
+    assert [getattr(child, "function", child) for child in bound.children()] == [_scaled, jnp.sin, jnp.cos]
+    changed = bound.map_children(lambda child: jnp.tan if child is jnp.sin else child)
+    assert changed.get("pair") == (jnp.tan, jnp.cos)
+    assert changed.get("missing", 7) == 7
+    assert sorted(jax.tree.leaves(changed)) == [1.0, 2.0]
+
+
 @base.node
 class _Noisy:
     weight: jax.Array
@@ -181,6 +187,77 @@ def test_draw_is_the_identity_for_ordinary_models_and_draws_from_others():
     assert base.draw(jnp.tanh, keys) is jnp.tanh
     drawn = base.draw(_Noisy(jnp.ones(())), keys)
     np.testing.assert_array_equal(drawn(jnp.ones((3, 1)))[:, 0], jax.vmap(jax.random.normal)(keys))
+
+
+@base.node
+class _Random:
+    """x + normal noise drawn for every example; undrawn it must not be called."""
+
+    scale: jax.Array
+
+    def __call__(self, x):
+        raise ValueError("draw first")
+
+    def draw(self, keys):
+        return Partial(lambda s, noise, x: x + s * noise, self.scale, jax.vmap(jax.random.normal)(keys)[:, None])
+
+
+@base.node
+class _Around:
+    """A random model around another one, which it does not draw."""
+
+    inner: object
+
+    def draw(self, keys):
+        return Partial(lambda inner, noise, x: inner(x + noise), self.inner, jax.vmap(jax.random.normal)(keys)[:, None])
+
+
+class _Opaque:
+    """A random model that is no pytree."""
+
+    def draw(self, keys):
+        return _Random(1.0).draw(keys)
+
+
+def _apply(x, *, model_fn):
+    return model_fn(x)
+
+
+def _nested():
+    noisy = _Random(jnp.float32(1.0))
+    return {
+        "bound": base.bind(_apply, model_fn=noisy),
+        "twice bound": base.bind(_apply, model_fn=base.bind(_apply, model_fn=noisy)),
+        "partial": Partial(lambda model_fn, x: model_fn(x), noisy),
+        "denoiser": smoothing.denoised(jnp.negative, noisy),
+        "soft inside denoised": smoothing.denoised(smoothing.soft(jnp.negative, sigma=1.0, num_samples=2), jnp.tanh),
+        "rewritten": lowering.rewrite(base.bind(_apply, model_fn=noisy), platform="cpu"),
+        "inside a random model": _Around(base.bind(_apply, model_fn=noisy)),
+        "no pytree": base.bind(_apply, model_fn=_Opaque()),
+        "eot of it": attacks.eot(base.bind(_apply, model_fn=noisy), num_samples=2),
+    }
+
+
+@pytest.mark.parametrize("name", list(_nested()))
+def test_randomness_anywhere_inside_a_model_is_drawn_afresh_from_each_keys(name):
+    keys = jax.random.split(jax.random.key(1), 4)
+    x = jnp.zeros((4, 3))
+    run = jax.jit(lambda model_fn, keys: base.draw(model_fn, keys)(x)) if name != "no pytree" else lambda m, k: base.draw(m, k)(x)
+    one, same, other = (run(_nested()[name], k) for k in (keys, keys, jax.vmap(jax.random.fold_in, (0, None))(keys, 7)))
+    np.testing.assert_array_equal(one, same)
+    assert (one[:, 0] != other[:, 0]).all(), "another key draws other noise"
+    assert len(np.unique(np.asarray(one[:, 0]))) == 4, "every example has its own"
+
+
+def test_two_random_parts_share_no_key():
+    keys = jax.random.split(jax.random.key(1), 64)
+    noise = jax.jit(lambda m: base.draw(m, keys)(jnp.zeros((64, 1))))
+    pair = base.bind(lambda x, *, first, second: jnp.concatenate([first(x), second(x)], axis=1), first=_Random(1.0), second=_Random(1.0))
+    first, second = noise(pair).T
+    assert (first != second).all()
+    outer = base.draw(_Around(_Random(0.0)), keys)(jnp.zeros((64, 1)))
+    inner = base.draw(_Around(_Random(1.0)), keys)(jnp.zeros((64, 1))) - outer
+    assert not np.isclose(inner, outer).any()
 
 
 def test_the_threat_protocol_is_recognised_by_its_methods():

@@ -88,7 +88,7 @@ def stateless(name: str, num_classes: int = 10, input_shape: tuple[int, ...] = (
     return Stateless(apply_fn, init_fn)
 
 
-def in_bfloat16(model_fn) -> base.Bound:
+def in_bfloat16(model_fn) -> base.Configured:
     """A model whose input, weights, arithmetic and logits are bfloat16; what it hands out is float32."""
 
     def halved(leaf):

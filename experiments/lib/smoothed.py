@@ -45,7 +45,7 @@ def images(settings: experiment.Settings) -> data.Dataset:
     return dataset._replace(x_train=dataset.x_train[:200], y_train=dataset.y_train[:200])
 
 
-def losses(sigma: float, effort: Effort) -> dict[str, base.Bound]:
+def losses(sigma: float, effort: Effort) -> dict[str, base.Configured]:
     """The losses by method, without apply_fn."""
     num_steps = effort.num_attack_steps
     consistency_weight, radius_weight = effort.consistency_weight, effort.radius_weight

@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     """What is trained, and how."""
 
     model: models.Model
-    loss: base.Bound  # (params, model_state, key, x, y) -> (loss, (model_state, metrics))
+    loss: base.Configured  # (params, model_state, key, x, y) -> (loss, (model_state, metrics))
     optimizer: optax.GradientTransformation
     num_epochs: int
     batch_size: int
@@ -128,7 +128,7 @@ def cosine_adam(learning_rate: float, num_examples: int, num_epochs: int, batch_
     return optax.adam(optax.cosine_decay_schedule(learning_rate, num_epochs * (num_examples // batch_size)))
 
 
-def inner_pgd(threat, num_steps: int, **options) -> base.Bound:
+def inner_pgd(threat, num_steps: int, **options) -> base.Configured:
     """The attack of adversarial training: PGD whose last iterate counts, with steps of 2.5 eps / num_steps."""
     step_size = 2.5 * threat.radius() / num_steps
     return base.bind(attacks.pgd, threat=threat, step_size=step_size, num_steps=num_steps, keep_fn=attacks.keep_last, **options)

@@ -25,8 +25,7 @@ def autoattack(
       feasibility only: the result lies in the threat; not optimality.
     Source: as for `ensemble`.
     """
-    attacks = ensemble(threat, version, loop_fn=loop_fn, **budget)
-    return combinators.worst_case(*attacks.values())(key, model_fn, x, y)
+    return _combination(threat=threat, version=version, loop_fn=loop_fn, **budget)(key, model_fn, x, y)
 
 
 def ensemble(
@@ -86,3 +85,10 @@ def ensemble(
         "apgd-t": apgd_t,
         "fab-t": fab_t,
     }
+
+
+def _combination(*, threat, version="standard", loop_fn=None, **budget):
+    return combinators.worst_case(*ensemble(threat, version, loop_fn=loop_fn, **budget).values())
+
+
+combinators.expands_to(autoattack, _combination)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
-from robustjax import arrays, base, loops, losses
+from robustjax import arrays, base, checks, configured, loops, losses
 from robustjax.attacks import objective
 from robustjax.base import Attack, LossFn, SuccessFn
 
@@ -22,6 +22,7 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
     Guarantee:
       never worse, by (success, loss), than the first of the runs alone.
     """
+    checks.counts(num_restarts=num_restarts)
     return base.bind(_restarts, attack=attack, num_restarts=num_restarts)
 
 
@@ -50,17 +51,38 @@ def over_targets(attack: Attack, num_targets: int) -> Attack:
     Guarantee:
       that of the attack.
     """
+    checks.counts(num_targets=num_targets)
+    if any(_is_over_targets(part) for part in configured.walk(_expanded(attack))):
+        raise ValueError("over_targets inside over_targets would choose the classes twice; autoattack has it, pass a plain attack.")
     return base.bind(_over_targets, attack=attack, num_targets=num_targets)
 
 
 def targeted(attack: Attack, loss_fn: LossFn = losses.margin) -> Attack:
     """The attack with y read as target labels: success is `classified_as`, the loss `targeted(loss_fn)`.
 
+    Inside a combination every plain attack is aimed; `over_targets`, which would choose classes itself, gives way to its attack.
+
     Args:
-      attack: any attack of this package.
+      attack: any attack of this package, `autoattack` and combinations among them.
       loss_fn: a loss whose negative leads to the target: `margin` or `cross_entropy`.
+
+    Raises:
+      ValueError: no attack, such as a dictionary of them.
     """
-    return each(attack, lambda plain: _aimed(plain, losses.goal_differences, losses.targeted(loss_fn), success_fn=losses.classified_as))
+    aimed = base.bind(_aimed, boundary_fn=losses.goal_differences, loss_fn=losses.targeted(loss_fn), success_fn=losses.classified_as)
+    return each(_without_targets(attack), aimed)
+
+
+def is_targeted(attack: Attack) -> bool:
+    """Whether every plain attack in it reads y as target labels.
+
+    Raises:
+      ValueError: some do and some do not, so that y would be both.
+    """
+    aimed = {_success_of(part) is losses.classified_as for part in parts(attack)}
+    if len(aimed) > 1:
+        raise ValueError("some attacks of this combination are targeted and some are not: y would be labels and targets at once.")
+    return aimed == {True}
 
 
 def with_goal(attack: Attack, *, loss_fn: LossFn, success_fn: SuccessFn = losses.never) -> Attack:
@@ -70,17 +92,37 @@ def with_goal(attack: Attack, *, loss_fn: LossFn, success_fn: SuccessFn = losses
       attack: any attack that takes a `loss_fn`.
       loss_fn: what is ascended.
       success_fn: what counts as success; by default nothing does, and only the loss decides.
+
+    Raises:
+      ValueError: an attack without a loss_fn, such as `fab`, or `over_targets`, which chooses the loss itself.
     """
-    return each(attack, lambda plain: base.bind(plain, loss_fn=loss_fn, success_fn=success_fn))
+
+    def change(plain):
+        if not _takes(plain, "loss_fn"):
+            raise ValueError(f"with_goal gives an attack its loss, but {_name(plain)} takes no loss_fn; choose another attack, e.g. pgd.")
+        return base.bind(plain, loss_fn=loss_fn, success_fn=success_fn)
+
+    for part in configured.walk(_expanded(attack)):
+        if _is_over_targets(part):
+            raise ValueError("with_goal gives an attack its loss, but over_targets chooses one for every class; leave one of them out.")
+    return each(attack, change)
 
 
 def each(attack: Attack, change: Callable[[Attack], Attack]) -> Attack:
-    """The attack with a change made to every plain attack inside a combination."""
-    hyper = attack.hyper if isinstance(attack, base.Bound) else {}
-    if "attacks" in hyper:
-        return base.bind(attack, attacks=tuple(each(part, change) for part in hyper["attacks"]))
-    if "attack" in hyper:
-        return base.bind(attack, attack=each(hyper["attack"], change))
+    """The attack with a change made to every plain attack inside a combination, whatever the combination calls its attacks.
+
+    Raises:
+      ValueError: no attack.
+    """
+    if not is_attack(attack):
+        got = f"{type(attack).__name__} {attack!r}"
+        raise ValueError(
+            f"expected an attack, a function (key, model_fn, x, y) with the rest bound by base.bind, got {got[:80]}; of several "
+            "attacks make one with attacks.worst_case(*attacks)."
+        )
+    attack = _expanded(attack)
+    if isinstance(attack, base.Configured) and any(is_attack(child) for child in attack.children()):
+        return attack.map_children(lambda child: each(child, change) if is_attack(child) else child)
     return change(attack)
 
 
@@ -98,8 +140,26 @@ def parts(attack: Attack) -> list[Attack]:
 
 def threats_of(attack: Attack) -> list:
     """The threats of the attacks that a combination is made of, where they have one bound."""
-    found = [part.hyper.get("threat") for part in parts(attack) if isinstance(part, base.Bound)]
+    found = [part.get("threat") for part in parts(attack) if isinstance(part, base.Configured)]
     return [threat for threat in found if threat is not None]
+
+
+def is_attack(value) -> bool:
+    """Whether it is a function of exactly (key, model_fn, x, y), once what is bound or has a default is left out."""
+    if not callable(value):
+        return False
+    function, bound = (value.function, value) if isinstance(value, base.Configured) else (value, None)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a builtin tells nothing
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
+    return sum(bound is None or bound.get(p.name, p.empty) is p.empty for p in positional) == 4
+
+
+def expands_to(attack: Callable, make_fn: Callable[..., Attack]) -> None:
+    """Registers a function whose attacks are made inside it: bound to options, it is the combination `make_fn(**options)`."""
+    _EXPANSIONS[attack] = make_fn
 
 
 def checked(attack: Attack) -> Attack:
@@ -137,7 +197,8 @@ def _over_targets(key, model_fn, x, y, *, attack, num_targets):
 
     def toward(i):
         boundary_fn, loss_fn = (base.bind(value_fn, target=targets[:, i]) for value_fn in (losses.target_difference, ratio))
-        return each(attack, lambda plain: _aimed(plain, boundary_fn, loss_fn))(arrays.fold_in(keys, i), model_fn, x, y)
+        aimed = base.bind(_aimed, boundary_fn=boundary_fn, loss_fn=loss_fn)
+        return each(attack, aimed)(arrays.fold_in(keys, i), model_fn, x, y)
 
     return _best_of(toward, targets.shape[1], attack)
 
@@ -190,7 +251,43 @@ def _checked(key, model_fn, x, y, *, attack):
     return result
 
 
-def _aimed(attack, boundary_fn, loss_fn, **goal):
-    function = attack.function if isinstance(attack, base.Bound) else attack
-    by_boundary = "boundary_fn" in inspect.signature(function).parameters
+def _aimed(attack, *, boundary_fn, loss_fn, **goal):
+    by_boundary = _takes(attack, "boundary_fn")
     return base.bind(attack, **({"boundary_fn": boundary_fn} if by_boundary else {"loss_fn": loss_fn}), **goal)
+
+
+_EXPANSIONS: dict[Callable, Callable[..., Attack]] = {}
+
+
+def _expanded(attack):
+    make_fn = _EXPANSIONS.get(attack.function) if isinstance(attack, base.Configured) else None
+    return attack if make_fn is None else attack.call_with(make_fn)
+
+
+def _is_over_targets(part):
+    return isinstance(part, base.Configured) and part.function is _over_targets
+
+
+def _without_targets(attack):
+    attack = _expanded(attack)
+    if _is_over_targets(attack):
+        return _without_targets(attack.get("attack"))
+    return attack.map_children(_without_targets) if isinstance(attack, base.Configured) else attack
+
+
+def _success_of(attack):
+    bound = attack.get("success_fn") if isinstance(attack, base.Configured) else None
+    return losses.misclassified if bound is None else bound
+
+
+def _takes(attack, name):
+    """Whether a plain attack has a parameter of this name; those that pass options on take what `pgd` takes."""
+    function = attack.function if isinstance(attack, base.Configured) else attack
+    parameters = inspect.signature(function).parameters.values()
+    passes_on = name == "loss_fn" and any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return passes_on or any(p.name == name for p in parameters)
+
+
+def _name(attack):
+    function = attack.function if isinstance(attack, base.Configured) else attack
+    return getattr(function, "__name__", str(function))

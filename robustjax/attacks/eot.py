@@ -13,7 +13,7 @@ from robustjax.base import Array, ModelFn
 class Expectation:
     """A model that draws afresh and averages: see `eot`."""
 
-    bound: base.Bound
+    bound: base.Configured
 
     def __call__(self, x: Array) -> Array:
         raise ValueError("an expectation over transformations is random: call .draw(keys)(x), as every attack does each step.")
@@ -39,13 +39,13 @@ def eot(model_fn: ModelFn, *, num_samples: int, transform_fn: Callable | None = 
 
     Source: Athalye et al., ICML 2018, arXiv:1707.07397. Differs: averages logits, where AutoAttack averages the gradients of losses.
     """
-    return Expectation(base.bind(_mean_logits, model_fn=model_fn, transform_fn=transform_fn, num_samples=num_samples))
+    return Expectation(base.bind(_mean_logits, model=base.Held(model_fn), transform_fn=transform_fn, num_samples=num_samples))
 
 
-def _mean_logits(x, *, keys, model_fn, transform_fn, num_samples):
+def _mean_logits(x, *, keys, model, transform_fn, num_samples):
     def sample(i):
         key_transform, key_model = arrays.split(arrays.fold_in(keys, i), 2)
         moved = x if transform_fn is None else jax.vmap(transform_fn)(key_transform, x)
-        return base.draw(model_fn, key_model)(moved)
+        return base.draw(model.model_fn, key_model)(moved)
 
     return jax.lax.map(sample, jnp.arange(num_samples)).mean(axis=0)

@@ -41,11 +41,10 @@ def back_gradient(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *,
     Source: Munoz-Gonzalez et al., AISec 2017, Algorithm 2, arXiv:1708.08689. Differs: all T steps are reversed, theirs T - 1; Hessian
       products are exact.
     """
-    hyper = solve.hyper if isinstance(solve, base.Bound) and solve.function is descend else {}
-    if hyper.get("step_size") is None:
+    if not isinstance(solve, base.Configured) or solve.function is not descend or solve.get("step_size") is None:
         raise ValueError("back_gradient reverses plain gradient descent: expected solve=base.bind(bilevel.descend, step_size=..., ...).")
     parts.check(problem, phi, theta0, batch)
-    num_steps, step_size, inner_loss = hyper["num_steps"], hyper["step_size"], hyper["inner_loss"]
+    num_steps, step_size, inner_loss = (solve.get(name) for name in ("num_steps", "step_size", "inner_loss"))
 
     def out(theta, _):
         return descend(phi, theta, batch, inner_loss=inner_loss, num_steps=1, step_size=step_size), theta if stored else None

@@ -22,6 +22,11 @@ def norm(a):
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))
 
 
+def relative(miss, size):
+    """miss / size, and the miss itself where there is nothing to compare it with."""
+    return miss / jnp.where(size == 0, 1.0, size)
+
+
 def wide(leaf):
     """The leaf in float32 at least: where sums and linear systems are kept."""
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))

@@ -31,7 +31,7 @@ def value_function(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *
       exact as weight grows, with both problems solved.
     Source: Kwon et al., ICML 2023, arXiv:2301.10945; Ye et al. (BOME), NeurIPS 2022, arXiv:2209.08709.
     """
-    if not isinstance(solve, base.Bound) or "inner_loss" not in solve.hyper:
+    if not isinstance(solve, base.Configured) or solve.get("inner_loss") is None:
         raise ValueError("value_function solves a second problem: expected solve=base.bind(bilevel.descend, inner_loss=..., ...).")
     parts.check(problem, phi, theta0, batch)
 

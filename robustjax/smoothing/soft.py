@@ -12,7 +12,7 @@ from robustjax.smoothing import counting, noise
 class Smoothed:
     """A model that draws its noise afresh in every step, and averages: see `soft`."""
 
-    bound: base.Bound
+    bound: base.Configured
 
     def __call__(self, x: Array) -> Array:
         raise ValueError("a smoothed model is random: call .draw(keys)(x), as every attack does each step.")
@@ -49,7 +49,7 @@ def soft(model_fn: ModelFn, *, sigma, num_samples: int, temperature=1.0, gradien
         raise ValueError("the gradient-free form is Stein's, for Gaussian noise; pass noise_fn=noise.gaussian, or gradient_free=False.")
     return Smoothed(
         base.bind(
-            _log_mean, model_fn=model_fn, sigma=sigma, num_samples=num_samples, temperature=temperature, gradient_free=gradient_free,
+            _log_mean, model=base.Held(model_fn), sigma=sigma, num_samples=num_samples, temperature=temperature, gradient_free=gradient_free,
             noise_fn=noise_fn,
         )
     )  # fmt: skip
@@ -60,10 +60,10 @@ def log_mean_softmax(logits: Array) -> Array:
     return jax.nn.logsumexp(jax.nn.log_softmax(logits, axis=-1), axis=1) - jnp.log(logits.shape[1])
 
 
-def _log_mean(x, *, keys, model_fn, sigma, num_samples, temperature, gradient_free, noise_fn):
+def _log_mean(x, *, keys, model, sigma, num_samples, temperature, gradient_free, noise_fn):
     where = jax.lax.stop_gradient(x) if gradient_free else x
     samples, sample_keys = counting.noisy(keys, where, sigma, num_samples, noise_fn)
-    log_probs = jax.nn.log_softmax(counting.logits_of(model_fn, samples, sample_keys) / temperature, axis=-1)
+    log_probs = jax.nn.log_softmax(counting.logits_of(model.model_fn, samples, sample_keys) / temperature, axis=-1)
     if gradient_free:
         # h(x + noise) as a constant, times the density ratio of the noise as x moves: 1 here, with gradient noise / sigma^2.
         moved = (samples - where[:, None]) * (x - where)[:, None]

@@ -6,6 +6,7 @@ from robustjax.training.crafting import classifier, craft, craft_divergent
 from robustjax.training.denoise import denoise
 from robustjax.training.diagnostics import Overfitting, catastrophic_overfitting
 from robustjax.training.dual_manifold import Coded, dual_manifold, dual_manifold_trades
+from robustjax.training.flax_models import Model, from_linen, from_nnx
 from robustjax.training.free import FreeParams, free, free_optimizer, replay
 from robustjax.training.gaussian import gaussian, stability
 from robustjax.training.grad_align import alignment, grad_align
@@ -21,6 +22,7 @@ from robustjax.training.weights import average, averaged, awp, statistics, unper
 __all__ = [
     "Coded",
     "FreeParams",
+    "Model",
     "Overfitting",
     "TrainState",
     "accuracy",
@@ -42,6 +44,8 @@ __all__ = [
     "fit",
     "free",
     "free_optimizer",
+    "from_linen",
+    "from_nnx",
     "gaussian",
     "grad_align",
     "init",

@@ -53,13 +53,13 @@ def eps_ramp(loss, num_steps, *, num_ramp_steps: int):
     factor = jnp.minimum(1.0, (num_steps + 1) / num_ramp_steps)
 
     def scaled(attack):
-        threat = attack.hyper["threat"]
+        threat = attack.get("threat")
         hyper = {"threat": threat.resized(factor * threat.radius())}
         if "step_size" in attack.hyper:
-            hyper["step_size"] = factor * attack.hyper["step_size"]
+            hyper["step_size"] = factor * attack.get("step_size")
         return base.bind(attack, **hyper)
 
-    return base.bind(loss, attack=combinators.each(loss.hyper["attack"], scaled))
+    return base.bind(loss, attack=combinators.each(loss.get("attack"), scaled))
 
 
 def fit(
@@ -130,33 +130,33 @@ def check(loss, x) -> None:
     Raises:
       ValueError: data outside a threat's box, or a random start in a ball of radius 0.
     """
-    hyper = loss.hyper if isinstance(loss, base.Bound) else {}
+    hyper = loss.hyper if isinstance(loss, base.Configured) else {}
     if hasattr(hyper.get("threat"), "check"):
         hyper["threat"].check(x)
     attacks: dict[str, Any] = {name: hyper[name] for name in ("attack", "latent_attack") if name in hyper}
     for name, attack in attacks.items():
         inputs = x if not isinstance(x, Coded) else x.code if name == "latent_attack" else x.x
         for part in filter(_is_bound, combinators.parts(attack)):
-            threat = part.hyper.get("threat")
+            threat = part.get("threat")
             if hasattr(threat, "check"):
                 threat.check(inputs)
             if _starts_at_random(part) and _is_point(threat):
                 raise ValueError(f"{name} {part} starts at random in a ball of radius 0; pass eps > 0, or train with training.natural.")
 
 
-def _is_bound(attack) -> TypeGuard[base.Bound]:
-    return isinstance(attack, base.Bound)
+def _is_bound(attack) -> TypeGuard[base.Configured]:
+    return isinstance(attack, base.Configured)
 
 
 def _loss_of(step_fn):
     # Of a step, a replayed one too; a user's own step is taken at its word.
-    hyper = step_fn.hyper if isinstance(step_fn, base.Bound) else {}
+    hyper = step_fn.hyper if isinstance(step_fn, base.Configured) else {}
     return _loss_of(hyper["step_fn"]) if "step_fn" in hyper else hyper.get("loss")
 
 
 def _starts_at_random(attack):
     default = inspect.signature(attack.function).parameters.get("delta")
-    return default is not None and attack.hyper.get("delta", default.default) is None
+    return default is not None and attack.get("delta", default.default) is None
 
 
 def _is_point(threat):

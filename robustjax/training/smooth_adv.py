@@ -77,6 +77,6 @@ def craft_smoothed(
     smoothed = soft(model_fn, sigma=sigma, num_samples=num_noise, gradient_free=gradient_free).draw(keys)
     constant = jax.lax.stop_gradient(x)
     found = attack(key, smoothed, constant, y)
-    threat = attack.hyper.get("threat") if isinstance(attack, base.Bound) else None
+    threat = attack.get("threat") if isinstance(attack, base.Configured) else None
     x_adv = found.x if threat is None else threat.apply(constant, threat.project(found.delta, constant))
     return jax.lax.stop_gradient(x_adv) + (x - constant)

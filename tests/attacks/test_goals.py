@@ -93,7 +93,7 @@ def test_over_targets_visits_every_wrong_class_but_the_label():
     seen = []
 
     def spy(key, model_fn, x, y, *, loss_fn, loop_fn):
-        seen.append(loss_fn.hyper["target"])
+        seen.append(loss_fn.get("target"))
         return base.AttackResult(x, x, -jnp.ones(len(x)), jnp.zeros(len(x), bool))
 
     attacks.over_targets(base.bind(spy, loop_fn=loops.host), 9)(KEY, model_fn, x, y)  # run one by one, not scanned

@@ -60,7 +60,7 @@ def data():
 def bound(name, threat):
     attack = ATTACKS[name][0]
     if "attack" in attack.hyper:
-        return base.bind(attack, attack=base.bind(attack.hyper["attack"], threat=threat))
+        return base.bind(attack, attack=base.bind(attack.get("attack"), threat=threat))
     return base.bind(attack, threat=threat)
 
 

@@ -94,9 +94,9 @@ def test_eps_ramps_inside_one_program():
     attack = base.bind(attacks.pgd, threat=Linf(0.2), step_size=0.1, num_steps=1, delta=0.0)
     seen = base.bind(training.adversarial, apply_fn=apply_fn, attack=attacks.restarts(attack, 1))
     for num_steps, factor in ((0, 0.25), (2, 0.75), (3, 1.0), (9, 1.0)):
-        plain = attacks.parts(training.eps_ramp(seen, jnp.int32(num_steps), num_ramp_steps=4).hyper["attack"])[0]
-        np.testing.assert_allclose(plain.hyper["threat"].eps, 0.2 * factor, rtol=1e-6)
-        np.testing.assert_allclose(plain.hyper["step_size"], 0.1 * factor, rtol=1e-6)
+        plain = attacks.parts(training.eps_ramp(seen, jnp.int32(num_steps), num_ramp_steps=4).get("attack"))[0]
+        np.testing.assert_allclose(plain.get("threat").eps, 0.2 * factor, rtol=1e-6)
+        np.testing.assert_allclose(plain.get("step_size"), 0.1 * factor, rtol=1e-6)
     ramped = training.step(seen, OPTIMIZER, base.bind(training.eps_ramp, num_ramp_steps=6))
     before = fit._cache_size()
     first, _ = fit(state, KEY, x, y, step_fn=ramped, num_epochs=1, batch_size=32)
@@ -120,7 +120,7 @@ def test_what_would_spoil_a_run_is_named_before_it():
     with pytest.raises(ValueError, match="leave the box"):
         training.check(base.bind(training.free, apply_fn=apply_fn, threat=Linf(0.1)), x - 1)
     on = base.bind(attacks.fgsm, threat=Latent(apply_fn, Linf(0.1, box=(-2.0, 2.0))))
-    dual = base.bind(training.dual_manifold, apply_fn=apply_fn, attack=loss(Linf(0.1)).hyper["attack"], latent_attack=on)
+    dual = base.bind(training.dual_manifold, apply_fn=apply_fn, attack=loss(Linf(0.1)).get("attack"), latent_attack=on)
     training.check(dual, training.Coded(x, 2 * x))
     with pytest.raises(ValueError, match=r"leave the box \(-2.0, 2.0\)"):
         training.check(dual, training.Coded(x, 4 * x))
