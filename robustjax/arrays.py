@@ -5,10 +5,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robustjax.base import Array, Key
-
-TINY = 1e-12  # below any norm that matters in float32; keeps 0/0 out of directions
 
 
 def example_keys(key: Key, num_examples: int) -> Array:
@@ -22,8 +21,13 @@ def example_keys(key: Key, num_examples: int) -> Array:
       Typed keys [B].
 
     Raises:
-      ValueError: keys per example whose number is not B.
+      TypeError: no key, such as a number. ValueError: keys per example whose number is not B, or raw data of another shape.
     """
+    if not isinstance(key, jax.Array | np.ndarray) or not (
+        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or (key.dtype == jnp.uint32 and key.ndim > 0)
+    ):
+        got = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else f"{key!r} of type {type(key).__name__}"
+        raise TypeError(f"expected a key, got {got}; pass jax.random.key(0), or jax.random.split of one for one key per example.")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.ndim == 0:
@@ -76,38 +80,61 @@ def total(x: Array) -> Array:
     return flat(x).sum(axis=1)
 
 
+def size(x: Array) -> int:
+    """The number of features of each example of x [B, ...], B = 0 included."""
+    return math.prod(x.shape[1:])
+
+
+def absolute(x: Array) -> Array:
+    """|x|, whose derivative at zero is zero; that of `jnp.abs` is one, which favours one side."""
+    return x * jnp.sign(x)
+
+
+def ratio(top, bottom, otherwise=0.0) -> Array:
+    """top / bottom where bottom > 0, however small, and `otherwise` elsewhere, without a NaN in value or gradient."""
+    positive = bottom > 0
+    return jnp.where(positive, top / jnp.where(positive, bottom, 1.0), otherwise)
+
+
 def norm(x: Array, order) -> Array:
-    """Norm of each example, order 0, 1, 2 or inf: [B, ...] -> [B]. The gradient at zero is zero, not NaN."""
+    """Norm of each example, order 0, 1, 2 or inf: [B, ...] -> [B]. The gradient at zero is zero; no square under- or overflows."""
     x = flat(x)
     if order == 0:
         return (x != 0).sum(axis=1).astype(x.dtype)
     if order == 1:
-        return jnp.abs(x).sum(axis=1)
+        return absolute(x).sum(axis=1)
     if order == jnp.inf:
-        return _largest(jnp.abs(x))
-    squared = jnp.square(x).sum(axis=1)
+        return _largest(absolute(x))
+    scale = _scale(x)
+    squared = jnp.square(x / scale[:, None]).sum(axis=1)
     positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+    return scale * jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
 @jax.custom_jvp
 def _largest(size):
-    return size.max(axis=1)
+    return size.max(axis=1, initial=0.0)
 
 
 @_largest.defjvp
 def _largest_jvp(primals, tangents):
     # A compiler may recompute size and round it differently: looking for the largest by equality could find none, and divide by 0.
     (size,), (tangent,) = primals, tangents
-    top = size.max(axis=1)
+    top = size.max(axis=1, initial=0.0)
     chosen = size >= (1.0 - 1e-6) * top[:, None]
     return top, jnp.where(chosen, tangent, 0.0).sum(axis=1) / chosen.sum(axis=1)
 
 
 def normalize(x: Array, order) -> Array:
-    """x / |x|, and zero where |x| is at most 1e-12."""
-    size = norm(x, order)
-    return x * per_example(jnp.where(size > TINY, 1.0 / jnp.where(size > TINY, size, 1.0), 0.0), x)
+    """x / |x| at any scale that the type holds, and zero where x is zero: [B, ...] -> [B, ...]."""
+    unit = x / per_example(_scale(flat(x)), x)
+    return unit * per_example(ratio(1.0, norm(unit, order)), x)
+
+
+def _scale(x):
+    # The largest entry of each example, 1 for none. What is computed with it does not depend on it, so that it is no part of a derivative.
+    largest = jax.lax.stop_gradient(jnp.abs(x).max(axis=1, initial=0.0))
+    return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
 
 
 def top_k_mask(scores: Array, k) -> Array:

@@ -19,8 +19,8 @@ class Ball:
     """{delta: |delta|_p <= eps, lower <= x + delta <= upper, delta = 0 outside the mask}.
 
     Attributes:
-      eps: radius in the unit of x; a scalar, one per example [B], or one per coordinate (rank of x, leading axis 1), where the
-        ball is {|delta / eps|_p <= 1}. May be traced, batched or infinite.
+      eps: radius in the unit of x; a scalar, one per example [B], or one per coordinate (rank of x, leading axis 1 or B), where the
+        ball is {|delta / eps|_p <= 1} and a coordinate with eps 0 cannot move. May be traced or batched; infinite unless per coordinate.
       box: lower and upper bound of valid inputs, scalars or arrays that broadcast against x.
       mask: booleans that broadcast against x, True where the input may change; None for everywhere.
 
@@ -33,11 +33,8 @@ class Ball:
     mask: Any = None
 
     def __post_init__(self):
-        if isinstance(self.eps, int | float | np.ndarray | np.generic) and not np.all(np.asarray(self.eps) >= 0):
-            raise ValueError(f"eps must be at least 0, got {self.eps}.")
-        lower, upper = self.box
-        if isinstance(lower, int | float) and isinstance(upper, int | float) and lower >= upper:
-            raise ValueError(f"the box needs lower < upper, got {self.box}.")
+        _check_radius(self.eps)
+        _check_box(self.box)
 
     def replace(self, **changes) -> "Ball":
         """The same threat with some fields changed."""
@@ -51,9 +48,11 @@ class Ball:
         """Nothing, or an error about inputs (whose values must be known) that the box does not contain.
 
         Raises:
-          ValueError: some lie outside.
+          ValueError: some lie outside, or eps, box or mask do not broadcast against them.
         """
         values = np.asarray(x)
+        for name, field in (("eps", self.eps), *zip(("box", "box"), self.box, strict=True), ("mask", self.mask)):
+            _check_shape(name, field, values.shape)
         lower, upper = (np.asarray(bound) for bound in self.box)
         if (values < lower).any() or (values > upper).any():
             raise ValueError(
@@ -61,13 +60,27 @@ class Ball:
                 "box=(lower, upper) to the threat."
             )
 
+    def take_rows(self, rows: Array, num_examples: int, rank: int) -> "Ball":
+        """The same threat for some of N examples: eps [N] or [N, ...], and box and mask [N, ...], are cut to their rows.
+
+        Args:
+          rows: indices [B]. num_examples: N. rank: of the inputs x [N, ...].
+        """
+
+        def taken(field, ranks):
+            is_field = num_examples > 1 and jnp.ndim(field) in ranks and jnp.shape(field)[0] == num_examples
+            return jnp.asarray(field)[rows] if is_field else field
+
+        box = tuple(taken(bound, (rank,)) for bound in self.box)
+        return self.replace(eps=taken(self.eps, (1, rank)), box=box, mask=None if self.mask is None else taken(self.mask, (rank,)))
+
     def within(self, delta: Delta) -> Array:
         """Whether the norm of each example is at most eps, up to RTOL [B]."""
         return self.norm(delta) <= self.radius() * (1 + RTOL)
 
     def radius(self) -> Array:
         """eps as a scalar or [B]; 1 if eps is per coordinate, where norms are of delta / eps."""
-        return jnp.ones(()) if self._per_coordinate() else jnp.asarray(self.eps, float)
+        return jnp.ones(()) if self._per_coordinate() else as_float(self.eps)
 
     def resized(self, radius: Array) -> "Ball":
         """The same ball of another radius [B], in the unit of `radius()`."""
@@ -89,28 +102,91 @@ class Ball:
         lower, upper = self.box
         return self._masked(jnp.minimum(lower - x, 0.0)), self._masked(jnp.maximum(upper - x, 0.0))
 
+    def to_unit(self, delta: Delta) -> Delta:
+        """delta / eps if eps is per coordinate, else delta: what norms measure and minimum-norm attacks make small."""
+        if not self._per_coordinate():
+            return delta
+        # A coordinate with eps 0 that moved is infinitely far.
+        eps = self._eps(delta)
+        frozen = jax.lax.stop_gradient(jnp.where(delta != 0, jnp.inf, 0.0)).astype(delta.dtype)
+        return jnp.where(eps > 0, delta / jnp.where(eps > 0, eps, 1.0), frozen)
+
+    def from_unit(self, unit: Delta) -> Delta:
+        """The inverse of `to_unit`: unit * eps if eps is per coordinate. Takes a gradient in delta to that in delta / eps, too."""
+        return unit * self._eps(unit) if self._per_coordinate() else unit
+
     def _masked(self, delta):
+        if self._per_coordinate():
+            delta = jnp.where(self._eps(delta) > 0, delta, jnp.zeros((), delta.dtype))
         return delta if self.mask is None else jnp.where(self.mask, delta, jnp.zeros((), delta.dtype))
 
     def _clip(self, delta, x):
         low, high = self.room(x)
         return jnp.clip(delta, min=low, max=high)
 
+    def _eps(self, x):
+        # eps in the type of x, so that no radius of another type widens a perturbation.
+        return arrays.per_example(self.eps, x).astype(x.dtype)
+
     def _stretched(self, unit, x):
-        # unit * eps, where an infinite eps leaves the zeros of unit alone.
-        return unit * jnp.where(unit == 0, 0.0, arrays.per_example(self.eps, x))
+        """unit * eps for a random start; where eps is infinite it is as far as the box reaches, or 1 where that is infinite too."""
+        if self._per_coordinate():
+            return unit * self._eps(x)
+        low, high = self.room(x)
+        reach = jnp.maximum(-low, high)
+        reach = arrays.per_example(self.norm(jnp.where(jnp.isfinite(reach), reach, 1.0)), x)
+        eps = self._eps(x)
+        return unit * jnp.where(jnp.isfinite(eps), eps, reach)
 
     def _per_coordinate(self):
         return jnp.ndim(self.eps) > 1
 
-    def _unit(self, delta):
-        # delta / eps where eps is per coordinate; a coordinate with eps 0 cannot move.
-        if not self._per_coordinate():
-            return delta
-        return jnp.where(self.eps > 0, delta / jnp.where(self.eps > 0, self.eps, 1.0), 0.0)
 
-    def _scaled(self, unit):
-        return unit * self.eps if self._per_coordinate() else unit
+def as_float(values) -> Array:
+    """Numbers as an array of a floating type; a Python number takes the type of what it meets."""
+    values = jnp.asarray(values)
+    return values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(jnp.float32)
+
+
+def _is_known(value):
+    return not isinstance(value, jax.core.Tracer) and isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
+
+
+def _check_radius(eps):
+    if isinstance(eps, bool | str | complex | tuple | list):
+        raise TypeError(f"expected eps as a number or an array, got {eps!r} of type {type(eps).__name__}.")
+    if not _is_known(eps):
+        return
+    values = np.asarray(eps)
+    if not np.all(values >= 0):
+        raise ValueError(f"eps must be at least 0, got {eps}.")
+    if values.ndim > 1 and not np.isfinite(values).all():
+        raise ValueError("eps per coordinate must be finite; for no limit at all pass a scalar, eps=inf.")
+
+
+def _check_box(box):
+    if not isinstance(box, tuple) or len(box) != 2:
+        raise ValueError(f"expected box=(lower, upper), got {box!r}.")
+    lower, upper = box
+    if not (_is_known(lower) and _is_known(upper)):
+        return
+    low, high = np.asarray(lower), np.asarray(upper)
+    if low.ndim == high.ndim == 0 and not low < high:
+        raise ValueError(f"the box needs lower < upper, got {box}.")
+    if not (low <= high).all():  # equal bounds of a coordinate are a constant feature
+        raise ValueError(f"the box needs lower <= upper in every coordinate; {int(np.sum(~(low <= high)))} entries violate it.")
+
+
+def _check_shape(name, field, shape):
+    if field is None:
+        return
+    got = jnp.shape(field)
+    if name == "eps" and len(got) == 1 and got[0] in (1, shape[0]):
+        return
+    fits = len(got) <= len(shape) and all(g in (1, s) for g, s in zip(got[::-1], shape[::-1], strict=False))
+    if not fits or (name == "eps" and 0 < len(got) < len(shape)):
+        wanted = "a scalar, one per example [N], or one per coordinate [1, ...]" if name == "eps" else "what broadcasts against x"
+        raise ValueError(f"expected {name} as {wanted}, with x of shape {shape}; got shape {got}.")
 
 
 def bisect(is_below, low, high):
@@ -139,4 +215,4 @@ def toward(x: Array, threat: Ball, normal: Array, offset: Array) -> tuple[Array,
     low, high = (arrays.flat(jnp.broadcast_to(bound, x.shape)) for bound in threat.room(x))
     sign = jnp.sign(arrays.flat(normal)) * jnp.sign(offset)[:, None]
     room = jnp.where(sign > 0, high, jnp.where(sign < 0, -low, 0.0))
-    return jnp.abs(arrays.flat(normal)), room, jnp.abs(offset)[:, None], sign
+    return arrays.absolute(arrays.flat(normal)), room, arrays.absolute(offset)[:, None], sign

@@ -27,7 +27,7 @@ class L1(ball.Ball):
         key_ball, key_rest = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
         laplace = self._masked(arrays.sample(jax.random.laplace, key_ball, x))
         rest = jax.vmap(lambda k: jax.random.exponential(k, (), x.dtype))(key_rest)
-        unit = laplace * arrays.per_example(1.0 / (arrays.norm(laplace, 1) + rest), x)
+        unit = laplace / arrays.per_example(arrays.norm(laplace, 1) + rest, x)
         return self._clip(self._stretched(unit, x), x)
 
     def project(self, delta: Delta, x: Array) -> Delta:
@@ -38,46 +38,50 @@ class L1(ball.Ball):
         low, high = (arrays.flat(jnp.broadcast_to(bound, x.shape)) for bound in self.room(x))
         d = arrays.flat(self._masked(delta))
         room = jnp.where(d > 0, high, -low)
-        size = jnp.abs(d)
-        weight = arrays.flat(self._unit(jnp.ones_like(x)))
-        radius = jnp.broadcast_to(jnp.reshape(self.radius(), (-1, 1)), (x.shape[0], 1))
-        if self._per_coordinate():  # a coordinate with eps 0 has no room
-            room = jnp.where(weight > 0, room, 0.0)
+        size = arrays.absolute(d)
+        scale = arrays.flat(jnp.broadcast_to(self.from_unit(jnp.ones_like(x)), x.shape))  # 1 / weight; 0 where nothing can move
+        weight = arrays.ratio(1.0, scale)
+        radius = jnp.broadcast_to(jnp.reshape(self.radius().astype(x.dtype), (-1, 1)), (x.shape[0], 1))
 
-        def shrunk(threshold):
-            return jnp.clip(size - threshold * weight, min=0.0, max=room)
+        # The threshold t is sought from above, as s = top - t: far outside the ball it is s, of the size of eps, that must be exact.
+        top = jax.lax.stop_gradient(jnp.max(size * scale, axis=1, keepdims=True, initial=0.0))
+        gap = top - size * scale
 
-        def used(threshold):
-            return jnp.sum(weight * shrunk(threshold), axis=1, keepdims=True)
+        def shrunk(s):
+            return jnp.clip(weight * (s - gap), min=0.0, max=room)
 
-        inside = used(jnp.zeros_like(radius)) <= radius
+        def used(s):
+            return jnp.sum(weight * shrunk(s), axis=1, keepdims=True)
+
+        unshrunk = jnp.minimum(size, room)
+        inside = jnp.sum(weight * unshrunk, axis=1, keepdims=True) <= radius
         radius = jnp.where(inside, 0.0, radius)  # may be infinite there
-        far = jnp.max(jnp.where(weight > 0, size / jnp.where(weight > 0, weight, 1.0), 0.0), axis=1, keepdims=True)
-        threshold, _ = ball.bisect(lambda t: used(t) > radius, jnp.zeros_like(radius), far)
-        shrinking = (size > threshold * weight) & (size - threshold * weight < room)
-        saturated = size - threshold * weight >= room
-        excess = jnp.sum(weight * jnp.where(shrinking, size, jnp.where(saturated, room, 0.0)), axis=1, keepdims=True) - radius
-        squares = jnp.sum(jnp.where(shrinking, jnp.square(weight), 0.0), axis=1, keepdims=True)
-        exact = jnp.where(squares > 0, excess / jnp.where(squares > 0, squares, 1.0), threshold)
-        exact = jnp.where(inside, 0.0, jnp.maximum(exact, 0.0))
-        return (jnp.sign(d) * shrunk(exact)).reshape(x.shape)
+        squares = jnp.square(weight)
+        least = jnp.minimum(arrays.ratio(radius, jnp.sum(squares, axis=1, keepdims=True)), top)  # no smaller s uses up the radius
+        s, _ = ball.bisect(lambda s: used(s) < radius, least, top)
+        moving = (s > gap) & (weight * (s - gap) < room)
+        saturated = weight * (s - gap) >= room
+        rest = radius - jnp.sum(weight * jnp.where(saturated, room, 0.0), axis=1, keepdims=True)
+        rest = rest + jnp.sum(jnp.where(moving, squares * gap, 0.0), axis=1, keepdims=True)
+        exact = arrays.ratio(rest, jnp.sum(jnp.where(moving, squares, 0.0), axis=1, keepdims=True), s)
+        return (jnp.sign(d) * jnp.where(inside, unshrunk, shrunk(jnp.clip(exact, min=0.0, max=top)))).reshape(x.shape)
 
     def steepest(self, grad: Delta, x: Array, delta: Delta) -> Delta:
         """The signs of the largest free gradients, of l1 norm 1; free = not at the side of the box that the gradient points to."""
         low, high = self.room(x)
         free = jnp.where(grad > 0, delta < high, delta > low) & (grad != 0)
-        scores = jnp.where(free, jnp.abs(self._scaled(grad)), 0.0)
-        num_coordinates = scores[0].size
+        scores = jnp.where(free, arrays.absolute(self.from_unit(grad)), 0.0)
+        num_coordinates = arrays.size(x)
         top = arrays.top_k_mask(scores, jnp.maximum(1, jnp.round(self.top_fraction * num_coordinates))) & free
-        return self._scaled(arrays.normalize(jnp.where(top, jnp.sign(grad), 0.0), 1))
+        return self.from_unit(arrays.normalize(jnp.where(top, jnp.sign(grad), 0.0), 1))
 
     def norm(self, delta: Delta) -> Array:
         """sum |delta_i| [B]."""
-        return arrays.norm(self._unit(delta), 1)
+        return arrays.norm(self.to_unit(delta), 1)
 
     def dual_norm(self, grad: Delta) -> Array:
         """max |grad_i| [B]."""
-        return arrays.norm(self._scaled(self._masked(grad)), jnp.inf)
+        return arrays.norm(self.from_unit(self._masked(grad)), jnp.inf)
 
     def hyperplane(self, x: Array, normal: Array, offset: Array) -> Delta:
         """The smallest delta in the box with <normal, delta> = offset; if there is none, the corner that comes closest.
@@ -88,7 +92,7 @@ class L1(ball.Ball):
           x: inputs [B, ...]. normal: [B, ...]. offset: [B].
         """
         slope, room, goal, sign = ball.toward(x, self, normal, offset)
-        order = jnp.argsort(-slope * arrays.flat(self._scaled(jnp.ones_like(x))), axis=1)
+        order = jnp.argsort(-slope * arrays.flat(self.from_unit(jnp.ones_like(x))), axis=1)
         slope, room, sign = (jnp.take_along_axis(a, order, axis=1) for a in (slope, room, sign))
         gain = jnp.where(slope > 0, slope * jnp.where(slope > 0, room, 0.0), 0.0)
         before = jnp.cumsum(jnp.where(jnp.isfinite(gain), gain, 0.0), axis=1) - jnp.where(jnp.isfinite(gain), gain, 0.0)

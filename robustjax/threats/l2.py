@@ -22,14 +22,14 @@ class L2(ball.Ball):
         normals = self._masked(arrays.sample(jax.random.normal, key_ball, x))
         rest = jax.vmap(lambda k: jax.random.normal(k, (2,), x.dtype))(key_rest)
         length = jnp.sqrt(arrays.total(jnp.square(normals)) + jnp.square(rest).sum(axis=1))
-        unit = normals * arrays.per_example(1.0 / length, x)
+        unit = normals / arrays.per_example(length, x)
         return self._clip(self._stretched(unit, x), x)
 
     def project(self, delta: Delta, x: Array) -> Delta:
         """Scaled into the ball, then clipped to the box: admissible, and the nearest point wherever one of the two suffices."""
         delta = self._masked(delta)
-        size = arrays.norm(self._unit(delta), 2)
-        radius = self.radius()
+        size = arrays.norm(self.to_unit(delta), 2)
+        radius = self.radius().astype(x.dtype)
         outside = size > radius
         factor = jnp.where(outside, radius / jnp.where(outside, size, 1.0), 1.0)
         return self._clip(delta * arrays.per_example(factor, x), x)
@@ -37,15 +37,15 @@ class L2(ball.Ball):
     def steepest(self, grad: Delta, x: Array, delta: Delta) -> Delta:
         """grad / |grad|_2 and zero where grad is zero; in the geometry of delta / eps if eps is per coordinate."""
         del x, delta
-        return self._scaled(arrays.normalize(self._scaled(grad), 2))
+        return self.from_unit(arrays.normalize(self.from_unit(grad), 2))
 
     def norm(self, delta: Delta) -> Array:
         """sqrt(sum delta_i^2) [B]."""
-        return arrays.norm(self._unit(delta), 2)
+        return arrays.norm(self.to_unit(delta), 2)
 
     def dual_norm(self, grad: Delta) -> Array:
         """sqrt(sum grad_i^2) [B]."""
-        return arrays.norm(self._scaled(self._masked(grad)), 2)
+        return arrays.norm(self.from_unit(self._masked(grad)), 2)
 
     def hyperplane(self, x: Array, normal: Array, offset: Array) -> Delta:
         """The smallest delta in the box with <normal, delta> = offset; if there is none, the corner that comes closest.
@@ -53,24 +53,21 @@ class L2(ball.Ball):
         Args:
           x: inputs [B, ...]. normal: [B, ...]. offset: [B].
         """
-        scale = self._scaled(jnp.ones_like(x))
+        scale = self.from_unit(jnp.ones_like(x))
         slope, room, goal, sign = ball.toward(x, self, normal, offset)
-        slope, room = slope * arrays.flat(scale), room / jnp.maximum(arrays.flat(scale), arrays.TINY)
+        slope, room = slope * arrays.flat(scale), arrays.ratio(room, arrays.flat(scale))
         squares = jnp.square(slope)
 
         def reached(step):
             return jnp.sum(slope * jnp.minimum(room, step * slope), axis=1, keepdims=True)
 
-        def ratio(top, bottom):
-            return jnp.where(bottom > 0, top / jnp.where(bottom > 0, bottom, 1.0), 0.0)
-
-        near = ratio(goal, jnp.sum(squares, axis=1, keepdims=True))
+        near = arrays.ratio(goal, jnp.sum(squares, axis=1, keepdims=True))
         bounded = jnp.isfinite(room) & (slope > 0)
         far = jnp.max(jnp.where(bounded, room / jnp.where(bounded, slope, 1.0), 0.0), axis=1, keepdims=True)
-        far = jnp.maximum(far, ratio(goal, jnp.sum(jnp.where(jnp.isfinite(room), 0.0, squares), axis=1, keepdims=True)))
+        far = jnp.maximum(far, arrays.ratio(goal, jnp.sum(jnp.where(jnp.isfinite(room), 0.0, squares), axis=1, keepdims=True)))
         step, _ = ball.bisect(lambda step: reached(step) < goal, jnp.minimum(near, far), far)
         free = room > step * slope
         rest = goal - jnp.sum(jnp.where(free, 0.0, slope * jnp.where(free, 0.0, room)), axis=1, keepdims=True)
         free_squares = jnp.sum(jnp.where(free, squares, 0.0), axis=1, keepdims=True)
-        step = jnp.where(free_squares > 0, ratio(rest, free_squares), far)
+        step = jnp.where(free_squares > 0, arrays.ratio(rest, free_squares), far)
         return (sign * jnp.minimum(room, jnp.maximum(step, 0.0) * slope)).reshape(x.shape) * scale

@@ -10,7 +10,20 @@ from robustjax.threats import ball
 
 @base.node
 class Linf(ball.Ball):
-    """{|delta_i| <= eps}: every coordinate may change a little. Fields as in `Ball`."""
+    """{|delta_i| <= eps}: every coordinate may change a little. Fields as in `Ball`.
+
+    Raises:
+      ValueError: a number eps that is finite and wider than a box of numbers, such as 8 for 8/255.
+    """
+
+    def __post_init__(self):
+        ball.Ball.__post_init__(self)
+        lower, upper = self.box
+        if all(isinstance(value, int | float) for value in (self.eps, lower, upper)) and upper - lower < self.eps < float("inf"):
+            raise ValueError(
+                f"eps={self.eps} is wider than the box {self.box}: pass it in the unit of x, such as {self.eps} / 255, or pixels up to 255 "
+                "with box=(0, 255); eps=inf stands for no limit."
+            )
 
     def init(self, key: Key, x: Array) -> Delta:
         """Uniform in the ball, then clipped to the box."""
@@ -21,21 +34,21 @@ class Linf(ball.Ball):
     def project(self, delta: Delta, x: Array) -> Delta:
         """The nearest admissible perturbation, in every norm."""
         low, high = self.room(x)
-        eps = arrays.per_example(self.eps, x)
+        eps = self._eps(x)
         return jnp.clip(delta, min=jnp.maximum(-eps, low), max=jnp.minimum(eps, high))
 
     def steepest(self, grad: Delta, x: Array, delta: Delta) -> Delta:
         """sign(grad), times eps if it is per coordinate."""
         del x, delta
-        return self._scaled(jnp.sign(grad))
+        return self.from_unit(jnp.sign(grad))
 
     def norm(self, delta: Delta) -> Array:
         """max |delta_i| [B]."""
-        return arrays.norm(self._unit(delta), jnp.inf)
+        return arrays.norm(self.to_unit(delta), jnp.inf)
 
     def dual_norm(self, grad: Delta) -> Array:
         """sum |grad_i| [B]."""
-        return arrays.norm(self._scaled(self._masked(grad)), 1)
+        return arrays.norm(self.from_unit(self._masked(grad)), 1)
 
     def hyperplane(self, x: Array, normal: Array, offset: Array) -> Delta:
         """The smallest delta in the box with <normal, delta> = offset; if there is none, the corner that comes closest.
@@ -43,9 +56,9 @@ class Linf(ball.Ball):
         Args:
           x: inputs [B, ...]. normal: [B, ...]. offset: [B].
         """
-        scale = self._scaled(jnp.ones_like(x))
+        scale = self.from_unit(jnp.ones_like(x))
         slope, room, goal, sign = ball.toward(x, self, normal, offset)
-        slope, room = slope * arrays.flat(scale), room / jnp.maximum(arrays.flat(scale), arrays.TINY)
+        slope, room = slope * arrays.flat(scale), arrays.ratio(room, arrays.flat(scale))
 
         def reached(size):
             return jnp.sum(slope * jnp.minimum(room, size), axis=1, keepdims=True)
