@@ -4,22 +4,16 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
 from experiments.lib import files, residual
-from robustjax import base, lowering
+from robustjax import base, lowering, training
 
-
-class Model(NamedTuple):
-    """An architecture with its first parameters."""
-
-    apply_fn: Callable  # (params, model_state, x, mode) -> (logits, model_state); mode "eval", "batch" or "train"
-    params: Any
-    model_state: Any
+Model = training.Model  # an architecture with its first parameters
 
 
 @functools.cache  # one apply_fn, so that programs compiled for one of its models serve the others
@@ -30,7 +24,8 @@ def build(name: str, seed: int = 0, num_classes: int = 10, input_shape: tuple[in
     architecture = ARCHITECTURES[name]
     with jax.ensure_compile_time_eval():  # what is kept must not be of whatever program is being traced
         if issubclass(architecture, linen.Module):
-            return from_linen(architecture(num_classes), seed, input_shape)
+            module = architecture(num_classes)
+            return _fast(training.from_linen(module, module.init(jax.random.key(seed), jnp.zeros((1, *input_shape)))))
         return from_nnx(architecture(input_shape, num_classes, rngs=nnx.Rngs(seed)))
 
 
@@ -50,19 +45,8 @@ def read(path: str | pathlib.Path, model: Model) -> Model:
 
 
 def from_nnx(module: nnx.Module) -> Model:
-    """An NNX module; whatever is no parameter (statistics of BatchNorm) is its model_state."""
-    graphs = {}
-    for mode, switch in (("train", module.train), ("eval", module.eval)):
-        switch()
-        graphs[mode], params, rest = nnx.split(module, nnx.Param, ...)
-    graphs["batch"] = graphs["train"]
-    return Model(functools.partial(_apply, functools.partial(_nnx_forward, graphs)), params, rest)
-
-
-def from_linen(module: linen.Module, seed: int, input_shape: tuple[int, ...]) -> Model:
-    """A Linen module without mutable collections."""
-    params = module.init(jax.random.key(seed), jnp.zeros((1, *input_shape)))
-    return Model(functools.partial(_apply, functools.partial(_linen_forward, module)), params, {})
+    """An NNX module, with fast gradients on CPU."""
+    return _fast(training.from_nnx(module))
 
 
 class Stateless(NamedTuple):
@@ -101,20 +85,8 @@ def _in_bfloat16(x, *, model_fn):
     return model_fn(x.astype(jnp.bfloat16)).astype(jnp.float32)
 
 
-def _apply(forward, params, model_state, x, mode):
-    logits, new_state = lowering.rewrite(functools.partial(forward, mode))(params, model_state, x)
-    return logits, new_state if mode == "train" else model_state
-
-
-def _nnx_forward(graphs, mode, params, model_state, x):
-    module = nnx.merge(graphs[mode], params, model_state, copy=True)
-    logits = module(x)
-    return logits, nnx.split(module, nnx.Param, ...)[2]
-
-
-def _linen_forward(module, mode, params, model_state, x):
-    del mode
-    return module.apply(params, x), model_state
+def _fast(model):
+    return model._replace(apply_fn=lowering.rewrite(model.apply_fn))
 
 
 class Mlp(nnx.Module):
