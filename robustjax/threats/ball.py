@@ -189,7 +189,7 @@ def _check_shape(name, field, shape):
         raise ValueError(f"expected {name} as {wanted}, with x of shape {shape}; got shape {got}.")
 
 
-def bisect(is_below, low, high):
+def bisect(is_below, low, high, num_bisections: int = _NUM_BISECTIONS):
     """The point of [low, high] ([B, 1]) where the monotone `is_below` turns false: geometric if low > 0, without gradient.
 
     The callers solve the piece around it in closed form, which carries the gradient.
@@ -198,11 +198,12 @@ def bisect(is_below, low, high):
 
     def halve(_, bracket):
         low, high = bracket
-        middle = jnp.where(low > 0, jnp.sqrt(low) * jnp.sqrt(high), 0.5 * (low + high))
+        wide = (low > 0) & (high > 2.0 * low)  # far apart: halve the exponents; near, where roots round beyond the bracket, the distance
+        middle = jnp.where(wide, jnp.sqrt(low) * jnp.sqrt(high), 0.5 * low + 0.5 * high)
         below = is_below(middle)
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
-    return jax.lax.fori_loop(0, _NUM_BISECTIONS, halve, (low, high))
+    return jax.lax.fori_loop(0, num_bisections, halve, (low, high))
 
 
 def toward(x: Array, threat: Ball, normal: Array, offset: Array) -> tuple[Array, Array, Array, Array]:

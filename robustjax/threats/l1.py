@@ -7,6 +7,9 @@ from robustjax import arrays, base
 from robustjax.base import Array, Delta, Key
 from robustjax.threats import ball
 
+_NUM_COARSE = 28  # bisections for the threshold, to about its last digits,
+_NUM_FINE = 20  # and for what is left, to a millionth of it
+
 
 @base.node
 class L1(ball.Ball):
@@ -43,28 +46,32 @@ class L1(ball.Ball):
         weight = arrays.ratio(1.0, scale)
         radius = jnp.broadcast_to(jnp.reshape(self.radius().astype(x.dtype), (-1, 1)), (x.shape[0], 1))
 
-        # The threshold t is sought from above, as s = top - t: far outside the ball it is s, of the size of eps, that must be exact.
+        # The threshold t is sought from above, as s = top - t, and then as the distance r that s lies beyond the last coordinate to start
+        # moving: what must be exact, however far delta is outside the ball, is r, which is of the size of eps.
         top = jax.lax.stop_gradient(jnp.max(size * scale, axis=1, keepdims=True, initial=0.0))
         gap = top - size * scale
 
-        def shrunk(s):
-            return jnp.clip(weight * (s - gap), min=0.0, max=room)
+        def moved(ahead):
+            return jnp.clip(weight * ahead, min=0.0, max=room)
 
-        def used(s):
-            return jnp.sum(weight * shrunk(s), axis=1, keepdims=True)
+        def used(ahead):
+            return jnp.sum(weight * moved(ahead), axis=1, keepdims=True)
 
         unshrunk = jnp.minimum(size, room)
         inside = jnp.sum(weight * unshrunk, axis=1, keepdims=True) <= radius
         radius = jnp.where(inside, 0.0, radius)  # may be infinite there
         squares = jnp.square(weight)
         least = jnp.minimum(arrays.ratio(radius, jnp.sum(squares, axis=1, keepdims=True)), top)  # no smaller s uses up the radius
-        s, _ = ball.bisect(lambda s: used(s) < radius, least, top)
-        moving = (s > gap) & (weight * (s - gap) < room)
-        saturated = weight * (s - gap) >= room
+        low, high = ball.bisect(lambda s: used(s - gap) < radius, least, top, _NUM_COARSE)
+        last = jnp.max(jnp.where(gap <= low, gap, 0.0), axis=1, keepdims=True, initial=0.0)
+        ahead = last - gap
+        r, _ = ball.bisect(lambda r: used(ahead + r) < radius, jnp.zeros_like(last), high - last, _NUM_FINE)
+        saturated = weight * (ahead + r) >= room
+        moving = (ahead + r > 0) & ~saturated
         rest = radius - jnp.sum(weight * jnp.where(saturated, room, 0.0), axis=1, keepdims=True)
-        rest = rest + jnp.sum(jnp.where(moving, squares * gap, 0.0), axis=1, keepdims=True)
-        exact = arrays.ratio(rest, jnp.sum(jnp.where(moving, squares, 0.0), axis=1, keepdims=True), s)
-        return (jnp.sign(d) * jnp.where(inside, unshrunk, shrunk(jnp.clip(exact, min=0.0, max=top)))).reshape(x.shape)
+        rest = rest - jnp.sum(jnp.where(moving, squares * ahead, 0.0), axis=1, keepdims=True)
+        exact = arrays.ratio(rest, jnp.sum(jnp.where(moving, squares, 0.0), axis=1, keepdims=True), r)
+        return (jnp.sign(d) * jnp.where(inside, unshrunk, moved(ahead + exact))).reshape(x.shape)
 
     def steepest(self, grad: Delta, x: Array, delta: Delta) -> Delta:
         """The signs of the largest free gradients, of l1 norm 1; free = not at the side of the box that the gradient points to."""
