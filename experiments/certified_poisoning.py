@@ -251,7 +251,7 @@ def section(seeds: list[dict[str, Judged]], size: Size, command: str, seconds: f
 def main() -> None:
     """The section of the report, or with --table the page of results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--table", type=pathlib.Path, help="judge on MNIST's test file and write this page")
+    parser.add_argument("--table", type=experiment.output, help="judge on MNIST's test file and write this page")
     parser.add_argument("--whole", action="store_true", help="in the table: the training file of --dataset, on a larger network")
     parser.add_argument("--craft-epochs", type=int, default=30, help="in the table; 50 are the authors'")
     parser.add_argument("--seeds", type=int, default=2)

@@ -368,7 +368,7 @@ The reversal of back-gradient is not mended, but reported: its residual is far a
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--table", type=pathlib.Path, help="write the whole table here, as Markdown")
+    parser.add_argument("--table", type=experiment.output, help="write the whole table here, as Markdown")
     parser.add_argument("--rounds", type=int, default=5, help="of the table")
     parser.add_argument("--jaxopt", action="store_true", help="compare with jaxopt in the table")
     settings, options = experiment.parse(parser)

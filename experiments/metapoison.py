@@ -104,11 +104,11 @@ def successes(
             seed = settings.seed * 1000 + number
             about = size.about | {"dataset": settings.dataset, "num_poisons": budget, "seed": seed}
             path = pathlib.Path(settings.out) / "trials" / size.file(settings.dataset, budget, seed)
-            if not path.exists():
+            if not files.try_file(path).exists():
                 logits = np.asarray(_logits(jax.random.key(seed), x, y, dataset.x_test, size.architecture, size.num_epochs))
                 trial = choose(dataset, x, y, logits, budget, seed)
                 files.write_arrays(path, {"success": judge(trial, x, y, settings, size)}, **about)
-            success = files.read_arrays(path, **about)["success"]
+            success = files.read_arrays(path, ["success"], **about)["success"]
             for column, value in zip(COLUMNS, success, strict=True):
                 found[column, budget].append(value)
     return {key: np.array(value) for key, value in found.items()}
@@ -261,7 +261,7 @@ def title(size: Size, dataset: str) -> str:
 def main() -> None:
     """The section of the report, or with --table the page of results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--table", type=pathlib.Path, help="write a section of this page, of more trials; its other sections stay")
+    parser.add_argument("--table", type=experiment.output, help="write a section of this page, of more trials; its other sections stay")
     parser.add_argument(
         "--architecture", choices=tuple(models.ARCHITECTURES), default="mlp_shallow", help="in the table, as all that follow"
     )

@@ -8,7 +8,6 @@ extra `robustjax[benchmarks]`.
 import argparse
 import importlib.metadata
 import logging
-import pathlib
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.lib import data, files, models, peers
+from experiments.lib import data, experiment, files, models, peers
 from robustjax import attacks, base, evaluate, losses, threats, training
 
 _TRAINED_EPS = 0.2  # of the PGD-trained model
@@ -75,7 +74,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of Square, whose draws differ between the packages")
     parser.add_argument("--models", nargs="+", choices=tuple(_EPS), default=list(_EPS))
     parser.add_argument("--dataset", choices=data.NAMES[:-1], default="digits")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results/parity_autoattack.md"))
+    parser.add_argument("--out", type=experiment.output, default="docs/results/parity_autoattack.md")
     parser.add_argument("--whole", action="store_true", help="also both ensembles through their front doors, each with its own starts")
     parser.add_argument("--quick", action="store_true", help="64 images, 20 steps, 200 queries, one seed; nothing is written")
     options = parser.parse_args(arguments)

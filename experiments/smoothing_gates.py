@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images-per-device", type=int, default=2, help="at once, under noise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", default="runs/smoothing_gates", help="where models and votes are kept")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results/smoothing.md"))
+    parser.add_argument("--out", type=experiment.output, default="docs/results/smoothing.md")
     options = parser.parse_args(arguments)
     efforts = EFFORTS[options.dataset]
     sigmas = options.sigmas or list(efforts)

@@ -181,11 +181,11 @@ def main(arguments=None) -> None:
     parser.add_argument("--size", type=int, default=20)
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/synthetic_bilevel"), help="where cells are kept")
-    parser.add_argument("--out", type=pathlib.Path, help="where to write the table, as Markdown")
+    parser.add_argument("--out", type=experiment.output, help="where to write the table, as Markdown")
     options = parser.parse_args(arguments)
     experiment.prepare()
-    store = options.runs / f"{options.updates}-{options.trials}-{options.size}.json"
-    cells: dict[str, list[float]] = json.loads(store.read_text()) if store.exists() else {}
+    store = files.try_file(options.runs / f"{options.updates}-{options.trials}-{options.size}.json")
+    cells: dict[str, list[float]] = files.read_json(store) if store.exists() else {}
     command = " ".join(["python -m experiments.synthetic_bilevel", *(sys.argv[1:] if arguments is None else arguments)])
     for method in options.methods:
         for name in problems():

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import pathlib
 import sys
 import tempfile
 import time
@@ -53,7 +52,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--gates", nargs="+", choices=tuple(makers), default=list(makers))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10, help="of the whole MNIST")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results/adversarial_training.md"))
+    parser.add_argument("--out", type=experiment.output, default="docs/results/adversarial_training.md")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
     options = parser.parse_args(arguments)
     experiment.prepare()

@@ -83,8 +83,8 @@ def run(settings: experiment.Settings) -> report.Section:
 
 def table(settings: experiment.Settings, path: pathlib.Path, command: str, counts: tuple[int, ...], num_seeds: int, num_updates: int):
     """Writes the table of the full-length attacks, after every curve."""
-    store = pathlib.Path(settings.out) / "untargeted_poisoning.json"
-    curves = json.loads(store.read_text()) if store.exists() else {}  # [accuracies, seconds] of one method, seed and choice of numbers
+    store = files.try_file(pathlib.Path(settings.out) / "untargeted_poisoning.json")
+    curves = files.read_json(store) if store.exists() else {}  # [accuracies, seconds] of one method, seed and choice of numbers
     methods = {
         "random flips": None,
         "ApproxGrad": learned.approximate(num_updates),
@@ -158,7 +158,7 @@ Of one seed, all numbers of poisons at once: {seconds}.
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--table", type=pathlib.Path, help="write the table of full-length attacks here, as Markdown")
+    parser.add_argument("--table", type=experiment.output, help="write the table of full-length attacks here, as Markdown")
     parser.add_argument("--counts", nargs="+", type=int, default=[10, 20, 30, 40, 50, 60], help="of poisons, in the table")
     parser.add_argument("--seeds", type=int, default=3, help="in the table")
     parser.add_argument("--updates", type=int, default=5000, help="in the table")

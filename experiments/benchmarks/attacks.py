@@ -10,7 +10,6 @@ import functools
 import importlib.metadata
 import logging
 import os
-import pathlib
 import sys
 import time
 
@@ -20,7 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.lib import bench, data, files, models, peers
+from experiments.lib import bench, data, experiment, files, models, peers
 from robustjax import attacks, base, loops, losses, lowering, parallel, threats, training
 
 _NETWORKS = {"convnet": (28, 28, 1), "convnet_pooled": (28, 28, 1), "wrn-28-10": (32, 32, 3)}
@@ -49,7 +48,7 @@ def main(arguments=None) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--torch-threads", nargs="+", type=int, default=[1], help="one wastes none of its CPU time in waiting")
-    parser.add_argument("--out", type=pathlib.Path, help="where to write the table, as Markdown")
+    parser.add_argument("--out", type=experiment.output, help="where to write the table, as Markdown")
     options = parser.parse_args(arguments)
     if options.peers and (options.network, options.dtype) != ("convnet", "float32"):
         parser.error("the peers are compared on --network convnet --dtype float32.")

@@ -11,7 +11,6 @@ import copy
 import functools
 import importlib.metadata
 import os
-import pathlib
 import sys
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.lib import bench, data, files, models, peers
+from experiments.lib import bench, data, experiment, files, models, peers
 from robustjax import arrays, smoothing
 from robustjax.smoothing import counting
 
@@ -61,7 +60,7 @@ def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--torch-threads", nargs="*", type=int, help="on CPU: 1 by default, no number for no torch")
-    parser.add_argument("--out", type=pathlib.Path, help="where to write the table, as Markdown")
+    parser.add_argument("--out", type=experiment.output, help="where to write the table, as Markdown")
     options = parser.parse_args(arguments)
     load = CPU if jax.default_backend() == "cpu" else ACCELERATOR
     on_cpu = load.kind == "cpu"

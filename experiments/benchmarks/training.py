@@ -8,7 +8,6 @@ import argparse
 import functools
 import importlib.metadata
 import os
-import pathlib
 import sys
 
 import jax
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.lib import bench, data, files, models
+from experiments.lib import bench, data, experiment, files, models
 from experiments.lib import training as runs
 from robustjax import base, losses, training
 from robustjax.threats import Linf
@@ -32,7 +31,7 @@ def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--out", type=pathlib.Path, help="where to write the table, as Markdown")
+    parser.add_argument("--out", type=experiment.output, help="where to write the table, as Markdown")
     options = parser.parse_args(arguments)
     digits = data.load("digits")
     x, y = jnp.asarray(digits.x_train[: options.batch_size]), jnp.asarray(digits.y_train[: options.batch_size])

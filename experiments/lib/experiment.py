@@ -30,7 +30,7 @@ class Settings:
 def main(run: Callable[[Settings], report.Section], description: str | None) -> None:
     """The command line of a single experiment; with --page its tables become a page of results."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--page", type=pathlib.Path, help="write the tables here, as Markdown")
+    parser.add_argument("--page", type=output, help="write the tables here, as Markdown")
     settings, options = parse(parser)
     made = section(run, settings)
     if options.page is not None:
@@ -44,8 +44,20 @@ def parse(parser: argparse.ArgumentParser) -> tuple[Settings, argparse.Namespace
     parser.add_argument("--out", default=Settings.out)
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
     arguments = parser.parse_args()
+    try:
+        files.try_folder(arguments.out)
+    except OSError as error:
+        parser.error(str(error))
     prepare()
     return Settings(arguments.dataset, arguments.seed, arguments.out, arguments.quick), arguments
+
+
+def output(path: str) -> pathlib.Path:
+    """A file that is going to be written, as a type for `argparse`: its folder is tried before anything is computed."""
+    try:
+        return files.try_file(path)
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def prepare() -> None:
@@ -63,7 +75,12 @@ def mesh():
 
 
 def section(run: Callable[[Settings], report.Section], settings: Settings) -> report.Section:
-    """The result of an experiment: from its file if it was made with these settings, else run, saved and returned."""
+    """The result of an experiment: from its file if it was made with these settings, else run, saved and returned.
+
+    Raises:
+      OSError: nothing can be written in its folder, which is tried first.
+      ValueError: its file is damaged; or the experiment was not started as a module.
+    """
     name = run.__module__.rpartition(".")[2]
     if name == "__main__":
         raise ValueError("run an experiment as a module: python -m experiments.NAME.")
@@ -72,6 +89,7 @@ def section(run: Callable[[Settings], report.Section], settings: Settings) -> re
     if (done := report.read(folder, about)) is not None:
         console.print(f"[dim]{name}: done before, kept in {folder}[/dim]")
         return done
+    files.try_folder(folder)
     start = time.perf_counter()
     with console.status(f"{name} ..."):
         made = run(settings)

@@ -38,9 +38,11 @@ def read(path: str | pathlib.Path, model: Model) -> Model:
     """The model with the weights that `write` wrote.
 
     Raises:
-      ValueError: they are of another architecture.
+      OSError: there is no such file.
+      ValueError: they are of another architecture, or the file is damaged or not one of weights.
     """
-    params, model_state = files.placed(files.read_arrays(pathlib.Path(path)), (model.params, model.model_state))
+    path = pathlib.Path(path)
+    params, model_state = files.placed(files.read_arrays(path), (model.params, model.model_state), path)
     return model._replace(params=params, model_state=model_state)
 
 

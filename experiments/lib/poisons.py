@@ -37,13 +37,14 @@ def load(path: str | pathlib.Path, provenance: Provenance) -> Crafted:
     """A crafted set.
 
     Raises:
-      ValueError: it was made for something else.
+      OSError: there is no such file.
+      ValueError: it was made for something else, or the file is damaged or holds something else.
     """
-    return Crafted(**files.read_arrays(pathlib.Path(path), **provenance._asdict()))
+    return Crafted(**files.read_arrays(pathlib.Path(path), Crafted._fields, **provenance._asdict()))
 
 
 def kept(path: str | pathlib.Path, provenance: Provenance, craft: Callable[[], Crafted]) -> Crafted:
     """A crafted set from its file if there is one, else made and saved."""
-    if not pathlib.Path(path).exists():
+    if not files.try_file(path).exists():  # crafting takes long
         save(path, craft(), provenance)
     return load(path, provenance)

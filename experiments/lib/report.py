@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from experiments.lib import files
 
 _WIDTH = 140  # of lines in pages of results
+_REMEDY = "Delete it, and the experiment runs again."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,18 +85,22 @@ def write(folder: pathlib.Path, section: Section, about: dict) -> None:
 
 
 def read(folder: pathlib.Path, about: dict) -> Section | None:
-    """The section in a folder if it was made with these settings."""
+    """The section in a folder if it was made with these settings.
+
+    Raises:
+      OSError: a file of it cannot be read. ValueError: it is damaged, or names a figure that is not in the folder.
+    """
     path = folder / "section.json"
     if not path.exists():
         return None
-    content = json.loads(path.read_text())
-    if content.pop("about") != about:
-        return None
-    items = [
-        Figure(item["title"], item["caption"], (folder / item["file"]).read_bytes()) if "file" in item else Table(**item)
-        for item in content.pop("items")
-    ]
-    return Section(items=items, **content)
+    content = files.read_json(path, _REMEDY)
+    try:
+        if content.pop("about") != about:
+            return None
+        items = [_kept_figure(folder, **item) if "file" in item else _kept_table(**item) for item in content.pop("items")]
+        return _require_kinds(Section(items=items, **content))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no section of a report ({type(error).__name__}: {error}). {_REMEDY}") from error
 
 
 def page(path: pathlib.Path, title: str, parts: dict[str, Sequence[Section]]) -> None:
@@ -114,17 +119,46 @@ def replace_section(path: pathlib.Path, head: str, title: str, body: str, order:
       path: of the page, Markdown. head: what stands above all sections.
       title, body: of the section.
       order: titles that come first, in this order.
+
+    Raises:
+      OSError: the page cannot be read or written. ValueError: it is no page of results.
     """
-    kept = path.read_text().split("\n## ")[1:] if path.exists() else []
-    sections = dict(section.split("\n\n", 1) for section in kept) | {title: body}
+    try:
+        kept = dict(section.split("\n\n", 1) for section in files.read(path).decode().split("\n## ")[1:]) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no page of results ({error}). Choose another file, or delete it.") from error
+    sections = kept | {title: body}
     titles = [*(name for name in order if name in sections), *(name for name in sections if name not in order)]
     files.write(path, head + "".join(f"\n## {name}\n\n{sections[name].rstrip()}\n" for name in titles))
+
+
+def _kept_figure(folder, *, title, caption, file):
+    path = folder / file
+    if pathlib.PurePath(file).name != file or path.resolve().parent != folder.resolve():
+        raise ValueError(f"{folder / 'section.json'} names the figure {file!r}, which is not in its folder. {_REMEDY}")
+    return _require_kinds(Figure(title, caption, files.read(path, _REMEDY)))
+
+
+def _kept_table(*, title, caption, header, rows):
+    if not all(isinstance(row, list) for row in (rows, header, *rows)):
+        raise TypeError("a table has a row that is no list")
+    return _require_kinds(Table(title, caption, header, rows))
+
+
+def _require_kinds(made):
+    # Whatever is text here becomes text of the page, and so on: a file may have been changed by hand.
+    kinds = {"seed": int, "seconds": int | float, "png": bytes, "items": list, "header": list, "rows": list}
+    for name, value in vars(made).items():
+        if not isinstance(value, kinds.get(name, str)):
+            raise TypeError(f"{name} is {value!r}")
+    return made
 
 
 def _section_html(section):
     items = "\n".join(_figure_html(item) if isinstance(item, Figure) else _table_html(item) for item in section.items)
     made = f"<p class=made><code>{html.escape(section.command)}</code> &middot; seed {section.seed} &middot; {section.seconds:.1f} s</p>"
-    return f"<section id={section.name}><h3>{html.escape(section.title)}</h3><p>{html.escape(section.text)}</p>{items}{made}</section>"
+    head = f"<h3>{html.escape(section.title)}</h3><p>{html.escape(section.text)}</p>"
+    return f'<section id="{html.escape(section.name)}">{head}{items}{made}</section>'
 
 
 def _figure_html(item):

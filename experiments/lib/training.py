@@ -13,7 +13,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.lib import checkpoint, evaluation, experiment, files, models
-from robustjax import attacks, base, parallel, training
+from robustjax import attacks, base, fingerprint, parallel, training
 from robustjax.base import ModelFn
 
 _SECONDS_BETWEEN_SAVES = 10.0
@@ -47,16 +47,18 @@ def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> 
     Args:
       name: of the run, and of its folder of checkpoints.
       x: [N, ...] or a pytree of such arrays. y: [N].
-      **about: what the run belongs to; a checkpoint of something else is refused.
+      **about: what else the run belongs to, so that a message says more than "another loss".
 
     Raises:
+      OSError: nothing can be written in the folder.
+      ValueError: it holds a run of another plan, start or data, and what differs is named; or no whole checkpoint.
       FloatingPointError: a loss that is not finite, with its step and the last good checkpoint.
     """
     training.check(plan.loss, x)
-    about = about | {"dataset": settings.dataset, "seed": settings.seed, "quick": settings.quick, "num_epochs": plan.num_epochs}
     folder = pathlib.Path(settings.out) / "models" / name
     states = checkpoint.Checkpoints(folder)
     state = training.init(plan.first_params(plan.model.params), plan.model.model_state, plan.optimizer)
+    about = about | {"dataset": settings.dataset, "seed": settings.seed, "quick": settings.quick} | identity(plan, state, x, y)
     like = {"last": state, "best": state, "scores": np.full(plan.num_epochs, np.nan)}
     done, kept = states.latest(like, **about)
     done = done or 0
@@ -77,16 +79,33 @@ def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> 
             if plan.score_fn is None or scores[epoch] >= np.nanmax(scores):
                 best = state
             if epoch + 1 == plan.num_epochs or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                files.write(_seconds_file(settings.out, name), json.dumps(min(seconds[1:] or seconds)))
                 states.save(epoch + 1, {"last": state, "best": best, "scores": scores}, **about)
                 done, saved = epoch + 1, time.monotonic()
             bar.advance(task)
     states.close()
     free = lambda leaf: jnp.asarray(np.asarray(leaf))  # noqa: E731  (of the mesh: results go where they are used)
     trained = Trained(jax.tree.map(free, state), jax.tree.map(free, best), scores)
-    if seconds:
-        files.write(_seconds_file(settings.out, name), json.dumps(min(seconds[1:] or seconds)))
     models.write(weights_file(settings.out, name), _params(trained.best), trained.best.model_state)
     return trained
+
+
+def identity(plan: Plan, state: training.TrainState, x, y) -> dict:
+    """What a run depends on: numbers to be read, and digests by which any two runs are told apart; how it is scored is not among them."""
+    params, model_state, opt_state, _ = state
+    batch = jax.tree.map(lambda array: array[: plan.batch_size], (x, y))
+    schedule_fn = None if plan.schedule_fn is None else base.bind(plan.schedule_fn)
+    losses = base.bind(plan.loss), schedule_fn
+    parts = {
+        "loss": (losses[0], fingerprint.program(_scheduled, *losses, params, model_state, jax.random.key(0), *batch)),
+        "schedule": schedule_fn,
+        "optimizer": fingerprint.program(plan.optimizer.update, params, opt_state, params),
+        "start": (params, model_state, opt_state),
+        "x": x,
+        "y": y,
+    }
+    numbers = {"num_epochs": plan.num_epochs, "batch_size": plan.batch_size, "num_replays": plan.num_replays}
+    return numbers | {name: files.digest(part) for name, part in parts.items()}
 
 
 def weights_file(out: str | pathlib.Path, name: str) -> pathlib.Path:
@@ -96,7 +115,11 @@ def weights_file(out: str | pathlib.Path, name: str) -> pathlib.Path:
 
 def seconds_per_epoch(out: str | pathlib.Path, name: str) -> float:
     """Of a finished run: its fastest epoch, on the devices of that run; the first one, which compiles, only if there is no other."""
-    return json.loads(_seconds_file(out, name).read_text())
+    remedy = f"Delete {weights_file(out, name).with_suffix('')}, and the run is timed anew."
+    seconds = files.read_json(_seconds_file(out, name), remedy)
+    if not isinstance(seconds, float):
+        raise ValueError(f"{_seconds_file(out, name)} holds {str(seconds)[:40]}, expected seconds. {remedy}")
+    return seconds
 
 
 def fit(model: models.Model, loss, optimizer, x, y, *, seed: int, num_epochs: int, batch_size: int) -> ModelFn:
@@ -132,6 +155,10 @@ def inner_pgd(threat, num_steps: int, **options) -> base.Configured:
     """The attack of adversarial training: PGD whose last iterate counts, with steps of 2.5 eps / num_steps."""
     step_size = 2.5 * threat.radius() / num_steps
     return base.bind(attacks.pgd, threat=threat, step_size=step_size, num_steps=num_steps, keep_fn=attacks.keep_last, **options)
+
+
+def _scheduled(loss, schedule_fn, *args):
+    return (loss if schedule_fn is None else schedule_fn(loss, jnp.int32(0)))(*args)
 
 
 def _seconds_file(out, name):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments.lib import experiment, files
-from robustjax import base, smoothing
+from robustjax import base, fingerprint, smoothing
 from robustjax.base import Certificate, ModelFn
 
 
@@ -80,13 +80,14 @@ def cast(
       start: votes of the same images cast before, with fewer samples, where there is no file yet.
 
     Raises:
+      OSError: nothing can be written beside the file.
       ValueError: the file is of another model, data set, poll or shape; what differs is named. Or fewer than two images at once.
     """
     if images_per_device < 2:
         raise ValueError(f"images_per_device={images_per_device}: a single image is computed in another way; pass at least 2.")
     path, mesh = pathlib.Path(path), experiment.mesh() if mesh is None else mesh
     about = {
-        "model": files.digest((model_fn, files.program(base.bind(_logits, model_fn=model_fn), x[:1]))),
+        "model": files.digest((model_fn, fingerprint.program(base.bind(_logits, model_fn=model_fn), x[:1]))),
         "data": files.digest(x),
         "images_per_device": images_per_device,
         "chunk_size": chunk_size,
@@ -143,19 +144,28 @@ def _logits(x, *, model_fn):
 
 
 def _resumed(path, start, about):
-    # One process reads; all learn what it read, or why they must stop.
-    state, problem = start, ""
-    if jax.process_index() == 0 and path.exists():
+    # One process tries the folder and reads; all learn what it read, or why they must stop.
+    state, problem = start, None
+    if jax.process_index() == 0:
         try:
-            state = smoothing.VoteState(**files.read_arrays(path, **about))
-        except ValueError as error:
-            problem = str(error)
+            state = _read(files.try_file(path), start, about)
+        except (OSError, ValueError) as error:
+            problem = error
     if jax.process_count() > 1:
-        refused, state = multihost_utils.broadcast_one_to_all((np.array(bool(problem)), state))
-        problem = problem or ("the first process refused the file" if refused else "")
+        refused, state = multihost_utils.broadcast_one_to_all((np.array(problem is not None), state))
+        problem = problem or (ValueError("the first process refused the file") if refused else None)
         state = smoothing.VoteState(*(np.asarray(part) for part in state))
     if problem:
-        raise ValueError(problem)
+        raise problem
+    return state
+
+
+def _read(path, start, about):
+    if not path.exists():
+        return start
+    state = smoothing.VoteState(**files.read_arrays(path, start._fields, **about))
+    if changed := files.differences(files.shapes(state), files.shapes(start)):
+        raise ValueError(f"{path} holds votes of another shape ({changed}). Choose another file, or delete it.")
     return state
 
 

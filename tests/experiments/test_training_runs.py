@@ -81,8 +81,69 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_and_the_last_good_chec
     counted = plan(loss=base.bind(broken, start=10), schedule_fn=lambda loss, num_steps: base.bind(loss, count=num_steps))
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 10 \(epoch 2\); last good checkpoint: epoch 2 in .*run"):
         training.run("run", counted, *data(), settings)
-    mended = training.run("run", counted._replace(loss=base.bind(broken, start=100)), *data(), settings)
-    assert int(mended.last.num_steps) == 16 and np.isfinite(mended.last.params).all(), "it went on from epoch 2"
+    with pytest.raises(FloatingPointError, match=r"at step 10 \(epoch 2\); last good checkpoint: epoch 2 in .*run"):
+        training.run("run", counted, *data(), settings)  # from epoch 2, which is whole
+    with pytest.raises(ValueError, match=r"other settings \(loss: "):
+        training.run("run", counted._replace(loss=base.bind(broken, start=100)), *data(), settings)
+
+
+def scaled(factor):
+    return base.bind(lambda *args: (lambda loss, aux: (factor * loss, aux))(*methods.natural(*args, apply_fn=apply_fn)))
+
+
+def halved(loss, num_steps, *, num_ramp_steps):
+    del num_steps, num_ramp_steps
+    return loss
+
+
+X, Y = data()
+CHANGES = {
+    "learning rate": (lambda: (plan(optimizer=optax.sgd(0.4)), X, Y), ["optimizer"]),
+    "schedule of it": (lambda: (plan(optimizer=optax.sgd(optax.linear_schedule(0.5, 0.1, 9))), X, Y), ["optimizer", "start"]),
+    "optimizer": (lambda: (plan(optimizer=optax.adam(0.5)), X, Y), ["optimizer", "start"]),
+    "loss": (lambda: (plan(loss=scaled(2.0)), X, Y), ["loss"]),
+    "schedule of the loss": (lambda: (plan(schedule_fn=base.bind(halved, num_ramp_steps=3)), X, Y), ["schedule"]),
+    "first weights": (lambda: (plan(model=models.Model(apply_fn, jnp.zeros((D, C)).at[0, 0].set(1e-6), None)), X, Y), ["start"]),
+    "batch size": (lambda: (plan(batch_size=32), X, Y), ["batch_size", "loss"]),
+    "number of epochs": (lambda: (plan(num_epochs=5), X, Y), ["num_epochs"]),
+    "replays": (lambda: (plan(num_replays=2), X, Y), ["num_replays"]),
+    "a pixel": (lambda: (plan(), X + np.float32(1e-6), Y), ["x"]),
+    "labels": (lambda: (plan(), X, (Y + 1) % C), ["y"]),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    settings = experiment.Settings(out=str(tmp_path_factory.mktemp("finished")))
+    training.run("run", plan(), *data(), settings)
+    return settings
+
+
+@pytest.mark.parametrize(("make", "names"), CHANGES.values(), ids=CHANGES)
+def test_a_run_of_something_else_is_refused_by_name(make, names, finished):
+    with pytest.raises(ValueError, match=r"made with other settings .*Choose another folder, or delete it") as error:
+        training.run("run", *make(), finished)
+    message = str(error.value).split("other settings (")[1].rpartition(")")[0]
+    assert [part.split(": ")[0] for part in message.split("; ")] == names
+
+
+def test_what_a_run_is_told_by_does_not_change_with_the_process_and_says_what_closures_hold():
+    def told(loss):
+        made = plan(loss=loss)
+        return training.identity(made, methods.init(made.model.params, None, made.optimizer), X, Y)["loss"]
+
+    assert told(scaled(1.0)) == told(scaled(1.0)) != told(scaled(2.0))
+
+
+def test_a_finished_run_whose_last_file_was_lost_in_a_kill_knows_its_seconds(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KilledError
+
+    settings = experiment.Settings(out=str(tmp_path))
+    monkeypatch.setattr(models, "write", killed)
+    with pytest.raises(KilledError):
+        training.run("run", plan(), *data(), settings)
+    assert training.seconds_per_epoch(tmp_path, "run") > 0
 
 
 def test_data_outside_the_box_is_refused_before_anything_is_trained(tmp_path):
