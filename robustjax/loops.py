@@ -3,7 +3,7 @@
 `scan` is the default, differentiable in reverse; `checkpointed` is the same in less memory; `while_` stops early; `host` drives a
 jitted step from Python. Every leaf of the carry leads with B. `done_fn(carry) -> [B]` names the examples that need no further
 step: the early loops freeze them one by one and end when all are frozen, so that an example's result never depends on its
-neighbours.
+neighbours. A number keeps the type that it began with, so that neither wider constants nor narrower logits change the carry.
 """
 
 import functools
@@ -18,7 +18,7 @@ from robustjax import arrays, base, configured
 def scan(step: Callable, carry, num_steps: int, done_fn: Callable | None = None):
     """All the steps in one `lax.scan`; `done_fn` is not consulted. Differentiable in both modes."""
     del done_fn
-    return jax.lax.scan(lambda carry, i: (step(i, carry), None), carry, jnp.arange(num_steps))[0]
+    return jax.lax.scan(lambda carry, i: (_of_same_types(step)(i, carry), None), carry, jnp.arange(num_steps))[0]
 
 
 def checkpointed(step: Callable, carry, num_steps: int, done_fn: Callable | None = None):
@@ -29,7 +29,7 @@ def checkpointed(step: Callable, carry, num_steps: int, done_fn: Callable | None
 def while_(step: Callable, carry, num_steps: int, done_fn: Callable | None = None):
     """Stops when every example is done. Not differentiable in reverse (`lax.while_loop`); forward mode works."""
     if done_fn is None:
-        return jax.lax.fori_loop(0, num_steps, step, carry)
+        return jax.lax.fori_loop(0, num_steps, _of_same_types(step), carry)
     return jax.lax.while_loop(
         lambda state: (state[0] < num_steps) & ~jnp.all(done_fn(state[1])),
         lambda state: (state[0] + 1, _frozen(step, done_fn, state[0], state[1])),
@@ -83,8 +83,19 @@ def without_host(function: Callable) -> Callable:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _compiled_step(step, done_fn, i, carry):
-    return step(i, carry) if done_fn is None else _frozen(step, done_fn, i, carry)
+    return _of_same_types(step)(i, carry) if done_fn is None else _frozen(step, done_fn, i, carry)
 
 
 def _frozen(step, done_fn, i, carry):
-    return arrays.select(done_fn(carry), carry, step(i, carry))
+    return arrays.select(done_fn(carry), carry, _of_same_types(step)(i, carry))
+
+
+def _of_same_types(step):
+    def typed(old, new):
+        old, new = jnp.asarray(old), jnp.asarray(new)
+        is_cast = old.dtype != new.dtype and any(
+            jnp.issubdtype(old.dtype, kind) and jnp.issubdtype(new.dtype, kind) for kind in (jnp.floating, jnp.integer)
+        )
+        return new.astype(old.dtype) if is_cast else new
+
+    return lambda i, carry: jax.tree.map(typed, carry, step(i, carry))

@@ -1,65 +1,73 @@
 """Losses and goals per example: `(logits [B, C], y) -> [B]`, larger = worse for the model.
 
-A targeted attack is `targeted(loss_fn)` with `classified_as`, and the target labels as y.
+A targeted attack is `targeted(loss_fn)` with `classified_as`, and the target labels as y. Logits of half precision are raised to float32.
+A class whose logit is -inf is masked: it is never predicted and adds nothing. NaN is no class: neither right nor a success.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from robustjax import base
+from robustjax import base, checks
 from robustjax.base import Array, LossFn
 
 
 def cross_entropy(logits: Array, y: Array) -> Array:
     """-log softmax(logits)[y] for labels y [B]."""
-    _check(logits, y)
+    logits, y = _checked(logits, y)
     return -_at(jax.nn.log_softmax(logits), y)
 
 
 def soft_cross_entropy(logits: Array, probs: Array) -> Array:
     """-sum_c probs_c log softmax(logits)_c for label distributions [B, C]."""
-    chex.assert_equal_shape([logits, probs])
-    return -jnp.sum(jnp.where(probs > 0, probs * jax.nn.log_softmax(logits), 0.0), axis=-1)
+    logits = as_logits(logits)
+    _check_distribution(logits, probs, "probs")
+    possible = probs > 0
+    log_softmax = jnp.where(possible, jax.nn.log_softmax(logits), 0.0)
+    return -jnp.sum(jnp.where(possible, probs, 0.0) * log_softmax, axis=-1)
 
 
 def smoothed_cross_entropy(logits: Array, y: Array, *, smoothing) -> Array:
     """Cross-entropy to labels y [B] smoothed: (1 - smoothing) on y and smoothing spread over all classes (Szegedy et al., 2016)."""
-    return (1.0 - smoothing) * cross_entropy(logits, y) - smoothing * jax.nn.log_softmax(logits).mean(axis=-1)
+    logits, y = _checked(logits, y)
+    log_softmax, unmasked = jax.nn.log_softmax(logits), logits > -jnp.inf
+    spread = jnp.where(unmasked, log_softmax, 0.0).sum(axis=-1) / unmasked.sum(axis=-1).astype(logits.dtype)
+    return -(1.0 - smoothing) * _at(log_softmax, y) - smoothing * spread
 
 
 def kl(logits: Array, log_probs: Array) -> Array:
     """KL(p || softmax(logits)) from log p [B, C]; from log-probabilities on both sides, so it never divides or takes log 0."""
-    chex.assert_equal_shape([logits, log_probs])
+    logits, log_probs = as_logits(logits), as_logits(log_probs)
+    _check_distribution(logits, log_probs, "log_probs")
     probs = jnp.exp(log_probs)
-    log_probs = jnp.where(probs > 0, log_probs, 0.0)
-    return jnp.sum(jnp.where(probs > 0, probs * (log_probs - jax.nn.log_softmax(logits)), 0.0), axis=-1)
+    possible = probs > 0
+    difference = jnp.where(possible, log_probs, 0.0) - jnp.where(possible, jax.nn.log_softmax(logits), 0.0)
+    return jnp.sum(probs * difference, axis=-1)
 
 
 def margin(logits: Array, y: Array) -> Array:
     """max_{c != y} z_c - z_y: positive exactly where the model errs (Carlini & Wagner, 2017)."""
-    _check(logits, y)
+    logits, y = _checked(logits, y)
     return jnp.max(jnp.where(_one_hot(logits, y), -jnp.inf, logits), axis=-1) - _at(logits, y)
 
 
 def runner_up(logits: Array, y: Array) -> Array:
     """max_{c != y} log softmax(z)_c, which is at most 0: minus the cross-entropy to the likeliest wrong label."""
-    _check(logits, y)
+    logits, y = _checked(logits, y)
     return jnp.max(jnp.where(_one_hot(logits, y), -jnp.inf, jax.nn.log_softmax(logits)), axis=-1)
 
 
 def dlr(logits: Array, y: Array) -> Array:
-    """Difference-of-logits ratio, margin / (z_(1) - z_(3)): invariant to the scale of the logits.
+    """Difference-of-logits ratio, margin / (z_(1) - z_(3)): invariant to the scale of the logits. Of tied or masked logits, the margin.
 
     Raises:
       ValueError: fewer than 3 classes.
 
     Source: Croce & Hein, ICML 2020, eq. 6, arXiv:2003.01690.
     """
-    _check(logits, y)
+    logits, y = _checked(logits, y)
     _require_classes(logits, 3, "dlr")
     top = jax.lax.top_k(logits, 3)[0]
-    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+    return margin(logits, y) / _spread(top[:, 0], top[:, 2])
 
 
 def targeted_dlr(logits: Array, y: Array, *, target: Array) -> Array:
@@ -70,21 +78,21 @@ def targeted_dlr(logits: Array, y: Array, *, target: Array) -> Array:
 
     Source: Croce & Hein, ICML 2020, eq. 7, arXiv:2003.01690.
     """
-    _check(logits, y)
+    logits, y = _checked(logits, y)
     _require_classes(logits, 4, "targeted_dlr")
     top = jax.lax.top_k(logits, 4)[0]
-    return (_at(logits, target) - _at(logits, y)) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+    return targeted_margin(logits, y, target=target) / _spread(top[:, 0], 0.5 * (top[:, 2] + top[:, 3]))
 
 
 def targeted_margin(logits: Array, y: Array, *, target: Array) -> Array:
     """z_target - z_y: positive only where the model prefers the target to the label."""
-    _check(logits, y)
-    return _at(logits, target) - _at(logits, y)
+    logits, y = _checked(logits, y)
+    return _at(logits, _labels(target, logits, "target")) - _at(logits, y)
 
 
 def differences(logits: Array, y: Array) -> Array:
     """z_c - z_y for every class c [B, C], -inf at y itself: the boundaries that a linearising attack may cross."""
-    _check(logits, y)
+    logits, y = _checked(logits, y)
     return jnp.where(_one_hot(logits, y), -jnp.inf, logits - _at(logits, y)[:, None])
 
 
@@ -99,13 +107,15 @@ def goal_differences(logits: Array, target: Array) -> Array:
 
 
 def misclassified(logits: Array, y: Array) -> Array:
-    """The prediction is not y."""
-    return jnp.argmax(logits, axis=-1) != y
+    """The prediction is not y. Logits with a NaN predict nothing."""
+    logits, y = _checked(logits, y)
+    return (jnp.argmax(logits, axis=-1) != y) & ~jnp.isnan(logits).any(axis=-1)
 
 
 def classified_as(logits: Array, target: Array) -> Array:
-    """The prediction is the target."""
-    return jnp.argmax(logits, axis=-1) == target
+    """The prediction is the target. Logits with a NaN predict nothing."""
+    logits, target = _checked(logits, target)
+    return (jnp.argmax(logits, axis=-1) == target) & ~jnp.isnan(logits).any(axis=-1)
 
 
 def never(logits: Array, y: Array) -> Array:
@@ -117,6 +127,27 @@ def never(logits: Array, y: Array) -> Array:
 def targeted(loss_fn: LossFn) -> LossFn:
     """The loss toward a target label: -loss_fn(logits, target)."""
     return base.bind(_negated, loss_fn=loss_fn)
+
+
+def as_logits(logits: Array) -> Array:
+    """Logits [B, C] in float32 at least.
+
+    Raises:
+      TypeError: no array, such as a tuple. ValueError: another rank, no floats, or a single output.
+    """
+    if not hasattr(logits, "ndim"):
+        raise TypeError(
+            f"expected logits [B, C], got a {type(logits).__name__}; wrap the model so that it returns its logits alone, e.g. "
+            "lambda x: model(x)[0]."
+        )
+    if logits.ndim != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"expected logits [B, C] of a floating type, got {logits.shape} of {logits.dtype}; reshape the model's output.")
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"expected logits of at least 2 classes, got {logits.shape}; of a single output z make two: "
+            "jnp.concatenate([jnp.zeros_like(z), z], axis=1)."
+        )
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _negated(logits, y, *, loss_fn):
@@ -131,12 +162,32 @@ def _at(logits, y):
     return jnp.take_along_axis(logits, y[:, None], axis=-1)[:, 0]
 
 
-def _check(logits, y):
-    if logits.ndim != 2 or y.shape != logits.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
+def _spread(largest, smaller):
+    # Where logits are tied or masked there is no scale to divide by.
+    spread = largest - smaller
+    usable = (spread > 0) & jnp.isfinite(spread)
+    return jnp.where(usable, jnp.where(usable, spread, 1.0), 1.0)
+
+
+def _checked(logits, y):
+    logits = as_logits(logits)
+    return logits, _labels(y, logits, "y")
+
+
+def _labels(y, logits, name):
+    y = jnp.asarray(y)
+    if y.ndim == 2 and y.shape == logits.shape:
         raise ValueError(
-            f"expected logits [B, C] and integer labels [B], got logits {logits.shape} and y {y.shape} of {y.dtype}; for label "
-            "distributions [B, C] use losses.soft_cross_entropy or losses.kl."
+            f"expected integer labels {name} [{logits.shape[0]}], got shape {y.shape}; for label distributions [B, C] use "
+            "losses.soft_cross_entropy or losses.kl, one-hot labels become integers by argmax(axis=1)."
         )
+    checks.labels(y, logits.shape[0], name)
+    return y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)  # small types could not count the classes
+
+
+def _check_distribution(logits, values, name):
+    if jnp.shape(values) != logits.shape:
+        raise ValueError(f"expected {name} of the logits' shape {logits.shape}, got {jnp.shape(values)}; labels [B] go to cross_entropy.")
 
 
 def _require_classes(logits, least, name):

@@ -107,13 +107,13 @@ def test_dlr_of_too_few_classes_raises_and_names_margin():
     ],
 )
 def test_wrong_shapes_and_types_of_labels_raise(name, logits, y):
-    with pytest.raises(ValueError, match="expected logits"):
+    with pytest.raises(ValueError, match="expected (logits|integer labels)"):
         _LABEL_LOSSES[name](jnp.asarray(logits), jnp.asarray(y))
 
 
 @pytest.mark.parametrize("loss_fn", [losses.soft_cross_entropy, losses.kl])
 def test_label_distributions_of_another_shape_raise(loss_fn):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="expected"):
         loss_fn(jnp.ones((2, 3)), jnp.ones((2, 4)))
 
 

@@ -16,6 +16,7 @@ _PROGRESS = 0.95  # the constraint must have fallen below this fraction meanwhil
 _GROWTH = 1.2  # else the weight grows by this factor
 _AVERAGING = 0.9  # of the multiplier
 _FINAL_RATE = 0.01  # of the learning rate, reached exponentially after the first success
+_NUM_STRETCHES, _STRETCH = 8, 4.0  # of the first step, where the box shortens it, and at most by how much each
 _OFFSET = 1e-4  # the constraint is met only beyond the boundary
 
 
@@ -61,9 +62,9 @@ def alma(
       feasibility only: the result lies in the box; not optimality.
     Source: Rony et al., ICCV 2021, Algorithm 1, arXiv:2011.11857. Differs: the offset is added to the ratio, not its numerator.
     """
-    objective.check(x, y)
+    objective.check(x, y, threat, num_steps=num_steps)
     objective.require(threat, (threats.L2, threats.L1), "alma")
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = objective.streams(key, x).model
     goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, init_distance=init_distance, goal=goal)
     zeros, ones = jnp.zeros_like(x), jnp.ones(x.shape[0], x.dtype)
@@ -79,7 +80,7 @@ def alma(
     )
     state = loop_fn(step, state, num_steps)
     last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, state.delta, goal)
-    return objective.result(x, objective.keep_best(state.found, objective.by_norm(last, threat)), threat)
+    return objective.result_by_norm(x, objective.keep_best(state.found, objective.by_norm(last, threat)), threat)
 
 
 def _step(i, state, *, model_fn, x, y, keys, num_steps, init_distance, goal):
@@ -98,12 +99,12 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, init_distance, goal):
     # The gradient of the penalty is its slope times that of the constraint, which is minus the loss's.
     slope = _penalty_slope(constraint, weight, multiplier)
     shrink = jax.grad(lambda delta: threat.norm(delta).sum())(state.delta)
-    grad = shrink - arrays.per_example(slope, x) * uphill
+    grad = threat.from_unit(shrink - arrays.per_example(slope, x) * uphill)
     update, memory = jax.vmap(_OPTIMIZER.update)(grad, state.memory)
-    size = threat.norm(update)
-    rate = jnp.where(i == 0, init_distance / jnp.maximum(size, arrays.TINY), state.rate)
-    fraction = jnp.where(jnp.isfinite(first), (i - first) / jnp.maximum(num_steps - first, 1.0), 0.0)
+    update = threat.from_unit(update)
     low, high = threat.room(x)
+    rate = jax.lax.cond(i == 0, lambda: _first_rate(update, threat, low, high, init_distance), lambda: state.rate)
+    fraction = jnp.where(jnp.isfinite(first), (i - first) / jnp.maximum(num_steps - first, 1.0), 0.0)
     delta = state.delta - arrays.per_example(rate * _FINAL_RATE**fraction, x) * update
     return _State(
         delta=jnp.clip(delta, min=low, max=high),
@@ -115,6 +116,15 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, init_distance, goal):
         first=first,
         found=found,
     )
+
+
+def _first_rate(update, threat, low, high, distance):
+    # The learning rate at which the first step, clipped to the box, is as long as asked for; what the box blocks makes it shorter.
+    rate = arrays.ratio(distance, threat.norm(update), distance)
+    for _ in range(_NUM_STRETCHES):
+        size = threat.norm(jnp.clip(-arrays.per_example(rate, update) * update, min=low, max=high))
+        rate = rate * jnp.clip(arrays.ratio(distance, size, 1.0), min=1.0, max=_STRETCH)
+    return rate.astype(update.dtype)
 
 
 def _penalty_slope(constraint, weight, multiplier):

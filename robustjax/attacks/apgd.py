@@ -61,18 +61,18 @@ def apgd(
     Source: Croce & Hein, ICML 2020, Algorithm 1, arXiv:2003.01690. Differs: starts at `threat.init`, and returns the misclassified
       iterate of largest loss, where the reference returns the last one.
     """
-    objective.check(x, y)
+    objective.check(x, y, threat, num_steps=num_steps)
     objective.require(threat, (threats.Linf, threats.L2, threats.L1), "apgd")
     if isinstance(threat, threats.L1):
         return apgd_l1(
             key, model_fn, x, y, threat=threat, num_steps=num_steps, loss_fn=loss_fn, success_fn=success_fn, delta=delta, loop_fn=loop_fn
         )
-    key_start, keys = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
-    delta = objective.start(threat, key_start, x, delta)
+    keys = objective.streams(key, x)
+    delta = objective.start(threat, keys.start, x, delta)
     goal = objective.Goal(threat, loss_fn, success_fn)
-    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, windows=jnp.asarray(_windows(num_steps)), goal=goal)
+    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys.model, windows=jnp.asarray(_windows(num_steps)), goal=goal)
     state = loop_fn(step, _initial(delta, x, threat), num_steps, objective.has_succeeded)
-    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, state.delta, goal)
+    last = objective.evaluate(objective.step_model(model_fn, keys.model, num_steps), x, y, state.delta, goal)
     return objective.result(x, objective.keep_best(state.found, last), threat)
 
 

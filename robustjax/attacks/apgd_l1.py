@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax import arrays, base, loops, losses
+from robustjax import arrays, base, loops, losses, threats
 from robustjax.attacks import objective
 from robustjax.base import Array, AttackResult, Delta, Key, LossFn, ModelFn, SuccessFn
 
@@ -53,9 +53,10 @@ def apgd_l1(
       feasibility only: the result lies in the threat; not optimality.
     Source: Croce & Hein, ICML 2021, Algorithm 1, arXiv:2103.01208. Differs: the start is `threat.init`.
     """
-    objective.check(x, y)
-    key_start, keys = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
-    delta = objective.start(threat, key_start, x, delta)
+    objective.check(x, y, threat, num_steps=num_steps)
+    objective.require(threat, (threats.L1,), "apgd_l1")
+    keys = objective.streams(key, x)
+    delta = objective.start(threat, keys.start, x, delta)
     zero = jnp.zeros(x.shape[0], x.dtype)
     state = _State(
         delta=delta,
@@ -64,12 +65,12 @@ def apgd_l1(
         best_loss=zero - jnp.inf,
         step_size=zero + 1.0,
         fraction=zero + _FIRST_FRACTION,
-        num_changed=zero + x[0].size,
+        num_changed=zero + arrays.size(x),
         found=objective.nothing(delta, x),
     )
     plan = {name: jnp.asarray(values) for name, values in _plan(num_steps).items()}
     goal = objective.Goal(threat, loss_fn, success_fn)
-    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, plan=plan, goal=goal)
+    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys.model, plan=plan, goal=goal)
     state = loop_fn(step, state, len(plan["factor"]), objective.has_succeeded)
     return objective.result(x, state.found, threat)
 
@@ -92,7 +93,7 @@ def _step(i, state, *, model_fn, x, y, keys, plan, goal):
     factor, first, checked = (plan[name][i] for name in ("factor", "first", "checked"))
     ball = threat.resized(factor * threat.radius() * jnp.ones(x.shape[0], x.dtype))
     later = first & (i > 0)
-    num_coordinates = x[0].size
+    num_coordinates = arrays.size(x)
 
     # A later stage starts at the best point of the one before, in its own smaller ball.
     delta = jnp.where(first, ball.project(jnp.where(later, state.best, state.delta), x), state.delta)
@@ -117,8 +118,10 @@ def _step(i, state, *, model_fn, x, y, keys, plan, goal):
     num_changed = jnp.where(checked, sparsity, num_changed)
     delta, grad = arrays.select(renewed, (best, best_grad), (delta, grad))
 
+    # In units of eps, where that is per coordinate: there all coordinates cost the same.
+    grad = threat.from_unit(grad)
     top = arrays.top_k_mask(jnp.abs(grad), jnp.maximum(jnp.ceil(fraction * num_coordinates), 1))
-    direction = arrays.normalize(jnp.where(top, jnp.sign(grad), 0.0), 1)
+    direction = threat.from_unit(arrays.normalize(jnp.where(top, jnp.sign(grad), 0.0), 1))
     length = arrays.per_example(step_size * ball.radius(), x)
     return _State(
         delta=ball.project(delta + length * direction, x),

@@ -12,7 +12,7 @@ def linearize(model_fn, x: Array, y: Array, delta, *, threat, boundary_fn, candi
 
     Args:
       boundary_fn: (logits, y) -> [B, K], positive where that boundary is crossed, -inf where there is none.
-      candidates: the boundaries to consider [B, k]; None for all.
+      candidates: the boundaries to consider [B, k]; None for all. Their gradients are in memory at once.
 
     Returns:
       value [B] of that boundary at delta, its gradient [B, ...] in delta, and its distance [B] in the threat's norm. One forward
@@ -27,12 +27,23 @@ def linearize(model_fn, x: Array, y: Array, delta, *, threat, boundary_fn, candi
     num_boundaries = value.shape[1]
     unit = jnp.broadcast_to(jnp.eye(num_boundaries, dtype=value.dtype)[:, None], (num_boundaries, *value.shape))
     normal = jax.vmap(lambda cotangent: pullback(cotangent)[0])(unit)
+    normal = jnp.where(jnp.isfinite(normal), normal, 0.0)
     slope = jax.vmap(threat.dual_norm)(normal).T
     exists = value > -jnp.inf
-    distance = jnp.where(exists, jnp.abs(jnp.where(exists, value, 0.0)) / (slope + arrays.TINY), jnp.inf)
-    nearest = jnp.argmin(distance, axis=1)
+    distance = arrays.ratio(jnp.abs(jnp.where(exists, value, 0.0)), slope)
+    nearest = jnp.argmin(jnp.where(exists & (slope > 0), distance, jnp.inf), axis=1)
 
     def pick(table):
         return jnp.take_along_axis(table, nearest[:, None], axis=1)[:, 0]
 
     return pick(value), normal[nearest, jnp.arange(x.shape[0])], pick(distance)
+
+
+def likeliest(boundaries: Array, num_candidates: int | None) -> Array:
+    """The boundaries [B, k] of largest value, nearest to being crossed, of those that exist: all but the label's own for None.
+
+    Args:
+      boundaries: [B, K] values at the input. num_candidates: how many at most.
+    """
+    num_others = max(boundaries.shape[1] - 1, 1)
+    return jax.lax.top_k(boundaries, min(num_candidates or num_others, num_others))[1]

@@ -27,8 +27,8 @@ def carlini_wagner(
 
     Args:
       key, model_fn, x, y, loop_fn: as for `pgd`.
-      threat: an `L2` with a finite box; its eps decides success, inf for curves. For linf see `carlini_wagner_linf`, for l0
-        `carlini_wagner_l0`.
+      threat: an `L2`; its eps decides success, inf for curves, and if it is per coordinate |delta / eps| is made small. For linf see
+        `carlini_wagner_linf`, for l0 `carlini_wagner_l0`.
       num_binary_search_steps: rounds; 9 is the paper's.
       num_steps: Adam steps a round, from x each time; the paper's 10,000 is far beyond need.
       learning_rate: of Adam; .01 is the paper's.
@@ -40,13 +40,12 @@ def carlini_wagner(
     Returns:
       The smallest perturbation that fooled the model with the confidence asked for; loss = -norm.
 
-    Raises:
-      ValueError: a box with an infinite bound.
-
     Guarantee:
       feasibility only: the result lies in the box; not optimality.
-    Source: Carlini & Wagner, IEEE S&P 2017, arXiv:1608.04644. Differs: no early abort; the norm is that of the kept delta.
+    Source: Carlini & Wagner, IEEE S&P 2017, arXiv:1608.04644. Differs: no early abort; a coordinate without two finite
+      bounds moves freely, without tanh; the norm is that of the kept delta.
     """
+    objective.check(x, y, threat, num_binary_search_steps=num_binary_search_steps, num_steps=num_steps)
     objective.require(threat, (threats.L2,), "carlini_wagner")
     confident = base.bind(_confident, success_fn=success_fn, loss_fn=loss_fn, confidence=confidence)
     goal = objective.Goal(threat, loss_fn, confident)

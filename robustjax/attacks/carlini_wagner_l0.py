@@ -47,7 +47,7 @@ def carlini_wagner_l0(
 
     Args:
       key, model_fn, x, y, loss_fn, success_fn, loop_fn: as for `carlini_wagner`.
-      threat: an `L0` with a finite box; its eps decides success.
+      threat: an `L0`; its eps decides success.
       num_rounds: about 30 to 60.
       num_steps: Adam steps a round.
       learning_rate: of Adam; .1 fills a coordinate in some 30 steps.
@@ -61,9 +61,9 @@ def carlini_wagner_l0(
       feasibility only: the result lies in the box; not optimality.
     Source: Carlini & Wagner, IEEE S&P 2017, section VI-B, arXiv:1608.04644. Differs: per example, with backtracking.
     """
-    objective.check(x, y)
+    objective.check(x, y, threat, num_rounds=num_rounds, num_steps=num_steps)
     objective.require(threat, (threats.L0,), "carlini_wagner_l0")
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = objective.streams(key, x).model
     free = penalty.to_free(x, threat)
     low, high = threat.room(x)
     allowed = high > low
@@ -81,7 +81,7 @@ def carlini_wagner_l0(
     )
     goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, learning_rate=learning_rate, drop=drop, goal=goal)
-    return objective.result(x, loop_fn(step, state, num_rounds * num_steps).found, threat)
+    return objective.result_by_norm(x, loop_fn(step, state, num_rounds * num_steps).found, threat)
 
 
 def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, drop, goal):

@@ -10,6 +10,7 @@ from robustjax.attacks import objective, penalty
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
 _MAX_WEIGHT = 20.0  # c beyond which an example is given up (adv-lib, ART)
+_UNBOUNDED = 1.0  # tau's start where the box has no end
 _SHRINK = 0.9  # of tau after a success
 
 
@@ -44,7 +45,7 @@ def carlini_wagner_linf(
 
     Args:
       key, model_fn, x, y, loss_fn, success_fn, loop_fn: as for `carlini_wagner`.
-      threat: a `Linf` with a finite box; its eps decides success.
+      threat: a `Linf`; its eps decides success.
       num_rounds: c takes up to 21 to reach its end from the default start, and tau 22 per decade.
       num_steps: Adam steps a round, from the point where the last one ended.
       learning_rate: of Adam.
@@ -57,15 +58,15 @@ def carlini_wagner_linf(
       feasibility only: the result lies in the box; not optimality.
     Source: Carlini & Wagner, IEEE S&P 2017, section VI-C, arXiv:1608.04644.
     """
-    objective.check(x, y)
+    objective.check(x, y, threat, num_rounds=num_rounds, num_steps=num_steps)
     objective.require(threat, (threats.Linf,), "carlini_wagner_linf")
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = objective.streams(key, x).model
     free = penalty.to_free(x, threat)
     ones = jnp.ones(x.shape[0], x.dtype)
     state = _State(
         free=free,
         memory=penalty.adam_init(free),
-        tau=threat.largest_norm(x),
+        tau=jnp.minimum(threat.largest_norm(x), _UNBOUNDED),
         weight=init_weight * ones,
         fooled=ones < 0,
         size=jnp.inf * ones,
@@ -73,7 +74,7 @@ def carlini_wagner_linf(
     )
     goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, learning_rate=learning_rate, goal=goal)
-    return objective.result(x, loop_fn(step, state, num_rounds * num_steps).found, threat)
+    return objective.result_by_norm(x, loop_fn(step, state, num_rounds * num_steps).found, threat)
 
 
 def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, goal):
@@ -88,11 +89,13 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, goal):
     def total(free):
         delta = penalty.to_delta(free, x, threat)
         candidate = objective.evaluate(model_fn, x, y, delta, goal)
-        excess = jnp.maximum(jnp.abs(delta) - arrays.per_example(tau, x), 0.0)
+        excess = jnp.maximum(arrays.absolute(threat.to_unit(delta)) - arrays.per_example(tau, x), 0.0)
         value = arrays.total(excess) + weight * jnp.maximum(-candidate.loss, 0.0)
         return value.sum(), candidate
 
     grad, candidate = jax.grad(total, has_aux=True)(state.free)
+    grad, is_finite = objective.finite(grad)
+    candidate = candidate._replace(known=candidate.known & is_finite)
     norm = threat.norm(candidate.delta)
     free, memory = penalty.adam_step(grad, memory, state.free, learning_rate)
     return _State(

@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import checkify
 
 from robustjax import arrays, base, checks, configured, loops, losses
 from robustjax.attacks import objective
-from robustjax.base import Attack, LossFn, SuccessFn
+from robustjax.base import Array, Attack, LossFn, SuccessFn
 
 
 def restarts(attack: Attack, num_restarts: int) -> Attack:
@@ -142,6 +143,37 @@ def threats_of(attack: Attack) -> list:
     """The threats of the attacks that a combination is made of, where they have one bound."""
     found = [part.get("threat") for part in parts(attack) if isinstance(part, base.Configured)]
     return [threat for threat in found if threat is not None]
+
+
+def map_attacks(function: Callable, change: Callable[[Attack], Attack]) -> Callable:
+    """A configured function, such as a training step, with `each(attack, change)` for every attack with a bound threat inside it."""
+    if is_attack(function) and threats_of(function):
+        return each(function, change)
+    if isinstance(function, base.Configured):
+        return function.map_children(lambda child: map_attacks(child, change))
+    return function
+
+
+def take_rows(function: Callable, rows: Array, num_examples: int, rank: int) -> Callable:
+    """A configured function whose attacks' fields of every example, [N] or [N, ...], are cut to some rows.
+
+    Threats (`Threat.take_rows`), step sizes, target labels and starts are such fields, wherever they are bound. Others stay.
+
+    Args:
+      function: an attack, or a function with attacks inside, such as a training step.
+      rows: indices [B] of examples. num_examples: N.
+      rank: of the inputs x [N, ...].
+    """
+
+    def taken(value):
+        if isinstance(value, base.Configured):
+            return value.map_values(taken)
+        if hasattr(value, "take_rows"):
+            return value.take_rows(rows, num_examples, rank)
+        is_field = num_examples > 1 and isinstance(value, jax.Array | np.ndarray) and value.ndim in (1, rank)
+        return jnp.asarray(value)[rows] if is_field and value.shape[0] == num_examples else value
+
+    return map_attacks(function, lambda attack: taken(attack) if isinstance(attack, base.Configured) else attack)
 
 
 def is_attack(value) -> bool:

@@ -38,28 +38,28 @@ def ddn(
       feasibility only: the result lies in the box; not optimality.
     Source: Rony et al., CVPR 2019, Algorithm 1, arXiv:1811.09600. Differs: no quantisation to 256 levels.
     """
-    objective.check(x, y)
+    objective.check(x, y, threat, num_steps=num_steps)
     objective.require(threat, (threats.L2,), "ddn")
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = objective.streams(key, x)
     goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, gamma=gamma, goal=goal)
     zeros = jnp.zeros_like(x)
     eps = jnp.zeros(x.shape[0], x.dtype) + init_eps
     delta, _, found = loop_fn(step, (zeros, eps, objective.nothing(zeros, x)), num_steps)
-    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, goal)
-    return objective.result(x, objective.keep_best(found, objective.by_norm(last, threat)), threat)
+    last = objective.evaluate(objective.step_model(model_fn, keys.model, num_steps), x, y, delta, goal)
+    return objective.result_by_norm(x, objective.keep_best(found, objective.by_norm(last, threat)), threat)
 
 
 def _step(i, carry, *, model_fn, x, y, keys, num_steps, gamma, goal):
     delta, eps, found = carry
     threat = goal.threat
-    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, goal)
+    candidate, grad = objective.ascend(objective.step_model(model_fn, keys.model, i), x, y, delta, goal)
     found = objective.keep_best(found, objective.by_norm(candidate, threat))
-    noise = arrays.sample(jax.random.normal, arrays.fold_in(keys, i), x)
+    noise = arrays.sample(jax.random.normal, arrays.fold_in(keys.own, i), x)
     flat_spot = arrays.per_example(threat.dual_norm(grad) == 0, x)
     direction = threat.steepest(jnp.where(flat_spot, noise, grad), x, delta)
     delta = delta + schedules.cosine(i, num_steps, 1.0, 0.01) * direction
     eps = jnp.minimum(eps * jnp.where(candidate.success, 1.0 - gamma, 1.0 + gamma), threat.largest_norm(x))
-    scale = eps / jnp.maximum(threat.norm(delta), arrays.TINY)
+    scale = arrays.ratio(eps, threat.norm(delta))
     low, high = threat.room(x)
     return jnp.clip(delta * arrays.per_example(scale, x), min=low, max=high), eps, found

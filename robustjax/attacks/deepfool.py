@@ -1,6 +1,5 @@
 """DeepFool: straight to the nearest linearised boundary, again and again (Moosavi-Dezfooli et al., 2016)."""
 
-import jax
 import jax.numpy as jnp
 
 from robustjax import arrays, base, loops, losses, threats
@@ -40,11 +39,11 @@ def deepfool(
     Source: Moosavi-Dezfooli et al., CVPR 2016, Algorithm 2, arXiv:1511.04599. Differs: boundaries of the label, not of the
       prediction; the tested point is clipped to the box.
     """
-    objective.check(x, y)
+    objective.check(x, y, threat, num_steps=num_steps, num_candidates=num_candidates)
     objective.require(threat, (threats.L2, threats.Linf, threats.L1), "deepfool")
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = objective.streams(key, x).model
     initial = boundary_fn(objective.step_model(model_fn, keys, num_steps)(x), y)
-    candidates = jax.lax.top_k(initial, min(num_candidates, initial.shape[1]))[1]
+    candidates = boundary.likeliest(initial, num_candidates)
     goal = objective.Goal(threat, losses.never, success_fn)
     step = base.bind(
         _step, model_fn=model_fn, x=x, y=y, keys=keys, candidates=candidates, boundary_fn=boundary_fn, overshoot=overshoot, goal=goal
@@ -52,7 +51,7 @@ def deepfool(
     zeros = jnp.zeros_like(x)
     walk, found = loop_fn(step, (zeros, objective.nothing(zeros, x)), num_steps, _is_fooled)
     last = _test(objective.step_model(model_fn, keys, num_steps), x, y, walk, overshoot, goal)
-    return objective.result(x, objective.keep_best(found, last), threat)
+    return objective.result_by_norm(x, objective.keep_best(found, last), threat)
 
 
 def _is_fooled(carry):
@@ -78,4 +77,5 @@ def _step(i, carry, *, model_fn, x, y, keys, candidates, boundary_fn, overshoot,
         threat=threat, boundary_fn=boundary_fn, candidates=candidates,
     )  # fmt: skip
     moved = walk + arrays.per_example(distance + 1e-4, x) * threat.steepest(normal, x, walk)
+    moved = jnp.clip(moved, min=low / (1.0 + overshoot), max=high / (1.0 + overshoot))  # as the point that is tested
     return arrays.select(objective.was_fooled(found), walk, moved), found

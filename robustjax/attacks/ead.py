@@ -11,7 +11,7 @@ from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
 
 class _State(NamedTuple):
-    delta: Array  # [B, ...] shrunk point
+    unit: Array  # [B, ...] shrunk point, in units of eps where that is per coordinate
     ahead: Array  # [B, ...] momentum point, where the gradient is taken
     weight: penalty.Weight
     found: objective.Found
@@ -51,16 +51,16 @@ def ead(
       feasibility only: the result lies in the box; not optimality.
     Source: Chen et al., AAAI 2018, Algorithm 1, arXiv:1709.04114.
     """
-    objective.check(x, y)
+    objective.check(x, y, threat, num_binary_search_steps=num_binary_search_steps, num_steps=num_steps)
     objective.require(threat, (threats.L1, threats.L2), "ead")
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = objective.streams(key, x).model
     zeros = jnp.zeros_like(x)
     goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(
         _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, learning_rate=learning_rate, shrinkage=shrinkage, goal=goal
     )
     state = _State(zeros, zeros, penalty.first_weight(init_weight, x), objective.nothing(zeros, x))
-    return objective.result(x, loop_fn(step, state, num_binary_search_steps * num_steps).found, threat)
+    return objective.result_by_norm(x, loop_fn(step, state, num_binary_search_steps * num_steps).found, threat)
 
 
 def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, shrinkage, goal):
@@ -69,19 +69,21 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, shrinkage
     taken = i % num_steps
     new_round = jnp.broadcast_to((i > 0) & (taken == 0), x.shape[:1])
     zeros = jnp.zeros_like(x)
-    weight, delta, ahead = arrays.select(
-        new_round, (penalty.next_weight(state.weight), zeros, zeros), (state.weight, state.delta, state.ahead)
+    weight, unit, ahead = arrays.select(
+        new_round, (penalty.next_weight(state.weight), zeros, zeros), (state.weight, state.unit, state.ahead)
     )
 
     def total(ahead):
-        loss = objective.evaluate(model_fn, x, y, ahead, goal).loss
+        loss = objective.evaluate(model_fn, x, y, threat.from_unit(ahead), goal).loss
         return jnp.sum(weight.value * jnp.maximum(-loss, 0.0) + arrays.total(jnp.square(ahead)))
 
     rate = learning_rate * jnp.sqrt(1.0 - taken / num_steps)
-    moved = ahead - rate * jax.grad(total)(ahead)
-    low, high = threat.room(x)
+    grad, is_finite = objective.finite(jax.grad(total)(ahead))
+    moved = ahead - rate * grad
+    low, high = (threat.to_unit(bound) for bound in threat.room(x))
     shrunk = jnp.clip(jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - shrinkage, 0.0), min=low, max=high)
-    candidate = objective.evaluate(model_fn, x, y, shrunk, goal)
+    candidate = objective.evaluate(model_fn, x, y, threat.from_unit(shrunk), goal)
+    candidate = candidate._replace(known=candidate.known & is_finite)
     weight = weight._replace(fooled=weight.fooled | candidate.success)
     found = objective.keep_best(state.found, objective.by_norm(candidate, threat))
-    return _State(shrunk, shrunk + taken / (taken + 3.0) * (shrunk - delta), weight, found)
+    return _State(shrunk, shrunk + taken / (taken + 3.0) * (shrunk - unit), weight, found)

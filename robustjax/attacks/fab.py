@@ -15,6 +15,7 @@ def fab(
     *,
     threat,
     num_steps: int,
+    num_candidates: int | None = None,
     boundary_fn=losses.differences,
     success_fn: SuccessFn = losses.misclassified,
     delta: Delta | None = 0.0,
@@ -32,6 +33,8 @@ def fab(
       key, model_fn, x, y: as for `pgd`.
       threat: `Linf`, `L2` or `L1`; its eps decides success, inf for curves.
       num_steps: 100 is the paper's; one step costs two forward passes and one backward pass per boundary.
+      num_candidates: the classes of largest logits at x that are considered, None for all others. Time and memory are those of that many
+        gradients: choose some 10 where classes are many.
       boundary_fn: (logits, y) -> [B, K], the boundaries to cross: all other classes (one gradient each), for FAB-T
         `base.bind(losses.target_difference, target=...)`, or `attacks.over_targets`.
       success_fn: what counts as fooled.
@@ -49,35 +52,36 @@ def fab(
     Source: Croce & Hein, ICML 2020, Algorithm 1, arXiv:1907.02044. Differs: without the final search on the boundary, as in
       AutoAttack.
     """
-    objective.check(x, y)
-    objective.require(threat, (threats.Linf, threats.L2, threats.L1), "fab")
-    key_start, keys = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
-    delta = objective.start(threat.resized(0.5 * jnp.minimum(threat.radius(), threat.largest_norm(x))), key_start, x, delta)
+    objective.check(x, y, threat, num_steps=num_steps, num_candidates=1 if num_candidates is None else num_candidates)
+    objective.require(threat, (threats.Linf, threats.L2, threats.L1), "fab", latent=False)
+    keys = objective.streams(key, x)
+    delta = objective.start(threat.resized(0.5 * jnp.minimum(threat.radius(), threat.largest_norm(x))), keys.start, x, delta)
     goal = objective.Goal(threat, losses.never, success_fn)
+    clean = objective.step_model(model_fn, keys.model, num_steps)(x)
     step = base.bind(
-        _step, model_fn=model_fn, x=x, y=y, keys=keys, boundary_fn=boundary_fn,
+        _step, model_fn=model_fn, x=x, y=y, keys=keys.model, boundary_fn=boundary_fn,
+        candidates=boundary.likeliest(boundary_fn(clean, y), num_candidates),
         max_bias=max_bias, overshoot=overshoot, backward=backward, goal=goal,
     )  # fmt: skip
-    first = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, jnp.zeros_like(x), goal)
+    first = objective.evaluate(lambda _: clean, x, y, jnp.zeros_like(x), goal)
     found = first._replace(loss=jnp.where(first.success, 0.0, -jnp.inf).astype(x.dtype))
     _, found = loop_fn(step, (delta, found), num_steps, _is_at_origin)
-    return objective.result(x, found, threat)
+    return objective.result_by_norm(x, found, threat)
 
 
 def _is_at_origin(carry):
     return carry[1].loss == 0.0  # misclassified as it is: nothing smaller can be found
 
 
-def _step(i, carry, *, model_fn, x, y, keys, boundary_fn, max_bias, overshoot, backward, goal):
+def _step(i, carry, *, model_fn, x, y, keys, boundary_fn, candidates, max_bias, overshoot, backward, goal):
     delta, found = carry
     threat = goal.threat
     model_fn = objective.step_model(model_fn, keys, i)
-    value, normal, _ = boundary.linearize(model_fn, x, y, delta, threat=threat, boundary_fn=boundary_fn)
+    value, normal, _ = boundary.linearize(model_fn, x, y, delta, threat=threat, boundary_fn=boundary_fn, candidates=candidates)
     from_iterate = threat.hyperplane(threat.apply(x, delta), normal, -value)
     from_origin = threat.hyperplane(x, normal, arrays.total(normal * delta) - value)
-    near = jnp.maximum(threat.norm(from_iterate), 1e-8)
-    far = jnp.maximum(threat.norm(from_origin), 1e-8)
-    bias = arrays.per_example(jnp.minimum(near / (near + far), max_bias), x)
+    near, far = threat.norm(from_iterate), threat.norm(from_origin)
+    bias = arrays.per_example(jnp.minimum(arrays.ratio(near, near + far), max_bias), x)
     delta = (1.0 - bias) * (delta + overshoot * from_iterate) + bias * overshoot * from_origin
     low, high = threat.room(x)
     delta = jnp.clip(delta, min=low, max=high)

@@ -19,6 +19,7 @@ def fmn(
     num_steps: int,
     step_size=1.0,
     gamma=0.05,
+    rescaled: bool = False,
     loss_fn: LossFn = losses.margin,
     success_fn: SuccessFn = losses.misclassified,
     loop_fn=loops.scan,
@@ -34,6 +35,8 @@ def fmn(
       num_steps: 100 to 1,000; one forward and one backward pass each.
       step_size: first length of the l2-normalised gradient step; falls to a hundredth along a cosine.
       gamma: first relative change of the radius; falls to a fiftieth.
+      rescaled: put every iterate of `L1`, `L2` or `Linf` on the sphere of its radius, as the authors' code does in l2, instead of
+        into the ball. Where gradients vanish around x, as on masked models, the sphere finds more; elsewhere the ball is as good.
       loss_fn: zero on the boundary, such as `losses.margin`.
 
     Returns:
@@ -44,18 +47,21 @@ def fmn(
     Source: Pintor et al., NeurIPS 2021, Algorithm 1, arXiv:2102.12827. Differs: l1 projects on ball and box
       together; the estimate is overshot by a thousandth.
     """
-    objective.check(x, y)
-    keys = arrays.example_keys(key, x.shape[0])
+    objective.check(x, y, threat, num_steps=num_steps)
+    objective.require(threat, (threats.L0, threats.L1, threats.L2, threats.Linf), "fmn")
+    keys = objective.streams(key, x).model
     goal = objective.Goal(threat, loss_fn, success_fn)
-    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, step_size=step_size, gamma=gamma, goal=goal)
+    step = base.bind(
+        _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, step_size=step_size, gamma=gamma, rescaled=rescaled, goal=goal
+    )
     zeros = jnp.zeros_like(x)
     radius = jnp.full(x.shape[0], 1.0 if isinstance(threat, threats.L0) else jnp.inf, x.dtype)
     delta, _, found = loop_fn(step, (zeros, radius, objective.nothing(zeros, x)), num_steps)
     last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, goal)
-    return objective.result(x, objective.keep_best(found, objective.by_norm(last, threat)), threat)
+    return objective.result_by_norm(x, objective.keep_best(found, objective.by_norm(last, threat)), threat)
 
 
-def _step(i, carry, *, model_fn, x, y, keys, num_steps, step_size, gamma, goal):
+def _step(i, carry, *, model_fn, x, y, keys, num_steps, step_size, gamma, rescaled, goal):
     delta, radius, found = carry
     threat = goal.threat
     candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, goal)
@@ -63,8 +69,12 @@ def _step(i, carry, *, model_fn, x, y, keys, num_steps, step_size, gamma, goal):
     change = schedules.cosine(i, num_steps, gamma, gamma / 50.0)
     radius = jnp.minimum(_next_radius(threat, candidate, grad, radius, found, change), threat.largest_norm(x))
     length = schedules.cosine(i, num_steps, step_size, step_size / 100.0)
-    stepped = delta + length * arrays.normalize(grad, 2)
-    return threat.resized(radius).project(stepped, x), radius, found
+    stepped = delta + length * threat.from_unit(arrays.normalize(threat.from_unit(grad), 2))
+    ball = threat.resized(radius)
+    if rescaled and not isinstance(threat, threats.L0):
+        longer = arrays.ratio(radius, threat.norm(stepped), 1.0)
+        stepped = stepped * arrays.per_example(jnp.where(jnp.isfinite(longer), jnp.maximum(longer, 1.0), 1.0), x)
+    return ball.project(stepped, x), radius, found
 
 
 def _next_radius(threat, candidate, grad, radius, found, change):
@@ -73,7 +83,7 @@ def _next_radius(threat, candidate, grad, radius, found, change):
         fewer = jnp.minimum(jnp.minimum(radius - 1.0, jnp.floor(radius * (1.0 - change))), best)
         more = jnp.maximum(radius + 1.0, jnp.floor(radius * (1.0 + change)))
         return jnp.maximum(jnp.where(candidate.success, fewer, more), 0.0)
-    distance = jnp.abs(candidate.loss) / jnp.maximum(threat.dual_norm(grad), arrays.TINY)
+    distance = arrays.ratio(jnp.abs(candidate.loss), threat.dual_norm(grad), jnp.inf)  # no gradient, no boundary in sight
     estimate = (1.0 + _OVERSHOOT) * (threat.norm(candidate.delta) + distance)
     searching = jnp.where(jnp.isfinite(best), radius * (1.0 + change), estimate)
     return jnp.where(candidate.success, jnp.minimum(radius * (1.0 - change), best), searching)

@@ -61,6 +61,7 @@ def lbfgs(
       steps, coordinates held by the box left out) with Armijo backtracking; one search per example; reverse mode takes the curvature
       for constant and sees gradient steps.
     """
+    objective.check(x, y, threat, num_binary_search_steps=num_binary_search_steps, num_steps=num_steps, memory_size=memory_size)
     objective.require(threat, (threats.L2,), "lbfgs")
     optimizer = optax.scale_by_lbfgs(memory_size=memory_size)
     low, high = (jnp.broadcast_to(bound, x.shape) for bound in threat.room(x))
@@ -90,7 +91,7 @@ def _update(value, grad, memory, delta, *, optimizer, low, high):
     direction = jnp.where(grad == 0, 0.0, jax.lax.stop_gradient(grad) - step - grad)
     uphill = arrays.total(grad * direction) >= 0  # curvature of the wrong sign: fall back on the gradient
     direction = jnp.where(arrays.per_example(uphill, grad), -grad, direction)
-    length = jnp.minimum(1.0, _MAX_MOVE / jnp.maximum(arrays.norm(direction, jnp.inf), arrays.TINY))
+    length = jnp.minimum(1.0, arrays.ratio(_MAX_MOVE, arrays.norm(direction, jnp.inf), 1.0))
     fresh = memory._replace(base=delta, value=value, grad=grad, direction=direction, length=length, history=history)
     memory = arrays.select(accepted, fresh, memory._replace(length=_BACKTRACK * memory.length))
     tried = jnp.clip(memory.base + arrays.per_example(memory.length, delta) * memory.direction, min=low, max=high)

@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base, threats
+from robustjax import arrays, base, checks, threats
 from robustjax.base import Array, AttackResult, Delta, LossFn, ModelFn, SuccessFn, Threat
 
 
@@ -24,28 +24,69 @@ class Found(NamedTuple):
     delta: Delta  # leaves [B, ...]
     loss: Array  # [B]
     success: Array  # [B] bool
+    known: Array  # [B] bool, no loss or gradient so far was NaN, no gradient infinite
 
 
-def check(x: Array, y: Array) -> None:
-    """x and y lead with the same B, and there is at least one axis behind it.
+class Streams(NamedTuple):
+    """Keys of every example for the three things an attack draws; no two are alike, and each folds in its step."""
+
+    start: Array  # [B] of the first perturbation
+    model: Array  # [B] of a randomised model: see `step_model`
+    own: Array  # [B] of the attack's own choices
+
+
+def streams(key: Array, x: Array) -> Streams:
+    """The streams of an attack from its key, one or one per example."""
+    return Streams(*arrays.split(arrays.example_keys(key, x.shape[0]), 3))
+
+
+def check(x: Array, y: Array, threat, **counts) -> None:
+    """What every attack asks of its arguments, known at trace time.
+
+    Args:
+      x: [B, ...]. y: labels, targets or whatever the loss takes, of length B.
+      threat: what is admissible.
+      **counts: numbers of steps, rounds, restarts, each an integer of at least 1.
 
     Raises:
-      ValueError: they do not.
+      TypeError: x is no array or of half precision, a class or a number in place of a threat, a count that is no integer.
+      ValueError: x and y of different length, integer x, a count below 1.
     """
+    if not hasattr(x, "ndim") or not hasattr(y, "ndim"):
+        raise TypeError(f"expected arrays x and y, got {type(x).__name__} and {type(y).__name__}; pass jnp.asarray(...).")
     if x.ndim < 2 or y.ndim < 1 or x.shape[0] != y.shape[0] or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"expected float inputs x [B, ...] and labels y of the same length B, got x {x.shape} of {x.dtype} and y {y.shape}; "
-            "scale integer pixels to the threat's box first."
+            "scale integer pixels to the threat's box first, and give a single input a leading axis."
         )
+    if x.dtype.itemsize < 4:
+        raise TypeError(
+            f"expected inputs of float32 or float64, got {x.dtype}, in which small perturbations vanish; pass x.astype('float32') and cast "
+            "inside the model: lambda x: model(x.astype(jnp.bfloat16))."
+        )
+    missing = [name for name in ("init", "project", "steepest", "apply") if not callable(getattr(threat, name, None))]
+    if isinstance(threat, type) or missing:
+        raise TypeError(
+            f"expected a threat, such as threats.Linf(8 / 255), got {threat!r} of type {type(threat).__name__}"
+            + ("; make an instance of it." if isinstance(threat, type) else f", which has no {', '.join(missing)}.")
+        )
+    checks.counts(**counts)
 
 
-def require(threat, kinds: tuple[type, ...], attack: str) -> None:
-    """The threat is of a kind that the attack can work in; a user's own threat is taken at its word.
+def require(threat, kinds: tuple[type, ...], attack: str, latent: bool = True) -> None:
+    """The threat is of a kind that the attack can work in; that of a user's own threat is not checked.
+
+    Args:
+      threat: the threat.
+      kinds: balls that will do.
+      attack: its name, for the message.
+      latent: whether such balls of a decoder's codes will do as well.
 
     Raises:
-      ValueError: it is a ball of another norm.
+      ValueError: it is a ball of another norm, or a threat of this package that is no ball.
     """
-    if isinstance(threat, threats.Ball) and not isinstance(threat, kinds):
+    ball = threat.ball if latent and isinstance(threat, threats.Latent) else threat
+    if isinstance(ball, threats.Ball | threats.Latent | threats.Recolor) and not isinstance(ball, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{attack} works in {names}, got {type(threat).__name__}; pass such a threat, or another attack.")
 
@@ -71,30 +112,55 @@ def small_noise(keys: Array, x: Array, *, scale=1e-3) -> Array:
 
 def nothing(delta: Delta, like: Array) -> Found:
     """Nothing found yet: loss -inf."""
-    return Found(delta, jnp.full(like.shape[0], -jnp.inf, like.dtype), jnp.zeros(like.shape[0], bool))
+    lowest = jnp.full(like.shape[0], -jnp.inf, like.dtype)
+    return Found(delta, lowest, jnp.zeros(like.shape[0], bool), jnp.ones(like.shape[0], bool))
 
 
 def evaluate(model_fn: ModelFn, x: Array, y: Array, delta: Delta, goal: Goal) -> Found:
-    """Loss and success at a perturbation: one forward pass."""
+    """Loss and success at a perturbation: one forward pass.
+
+    Raises:
+      ValueError: a loss or a success that is not one value per example.
+    """
     logits = model_fn(goal.threat.apply(x, delta))
-    return Found(delta, goal.loss_fn(logits, y), goal.success_fn(logits, y))
+    loss, success = goal.loss_fn(logits, y), goal.success_fn(logits, y)
+    for name, value in (("loss_fn", loss), ("success_fn", success)):
+        if jnp.shape(value) != x.shape[:1]:
+            raise ValueError(
+                f"{name} returned shape {jnp.shape(value)}, expected one value per example [{x.shape[0]}]; do not reduce it over the "
+                "batch: that would couple the examples."
+            )
+    if success.dtype != bool:
+        raise ValueError(f"success_fn returned {success.dtype}, expected booleans [B]; compare with a threshold.")
+    return Found(delta, loss.astype(x.dtype), success, ~jnp.isnan(loss))
 
 
 def ascend(model_fn: ModelFn, x: Array, y: Array, delta: Delta, goal: Goal) -> tuple[Found, Delta]:
-    """`evaluate` with the gradient of the loss in delta: one forward and one backward pass."""
+    """`evaluate` with the gradient of the loss in delta: one forward and one backward pass.
+
+    A gradient that is not finite is 0 in those entries; what the attack finds is then no longer `known`.
+    """
 
     def total_loss(delta):
         found = evaluate(model_fn, x, y, delta, goal)
-        return found.loss.sum(), (found.loss, found.success)
+        return found.loss.sum(), found._replace(delta=None)
 
-    grad, (loss, success) = jax.grad(total_loss, has_aux=True)(delta)
-    return Found(delta, loss, success), grad
+    grad, found = jax.grad(total_loss, has_aux=True)(delta)
+    grad, is_finite = finite(grad)
+    return found._replace(delta=delta, known=found.known & is_finite), grad
+
+
+def finite(grad: Delta) -> tuple[Delta, Array]:
+    """A gradient with 0 for what is not finite, and which examples had nothing of the kind [B]."""
+    are_finite = jax.tree.map(jnp.isfinite, grad)
+    known = jnp.stack([arrays.flat(leaf).all(axis=1) for leaf in jax.tree.leaves(are_finite)]).all(axis=0)
+    return jax.tree.map(lambda g, ok: jnp.where(ok, g, jnp.zeros((), g.dtype)), grad, are_finite), known
 
 
 def by_norm(found: Found, threat) -> Found:
-    """The face of the minimum-norm attacks: loss = -norm where fooled and -inf elsewhere, success = fooled within the threat."""
-    loss = jnp.where(found.success, -threat.norm(found.delta), -jnp.inf)
-    return Found(found.delta, loss, found.success & threat.within(found.delta))
+    """The result of the minimum-norm attacks: loss = -norm where fooled and -inf elsewhere, success = fooled within the threat."""
+    loss = jnp.where(found.success, -threat.norm(found.delta), -jnp.inf).astype(found.loss.dtype)
+    return found._replace(loss=loss, success=found.success & threat.within(found.delta))
 
 
 def was_fooled(found: Found) -> Array:
@@ -106,18 +172,23 @@ def keep_best(incumbent: Found, candidate: Found) -> Found:
     """Success first, then the larger loss, then the earlier."""
     higher = candidate.loss > incumbent.loss
     better = jnp.where(candidate.success == incumbent.success, higher, candidate.success)
-    return arrays.select(better, candidate, incumbent)
+    return arrays.select(better, candidate, incumbent)._replace(known=incumbent.known & candidate.known)
 
 
 def keep_last(incumbent: Found, candidate: Found) -> Found:
     """The candidate, as it comes."""
-    del incumbent
-    return candidate
+    return candidate._replace(known=incumbent.known & candidate.known)
 
 
 def result(x: Array, found: Found, threat) -> AttackResult:
-    """The found perturbation as an attack's result."""
-    return AttackResult(threat.apply(x, found.delta), found.delta, found.loss, found.success)
+    """The found perturbation as an attack's result; where nothing was found and gradients were not finite, the loss is NaN."""
+    loss = jnp.where(found.known | found.success, found.loss, jnp.nan)
+    return AttackResult(threat.apply(x, found.delta), found.delta, loss, found.success)
+
+
+def result_by_norm(x: Array, found: Found, threat) -> AttackResult:
+    """The same of a minimum-norm attack, which has found something wherever it was ever fooled."""
+    return result(x, found._replace(known=found.known | was_fooled(found)), threat)
 
 
 def has_succeeded(carry) -> Array:

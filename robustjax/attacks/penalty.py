@@ -49,25 +49,27 @@ def next_weight(weight: Weight) -> Weight:
 
 
 def to_free(x: Array, threat) -> Array:
-    """The unbounded variable of x itself: atanh of the place in the box.
-
-    Raises:
-      ValueError: a box with an infinite bound.
-    """
-    lower, upper = threat.box
-    for bound in (lower, upper):
-        if isinstance(bound, int | float) and abs(bound) == float("inf"):
-            raise ValueError(f"a change of variables by tanh needs a finite box, got {threat.box}.")
-    place = (x - lower) / (upper - lower)
-    return jnp.arctanh(0.999999 * (2.0 * place - 1.0))  # short of the bounds, where atanh is infinite
+    """The unbounded variable of x itself: atanh of the place in the box; where a bound is infinite or both are equal, x itself."""
+    lower, width = _bounds(x, threat)
+    place = arrays.ratio(x - lower, width, 0.5)
+    inner = jnp.arctanh(0.999999 * (2.0 * place - 1.0))  # short of the bounds, where atanh is infinite
+    return jnp.where(width > 0, inner, x)
 
 
 def to_delta(free: Array, x: Array, threat) -> Array:
     """The perturbation of an unbounded variable, inside the box and the mask."""
-    lower, upper = threat.box
-    inside = lower + 0.5 * (upper - lower) * (jnp.tanh(free) + 1.0)
+    lower, width = _bounds(x, threat)
+    inside = lower + 0.5 * width * (jnp.tanh(free) + 1.0)
     low, high = threat.room(x)
-    return jnp.clip(inside - x, min=low, max=high)
+    return jnp.clip(jnp.where(width > 0, inside, free) - x, min=low, max=high)
+
+
+def _bounds(x, threat):
+    # The lower bound and the width of what tanh can cover; width 0 for a coordinate without two finite bounds.
+    lower, upper = (jnp.broadcast_to(bound, x.shape).astype(x.dtype) for bound in threat.box)
+    bounded = jnp.isfinite(lower) & jnp.isfinite(upper)
+    lower = jnp.where(bounded, lower, 0.0)
+    return lower, jnp.where(bounded, jnp.where(bounded, upper, 0.0) - lower, 0.0)
 
 
 def adam_init(variable: Array):
@@ -94,15 +96,14 @@ def search(
       update_fn: (value [B], grad [B, ...], memory, variable) -> (variable, memory).
       goal: threat, loss_fn and success_fn.
     """
-    objective.check(x, y)
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = objective.streams(key, x).model
     state = _State(origin, init_fn(origin), first_weight(init_weight, x), objective.nothing(jnp.zeros_like(x), x))
     step = base.bind(
         _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, num_rounds=num_rounds, origin=origin,
         violation_fn=violation_fn, decode_fn=decode_fn, init_fn=init_fn, update_fn=update_fn, goal=goal,
     )  # fmt: skip
     state = loop_fn(step, state, num_rounds * num_steps)
-    return objective.result(x, state.found, threat)
+    return objective.result_by_norm(x, state.found, threat)
 
 
 def _step(i, state, *, model_fn, x, y, keys, num_steps, num_rounds, origin, violation_fn, decode_fn, init_fn, update_fn, goal):
@@ -117,10 +118,12 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, num_rounds, origin, viol
     def total(variable):
         delta = decode_fn(variable, x, threat)
         candidate = objective.evaluate(model_fn, x, y, delta, goal)
-        value = arrays.total(jnp.square(delta)) + weight.value * violation_fn(candidate.loss)
+        value = arrays.total(jnp.square(threat.to_unit(delta))) + weight.value * violation_fn(candidate.loss)
         return value.sum(), (value, candidate)
 
     grad, (value, candidate) = jax.grad(total, has_aux=True)(variable)
+    grad, is_finite = objective.finite(grad)
+    candidate = candidate._replace(known=candidate.known & is_finite)
     weight = weight._replace(fooled=weight.fooled | candidate.success)
     variable, memory = update_fn(value, grad, memory, variable)
     return _State(variable, memory, weight, objective.keep_best(state.found, objective.by_norm(candidate, threat)))

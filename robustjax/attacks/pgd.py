@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from robustjax import arrays, base, loops, losses
+from robustjax import arrays, base, loops, losses, threats
 from robustjax.attacks import objective
 from robustjax.base import Array, AttackResult, Delta, Key, LossFn, ModelFn, SuccessFn, Threat
 
@@ -54,16 +54,18 @@ def pgd(
       feasibility only: the result lies in the threat; not optimality.
     Source: Madry et al., ICLR 2018, arXiv:1706.06083. Differs: keeps the best iterate.
     """
-    objective.check(x, y)
-    key_start, keys = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
-    delta = objective.start(threat, key_start, x, delta)
+    objective.check(x, y, threat, num_steps=num_steps)
+    keys = objective.streams(key, x)
+    delta = objective.start(threat, keys.start, x, delta)
     optimizer = optimizer and optax.with_extra_args_support(optimizer)
     state = jax.vmap(optimizer.init)(delta) if optimizer else ()
     goal = objective.Goal(threat, loss_fn, success_fn)
-    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, step_size=step_size, optimizer=optimizer, keep_fn=keep_fn, goal=goal)
+    step = base.bind(
+        _step, model_fn=model_fn, x=x, y=y, keys=keys.model, step_size=step_size, optimizer=optimizer, keep_fn=keep_fn, goal=goal
+    )
     carry = loop_fn(step, (delta, state, objective.nothing(delta, x)), num_steps, objective.has_succeeded)
     delta, _, found = carry
-    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, goal)
+    last = objective.evaluate(objective.step_model(model_fn, keys.model, num_steps), x, y, delta, goal)
     return objective.result(x, keep_fn(found, last), threat)
 
 
@@ -109,6 +111,7 @@ def fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, delta:
       feasibility only.
     Source: Goodfellow et al., ICLR 2015, arXiv:1412.6572.
     """
+    objective.check(x, y, threat)
     options = {"step_size": threat.radius(), "keep_fn": objective.keep_last} | options
     return pgd(key, model_fn, x, y, threat=threat, delta=delta, num_steps=1, **options)
 
@@ -127,8 +130,9 @@ def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, alph
       feasibility only.
     Source: Tramer et al., ICLR 2018, section 4.1, arXiv:1705.07204.
     """
-    keys = arrays.example_keys(key, x.shape[0])
-    noise = arrays.sample(jax.random.normal, arrays.fold_in(keys, 2), x)
+    objective.check(x, y, threat)
+    objective.require(threat, (threats.Ball,), "r_fgsm")
+    noise = arrays.sample(jax.random.normal, objective.streams(key, x).own, x)
     delta = arrays.per_example(alpha, x) * threat.steepest(noise, x, jax.numpy.zeros_like(x))
     return fgsm(key, model_fn, x, y, threat=threat, delta=delta, step_size=threat.radius() - alpha, **options)
 
@@ -160,10 +164,12 @@ def rs_fgsm(
       feasibility only.
     Source: Wong et al., ICLR 2020, Algorithm 3, arXiv:2001.03994.
     """
+    objective.check(x, y, threat)
+    objective.require(threat, (threats.Ball,), "rs_fgsm", latent=False)
     unboxed = threat.replace(box=(-jax.numpy.inf, jax.numpy.inf))
     step_size = 1.25 * threat.radius() if step_size is None else step_size
     moved = fgsm(key, model_fn, x, y, threat=unboxed, delta=None, step_size=step_size, loss_fn=loss_fn).delta
-    last = objective.step_model(model_fn, arrays.example_keys(key, x.shape[0]), 2)
+    last = objective.step_model(model_fn, objective.streams(key, x).own, 0)
     found = objective.evaluate(last, x, y, threat.project(moved, x), objective.Goal(threat, loss_fn, success_fn))
     return objective.result(x, found, threat)
 
@@ -182,10 +188,11 @@ def n_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, nois
       feasibility only in a larger ball: |delta| <= (noise + 1) eps, and the box.
     Source: de Jorge et al., NeurIPS 2022, arXiv:2202.01181.
     """
-    key_noise, keys = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
+    objective.check(x, y, threat)
+    objective.require(threat, (threats.Ball,), "n_fgsm")
     radius = threat.radius()
-    options = {"step_size": radius, "delta": threat.resized(noise * radius).init(key_noise, x)} | options
-    return fgsm(keys, model_fn, x, y, threat=threat.resized((noise + 1.0) * radius), **options)
+    options = {"step_size": radius, "delta": threat.resized(noise * radius).init(objective.streams(key, x).own, x)} | options
+    return fgsm(key, model_fn, x, y, threat=threat.resized((noise + 1.0) * radius), **options)
 
 
 def bim(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, step_size, num_steps: int, **options) -> AttackResult:

@@ -43,9 +43,9 @@ def sigma_zero(
       feasibility only: the result lies in the box; not optimality.
     Source: Cina et al., ICLR 2025, Algorithm 1, arXiv:2402.01879.
     """
-    objective.check(x, y)
+    objective.check(x, y, threat, num_steps=num_steps)
     objective.require(threat, (threats.L0,), "sigma_zero")
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = objective.streams(key, x).model
     goal = objective.Goal(threat, loss_fn, success_fn)
     step = base.bind(
         _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, learning_rate=learning_rate, sigma=sigma,
@@ -56,7 +56,7 @@ def sigma_zero(
     carry = (zeros, penalty.adam_init(zeros), threshold, objective.nothing(zeros, x))
     delta, _, _, found = loop_fn(step, carry, num_steps)
     last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, goal)
-    return objective.result(x, objective.keep_best(found, objective.by_norm(last, threat)), threat)
+    return objective.result_by_norm(x, objective.keep_best(found, objective.by_norm(last, threat)), threat)
 
 
 def _step(i, carry, *, model_fn, x, y, keys, num_steps, learning_rate, sigma, threshold_rate, goal):
@@ -66,10 +66,12 @@ def _step(i, carry, *, model_fn, x, y, keys, num_steps, learning_rate, sigma, th
 
     def total(delta):
         candidate = objective.evaluate(model_fn, x, y, delta, goal)
-        sparsity = arrays.total(jnp.square(delta) / (jnp.square(delta) + sigma)) / delta[0].size
+        sparsity = arrays.total(jnp.square(delta) / (jnp.square(delta) + sigma)) / arrays.size(delta)
         return jnp.sum(jnp.maximum(-candidate.loss, 0.0) + sparsity), candidate
 
     grad, candidate = jax.grad(total, has_aux=True)(delta)
+    grad, is_finite = objective.finite(grad)
+    candidate = candidate._replace(known=candidate.known & is_finite)
     found = objective.keep_best(found, objective.by_norm(candidate, threat))
     rate = schedules.cosine(i, num_steps, learning_rate, 0.1 * learning_rate)
     delta, memory = penalty.adam_step(arrays.normalize(grad, jnp.inf), memory, delta, rate)

@@ -73,3 +73,20 @@ class Latent:
     def largest_norm(self, x: Array) -> Array:
         """Of the largest perturbation that the box of codes allows [B]."""
         return self.ball.largest_norm(x)
+
+    @property
+    def box(self) -> tuple[Any, Any]:
+        """Of the codes."""
+        return self.ball.box
+
+    def to_unit(self, delta: Delta) -> Delta:
+        """As the ball of codes."""
+        return self.ball.to_unit(delta)
+
+    def from_unit(self, unit: Delta) -> Delta:
+        """As the ball of codes."""
+        return self.ball.from_unit(unit)
+
+    def take_rows(self, rows: Array, num_examples: int, rank: int) -> "Latent":
+        """The same threat for some of N codes."""
+        return Latent(self.decoder, self.ball.take_rows(rows, num_examples, rank))
