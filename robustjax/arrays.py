@@ -107,8 +107,8 @@ def norm(x: Array, order) -> Array:
         return _largest(absolute(x))
     scale = _scale(x)
     squared = jnp.square(x / scale[:, None]).sum(axis=1)
-    positive = squared > 0
-    return scale * jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+    zero = squared == 0  # not > 0: NaN stays NaN
+    return scale * jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))
 
 
 @jax.custom_jvp

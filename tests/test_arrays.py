@@ -144,3 +144,8 @@ def test_select_chooses_whole_examples_over_pytrees_of_any_rank():
     selected = arrays.select(jnp.array([True, False, True]), chosen, otherwise)
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf.reshape(3, -1).mean(axis=1), [1.0, 0.0, 1.0]), selected)
     assert jax.tree.map(jnp.shape, selected) == jax.tree.map(jnp.shape, chosen)
+
+
+@pytest.mark.parametrize("order", [1, 2, jnp.inf])
+def test_the_norm_of_nan_is_nan(order):
+    assert np.isnan(arrays.norm(jnp.array([[jnp.nan, 1.0], [0.0, 0.0]]), order)).tolist() == [True, False]

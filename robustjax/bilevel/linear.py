@@ -24,10 +24,15 @@ def conjugate_gradient(product: Callable, v, start, *, num_steps: int, tolerance
 
     Source: Hestenes & Stiefel, 1952, as in `jax.scipy`; for hypergradients Pedregosa, ICML 2016, arXiv:1602.02355.
     """
-    # Past rounding the recursion underflows to 0 / 0; a right side of zero has no scale to stop at, but a known solution.
-    start = jax.tree.map(lambda p: jnp.where(problem.norm(v) == 0, 0, p), start)
-    tolerance = jnp.maximum(tolerance, jnp.finfo(jnp.result_type(*jax.tree.leaves(v))).eps)
-    return jax.scipy.sparse.linalg.cg(product, v, start, tol=tolerance, maxiter=num_steps)[0]
+    # Squares of a small right side underflow, and past rounding the recursion does, to 0 / 0: solved for a right side of length 1. One of
+    # zero has no scale to stop at, but a known solution.
+    size = problem.norm(v)
+    scale = jnp.where(size == 0, 1.0, size)
+    start = jax.tree.map(lambda p: jnp.where(size == 0, 0.0, p / scale), start)
+    tolerance = jnp.maximum(tolerance, jnp.finfo(size.dtype).eps)
+    unit = jax.tree.map(lambda v: v / scale, v)
+    solved = jax.scipy.sparse.linalg.cg(product, unit, start, tol=tolerance, maxiter=num_steps)[0]
+    return jax.tree.map(lambda p: scale * p, solved)
 
 
 def neumann(product: Callable, v, start, *, step_size, num_steps: int):

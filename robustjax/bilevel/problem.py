@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from robustjax import arrays
 from robustjax.base import Bilevel
 
 
@@ -16,15 +17,16 @@ def inner(a, b):
 
 
 def norm(a):
-    """|a|_2 over a pytree; its gradient at zero is zero, and NaN stays NaN."""
-    squared = inner(a, a)
-    zero = squared == 0
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))
+    """|a|_2 over a pytree, in float32 at least; no square under- or overflows, its gradient at zero is zero, and NaN stays NaN."""
+    leaves = [arrays.norm(wide(leaf).reshape(1, -1), 2) for leaf in jax.tree.leaves(a)]
+    return arrays.norm(jnp.concatenate(leaves)[None], 2)[0]
 
 
-def relative(miss, size):
-    """miss / size, and the miss itself where there is nothing to compare it with."""
-    return miss / jnp.where(size == 0, 1.0, size)
+def mismatch(a, b):
+    """|a - b| / |b| over pytrees, and |a| where b is zero."""
+    size = norm(b)
+    miss = norm(jax.tree.map(jnp.subtract, a, b))
+    return arrays.ratio(miss, size, miss)
 
 
 def wide(leaf):

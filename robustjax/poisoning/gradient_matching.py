@@ -77,6 +77,10 @@ def gradient_matching(
 
 
 def cosine(a, b) -> Array:
-    """<a, b> / (|a| |b|) over pytrees; 0 where one vanishes, with a gradient of zero; NaN stays NaN."""
-    size = problem.norm(a) * problem.norm(b)
-    return jnp.where(size == 0, 0.0, problem.inner(a, b) / jnp.where(size == 0, 1.0, size))
+    """<a, b> / (|a| |b|) over pytrees of any scale; 0 where one vanishes, with a gradient of zero; NaN stays NaN."""
+    return problem.inner(_unit(a), _unit(b))
+
+
+def _unit(a):
+    size = problem.norm(a)
+    return jax.tree.map(lambda leaf: problem.wide(leaf) / jnp.where(size == 0, 1.0, size), a)

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
+import scipy.special
+import sklearn.datasets
 
 from robustjax import base, bilevel, poisoning
 from robustjax.threats import Linf
@@ -56,16 +59,80 @@ def test_influence_predicts_leaving_one_out():
         assert 0.9 < slope < 1.3
 
 
+@pytest.mark.parametrize("linear_fn", [bilevel.dense, base.bind(bilevel.conjugate_gradient, num_steps=6)])
+def test_leaving_one_out_of_ridge_regression_is_exact_whatever_the_leverage(linear_fn):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(12, 5))
+        x[0] *= 20.0
+        y, x_test, y_test = rng.normal(size=12), rng.normal(size=(7, 5)), rng.normal(size=7)
+
+        def fit(rows):
+            return np.linalg.solve(x[rows].T @ x[rows] / len(rows) + REG * np.eye(5), x[rows].T @ y[rows] / len(rows))
+
+        theta = fit(np.arange(12))
+        test_loss = lambda theta: jnp.mean((x_test @ theta - y_test) ** 2)  # noqa: E731
+        found = poisoning.influence(
+            jnp.asarray(theta), jnp.asarray(x), jnp.asarray(y), loss_fn=lambda theta, x, y: 0.5 * (x @ theta - y) ** 2,
+            test_loss_fn=test_loss, regularizer_fn=lambda theta: 0.5 * REG * theta @ theta, linear_fn=linear_fn,
+        )  # fmt: skip
+        exact = [float(test_loss(fit(np.delete(np.arange(12), row))) - test_loss(theta)) for row in range(12)]
+        np.testing.assert_allclose(found.removal, exact, rtol=1e-9)
+        hat = np.einsum("nd,de,ne->n", x, np.linalg.inv(x.T @ x + 11 * REG * np.eye(5)), x)
+        np.testing.assert_allclose(found.leverage, hat, rtol=1e-9)
+        assert hat[0] > 0.97 and float(found.remaining.max()) < 1e-7 and float(found.residual) < 1e-9
+
+
+def logistic_regression(x, y, theta, reg, num_steps):
+    for _ in range(num_steps):  # of Newton's
+        p = scipy.special.expit(-y * (x @ theta))
+        hessian = (x.T * (p * (1 - p))) @ x / len(x) + reg * np.eye(len(theta))
+        theta = theta - np.linalg.solve(hessian, reg * theta - (y * p) @ x / len(x))
+    return theta
+
+
+def test_removal_ranks_the_points_that_first_order_does_not_and_says_which_to_train_again_without():
+    bunch = sklearn.datasets.load_breast_cancer()
+    scaled = (bunch.data - bunch.data.mean(axis=0)) / bunch.data.std(axis=0)
+    order = np.random.default_rng(0).permutation(len(scaled))
+    x, y = np.column_stack([scaled, np.ones(len(scaled))])[order], np.where(bunch.target == 1, 1.0, -1.0)[order]
+    (x, x_test), (y, y_test) = np.split(x, [200]), np.split(y, [200])
+    theta = np.zeros(31)
+    for reg in (1.0, 0.1, 0.01, 0.001):
+        theta = logistic_regression(x, y, theta, reg, 10)
+    test_loss = lambda theta: np.logaddexp(0.0, -y_test * (x_test @ theta)).mean()  # noqa: E731
+    refitted = [logistic_regression(np.delete(x, row, 0), np.delete(y, row), theta, 0.001, 10) for row in range(200)]
+    exact = np.array(list(map(test_loss, refitted))) - test_loss(theta)
+    with jax.enable_x64(True):
+        for dtype in (jnp.float64, jnp.float32):
+            new_x, new_y = jnp.asarray(x_test, dtype), jnp.asarray(y_test, dtype)
+            run = jax.jit(
+                lambda *args, x=new_x, y=new_y: poisoning.influence(
+                    *args, loss_fn=lambda theta, x, y: jax.nn.softplus(-y * (x @ theta)), linear_fn=bilevel.dense,
+                    test_loss_fn=lambda theta: jax.nn.softplus(-y * (x @ theta)).mean(),
+                    regularizer_fn=lambda theta: 0.0005 * theta @ theta,
+                )
+            )  # fmt: skip
+            found = run(*(jnp.asarray(value, dtype) for value in (theta, x, y)))
+            assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(found))
+            removal, remaining = np.asarray(found.removal), np.asarray(found.remaining)
+            pearson = lambda predicted: np.corrcoef(predicted, exact)[0, 1]  # noqa: E731
+            assert pearson(found.first_order) < 0.45 and pearson(removal) > 0.99
+            for least, most, bound in ((0.0, 0.01, 0.02), (0.01, 0.1, 0.1), (0.1, 0.3, 0.2)):
+                rows = (remaining >= least) & (remaining < most)
+                assert rows.any() and np.linalg.norm(removal[rows] - exact[rows]) < bound * np.linalg.norm(exact[rows])
+
+
 def test_a_test_loss_that_no_image_moves_has_no_influence_and_no_residual():
     x, y = data()
     params = {"w": jnp.ones(5), "b": jnp.zeros(())}
     for linear_fn in (bilevel.conjugate_gradient, base.bind(bilevel.neumann, step_size=0.1)):
         found = poisoning.influence(
             params, x, y, loss_fn=one_loss, test_loss_fn=lambda params: 3.0 + 0.0 * params["b"], regularizer_fn=penalty,
-            linear_fn=base.bind(linear_fn, num_steps=3),
+            linear_fn=base.bind(linear_fn, num_steps=3), corrected=False,
         )  # fmt: skip
         np.testing.assert_array_equal(found.removal, 0.0)
-        assert float(found.residual) == 0.0
+        assert float(found.residual) == 0.0 and found.leverage is None and found.remaining is None
 
 
 def test_the_training_set_attack_follows_the_gradient_of_the_refitted_victim():
