@@ -1,7 +1,8 @@
 """Robust accuracy: attacks in turn on the examples that still stand, compacted between attacks on the host.
 
 `evaluate` is a generator of states, each of them complete: whoever drives it may show, save and resume it. A result does not depend
-on the batch size, on compaction or on the number of devices, because every key is made from the example's place in the data set.
+on the batch size, on compaction or on the number of devices, because every key is made from the example's place in the data set, and
+what an attack has for every example (eps, masks, step sizes, targets) follows its example.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from robustjax import arrays, base, graph, loops, parallel
-from robustjax.attacks import combinators
+from robustjax import arrays, base, checks, graph, loops, losses, parallel
+from robustjax import fingerprint as fingerprints
+from robustjax import flags as flagging
+from robustjax.attacks import combinators, kinds
 from robustjax.base import Array, Attack, Key, ModelFn
 
 NOT_RUN = -1
@@ -23,15 +26,27 @@ class EvaluationState(NamedTuple):
     """What is known after a batch; numpy arrays over the data set N and the attacks A, filled in place as the evaluation goes on."""
 
     names: tuple[str, ...]  # of the attacks
-    correct: np.ndarray  # [N] bool, without attack
+    correct: np.ndarray  # [N] bool, without attack; if y are targets alone: not yet taken for the target
     success: np.ndarray  # [A, N] int8: 1 fooled, 0 not, NOT_RUN
-    loss: np.ndarray  # [A, N] of the attack's result, NaN where not run; minimum-norm attacks: -norm
+    loss: np.ndarray  # [A, N] of the attack's result, NaN where not run or not known; minimum-norm attacks: -norm
     x: np.ndarray  # [N, ...] an adversarial example where one was found, else the input
+    at_goal: np.ndarray  # [A, N] bool, a targeted attack has nothing to do: the input is taken for the target as it is
+    signs: np.ndarray  # [2, N] bool, of the clean logits: they look like probabilities; their cross-entropy is saturated
+    kinds: np.ndarray  # [2, A] int8: 1 if it asks for no gradient; which ball's norm it makes small (place in NORMS), -1 for none
+    fingerprint: dict[str, np.ndarray]  # of key, attacks, model and data
 
     def pending(self, attack: int, survivors_only: bool) -> np.ndarray:
         """The examples that an attack still has to run on."""
-        eligible = self.correct & (self.success[attack] == NOT_RUN)
+        eligible = self.correct & (self.success[attack] == NOT_RUN) & ~self.at_goal[attack]
         return eligible & ~(self.success[:attack] == 1).any(axis=0) if survivors_only else eligible
+
+    @property
+    def flags(self) -> list[flagging.Flag]:
+        """What the numbers say about themselves, from what was computed anyway: see `flags`. A silent flag is no proof."""
+        return _flags(self)
+
+
+NORMS = ("L0", "L1", "L2", "Linf")
 
 
 class Passes(NamedTuple):
@@ -50,18 +65,25 @@ def evaluate(
     y: np.ndarray,
     *,
     batch_size: int,
+    targets: np.ndarray | None = None,
     survivors_only: bool = True,
     mesh=None,
     state: EvaluationState | None = None,
 ) -> Iterator[EvaluationState]:
     """Runs the attacks in order, and yields the state after the clean pass and after every batch.
 
+    What the numbers say about themselves stands in `state.flags`, at no extra pass.
+
     Args:
       key: of the evaluation; example n of attack a gets fold_in(fold_in(key, n), a).
-      attacks: attacks by name, hyper-parameters bound with `base.bind` (then a new eps or model compiles nothing again).
+      attacks: attacks by name, hyper-parameters bound with `base.bind` (then a new eps or model compiles nothing again). Fields of length N
+        (eps, mask, box, step size, target of a loss) belong to the examples.
       model_fn: the model; a randomised one is judged on one draw (wrap it in `attacks.eot` to judge its mean).
-      x: [N, ...] inputs. y: [N] labels, or target labels for targeted attacks.
+      x: [N, ...] inputs. y: [N] labels; if all attacks are targeted and `targets` is None, the target labels: then "accuracy" is
+        the fraction that is not taken for its target.
       batch_size: rows given to an attack at once; the last batch is padded to it or to a quarter of it.
+      targets: [N] labels that targeted attacks aim at, where y are the true ones. They run on what is classified correctly and is not
+        the target already.
       survivors_only: an attack skips what an earlier one has fooled (worst case, as AutoAttack does it); False runs every attack on
         all correctly classified examples, for a table by attack.
       mesh: devices to shard batches over (`parallel.data_mesh`), the model being replicated; None for one device.
@@ -71,36 +93,56 @@ def evaluate(
       States; the last one is the result.
 
     Raises:
-      ValueError: x and y of different length, an empty set, labels outside the model's range, inputs outside an attack's box,
-        non-finite logits, or a state of other attacks or data.
+      TypeError: one attack instead of a mapping, a model in train mode. ValueError: labels that are not integers [N] in the model's range,
+        targeted attacks beside others without `targets`, inputs outside an attack's box, fields of another length, logits that are not
+        finite (-inf masks a class and may stand), or a state of another key, attack, model or data set, which is named.
     """
+    _check_attacks(attacks)
     x, y = np.asarray(x), np.asarray(y)
-    _check(attacks, x, y, batch_size, mesh)
-    run = _Runner(key, base.bind(model_fn), x, y, batch_size, mesh)
+    aimed = np.array([combinators.is_targeted(attack) for attack in attacks.values()])
+    if targets is None and aimed.any() and not aimed.all():
+        names = [name for name, is_aimed in zip(attacks, aimed, strict=True) if is_aimed]
+        raise ValueError(f"{', '.join(names)} are targeted and the others are not: pass y as the labels and targets=... [N] for those.")
+    targets = (y if aimed.any() else None) if targets is None else np.asarray(targets)
+    _check_data(attacks, x, y, targets, batch_size, mesh)
+    run = _Runner(key, base.bind(model_fn), x, batch_size, mesh)
+    fingerprint = _fingerprint(key, attacks, model_fn, x, y, targets)
     if state is None:
-        state = _clean(run, tuple(attacks), model_fn)
-    elif state.names != tuple(attacks) or state.x.shape != x.shape:
-        raise ValueError(
-            f"cannot resume: the state is of attacks {state.names} on x {state.x.shape}, asked for {tuple(attacks)} on {x.shape}."
-        )
+        state = _clean(run, tuple(attacks), y, targets, aimed, _kinds(attacks), fingerprint)
     else:
-        state = EvaluationState(state.names, *(array.copy() for array in state[1:]))
+        fingerprints.require_same(state.fingerprint, fingerprint, "evaluation")
+        state = jax.tree.map(np.array, state._replace(names=()))._replace(names=tuple(attacks))
     yield state
     for index, attack in enumerate(attacks.values()):
         rows = np.flatnonzero(state.pending(index, survivors_only))
         for batch in np.split(rows, range(batch_size, len(rows), batch_size)) if len(rows) else ():
-            result = run(attack, index, batch)
-            state.success[index, batch] = result.success
+            result = run(attack, index, batch, targets if aimed[index] else y)
+            fooled = result.success & np.isfinite(result.x).reshape(len(batch), -1).all(axis=1)
+            state.success[index, batch] = fooled
             state.loss[index, batch] = result.loss
-            state.x[batch[result.success]] = result.x[result.success]
+            state.x[batch[fooled]] = result.x[fooled]
             yield state
 
 
 def accuracies(state: EvaluationState, survivors_only: bool = True) -> dict[str, float]:
-    """Robust accuracy after each attack (cumulative where each ran on survivors only), with "clean" and "worst case"."""
+    """Robust accuracy after each attack, with "clean" and "worst case".
+
+    Args:
+      state: of an evaluation.
+      survivors_only: cumulative, as where each attack ran on survivors only; False for each attack alone.
+
+    Raises:
+      ValueError: survivors_only=False of an attack that did not run on all correctly classified examples: nothing is known of the rest.
+    """
     fooled = state.success == 1
     table = {"clean": float(state.correct.mean())}
     for index, name in enumerate(state.names):
+        skipped = int(state.pending(index, survivors_only=False).sum())
+        if not survivors_only and skipped:
+            raise ValueError(
+                f"{name} did not run on {skipped} of {int(state.correct.sum())} correctly classified examples: its accuracy alone is not "
+                "known; evaluate with survivors_only=False, or ask for the cumulative table."
+            )
         broken = fooled[: index + 1].any(axis=0) if survivors_only else fooled[index]
         table[name] = float((state.correct & ~broken).mean())
     return table | {"worst case": float((state.correct & ~fooled.any(axis=0)).mean())}
@@ -209,19 +251,20 @@ def _stand_in(x, *, logits):
 class _Runner:
     """Gathers rows, pads and shards them, runs an attack, and cuts the padding off."""
 
-    def __init__(self, key, model_fn, x, y, batch_size, mesh):
-        self.key, self.x, self.y, self.batch_size, self.mesh = key, x, y, batch_size, mesh
+    def __init__(self, key, model_fn, x, batch_size, mesh):
+        self.key, self.x, self.batch_size, self.mesh = key, x, batch_size, mesh
         self.model_fn = model_fn if mesh is None else parallel.replicate(model_fn, mesh)
 
-    def __call__(self, attack, index, rows):
+    def __call__(self, attack, index, rows, y):
         quarter = self.batch_size // 4
         small = 0 < len(rows) <= quarter and (self.mesh is None or quarter % self.mesh.size == 0)
         padded = parallel.pad_to(rows, quarter if small else self.batch_size)
         keys = arrays.fold_in(jax.vmap(jax.random.fold_in, (None, 0))(self.key, padded), index)
-        batch = (keys, jnp.asarray(self.x[padded]), jnp.asarray(self.y[padded]))
+        batch = (keys, jnp.asarray(self.x[padded]), jnp.asarray(y[padded]))
         if self.mesh is not None:
             batch = parallel.shard_batch(batch, self.mesh)
         attack = attack if isinstance(attack, base.Configured) else base.bind(attack)
+        attack = combinators.take_rows(attack, padded, len(self.x), self.x.ndim)
         result = (_call if loops.is_host(attack) else _compiled)(attack, batch[0], self.model_fn, *batch[1:])
         return jax.tree.map(lambda a: np.asarray(a)[: len(rows)], result)
 
@@ -235,32 +278,96 @@ _compiled = jax.jit(_call)
 
 def _logits(keys, model_fn, x, y):
     del y
-    return base.draw(model_fn, keys)(x)
+    return losses.as_logits(base.draw(model_fn, keys)(x))
 
 
-def _clean(run, names, model_fn):
+def _fingerprint(key, attacks, model_fn, x, y, targets):
+    plan = {f"attack {name}": attack for name, attack in attacks.items()}
+    row = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    keys = arrays.example_keys(jax.random.key(0), 1)
+    operations = fingerprints.program(lambda model_fn, x: base.draw(model_fn, keys)(x), base.bind(model_fn), row)
+    data = {"x": x, "y": y} | ({} if targets is None else {"targets": targets})
+    return fingerprints.of(key=key, order=tuple(attacks), model=(base.bind(model_fn), operations), **plan, **data)
+
+
+def _clean(run, names, y, targets, aimed, kinds, fingerprint):
     num_examples = len(run.x)
     rows = np.split(np.arange(num_examples), range(run.batch_size, num_examples, run.batch_size))
-    logits = np.concatenate([run(_logits, len(names), batch) for batch in rows])
-    if not np.isfinite(logits).all():
-        raise ValueError("the model's logits are not finite; check its parameters and the scale of x.")
-    if run.y.min() < 0 or run.y.max() >= logits.shape[1]:
-        raise ValueError(f"expected labels in [0, {logits.shape[1]}), got values from {run.y.min()} to {run.y.max()}.")
+    logits = np.concatenate([run(_logits, len(names), batch, y) for batch in rows])
+    unusable = (~(logits < np.inf)).any(axis=1) | ~np.isfinite(logits).any(axis=1)  # -inf masks a class
+    if unusable.any():
+        raise ValueError(
+            f"the model's logits are not finite for {int(unusable.sum())} of {num_examples} inputs, first for input "
+            f"{int(unusable.argmax())}; check its parameters and the scale of x."
+        )
+    for name, labels in (("y", y), ("targets", targets)):
+        if labels is not None:
+            checks.labels_in_range(labels, logits.shape[1], name)
+    prediction = logits.argmax(axis=1)
+    at_target = np.zeros(num_examples, bool) if targets is None else prediction == targets
     shape = (len(names), num_examples)
     return EvaluationState(
         names=names,
-        correct=logits.argmax(axis=1) == run.y,
+        correct=~at_target if targets is y else prediction == y,
         success=np.full(shape, NOT_RUN, np.int8),
         loss=np.full(shape, np.nan, np.float32),
         x=run.x.copy(),
+        at_goal=aimed[:, None] & at_target[None],
+        signs=_signs(logits, y),
+        kinds=kinds,
+        fingerprint=fingerprint,
     )
 
 
-def _check(attacks, x, y, batch_size, mesh):
-    if len(x) != len(y) or len(x) == 0 or not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(f"expected inputs and integer labels of the same length N > 0, got {x.shape} and {y.shape} of {y.dtype}.")
-    if batch_size < 1 or (mesh is not None and batch_size % mesh.size):
-        raise ValueError(f"batch_size={batch_size} must be positive and a multiple of the {1 if mesh is None else mesh.size} devices.")
+def _signs(logits, y):
+    probabilities = (np.abs(logits.sum(axis=1) - 1.0) < 1e-5) & (logits >= 0).all(axis=1)
+    largest = logits.max(axis=1)
+    loss = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1)) - logits[np.arange(len(y)), y]
+    return np.stack([probabilities, loss < 1e-6])
+
+
+def _kinds(attacks):
+    norms = [kinds.minimised_norm(attack) for attack in attacks.values()]
+    places = [NORMS.index(norm) if norm in NORMS else -1 for norm in norms]
+    return np.array([[kinds.is_black_box(attack) for attack in attacks.values()], places], np.int8)
+
+
+def _flags(state):
+    probabilities, saturated = state.signs
+    black_box = state.kinds[0] == 1
+    fooled, ran = state.success == 1, state.success != NOT_RUN
+    found = []
+    if black_box.any() and not black_box.all():
+        both = ran[black_box].any(axis=0) | (fooled[~black_box].any(axis=0) & state.correct)
+        white, either = fooled[~black_box].any(axis=0), fooled.any(axis=0)
+        found.append(flagging.black_box_wins(np.mean(state.correct & ~(white & both)), np.mean(state.correct & ~(either & both))))
+    unknown = ran & ~fooled & np.isnan(state.loss)
+    return [
+        *found,
+        flagging.minimum_norms(state.names, -state.loss, [NORMS[place] if place >= 0 else None for place in state.kinds[1]]),
+        flagging.unknown_gradients(float(unknown.any(axis=0).mean())),
+        flagging.looks_like_probabilities(bool(probabilities.all())),
+        flagging.saturated_fraction(float(saturated.mean())),
+    ]
+
+
+def _check_attacks(attacks):
+    if not isinstance(attacks, Mapping):
+        raise TypeError(f"expected attacks by name, got {type(attacks).__name__}; pass {{'pgd': attack}}.")
+    if not attacks:
+        raise ValueError("expected at least one attack; pass {'pgd': attack}.")
+
+
+def _check_data(attacks, x, y, targets, batch_size, mesh):
+    checks.inputs(x)
+    if len(x) == 0:
+        raise ValueError(f"expected at least one input, got x {x.shape}.")
+    checks.labels(y, len(x))
+    if targets is not None:
+        checks.labels(targets, len(x), "targets")
+    checks.counts(batch_size=batch_size)
+    if mesh is not None and batch_size % mesh.size:
+        raise ValueError(f"batch_size={batch_size} must be a multiple of the {mesh.size} devices.")
     for threat in (threat for attack in attacks.values() for threat in combinators.threats_of(attack)):
         if hasattr(threat, "check"):  # a user's own need not have it
             threat.check(x)

@@ -14,9 +14,11 @@ import numpy as np
 from jax.extend import core
 
 from robustjax import arrays, base, losses
+from robustjax.attacks import combinators
 from robustjax.base import Array, Key, ModelFn
 
 _TIE = 0.002  # of robust accuracy: two attacks closer than .2 points count as equal (AutoAttack)
+_FAR = 1.5  # between the norms that two attacks find
 _BLOCKING = frozenset({"stop_gradient", "argmax", "argmin", "round", "floor", "ceil", "sign", "while", "pure_callback", "io_callback"})
 _INTEGER = "convert_element_type"
 
@@ -47,7 +49,8 @@ def randomized(key: Key, model_fn: ModelFn, x: Array, y: Array, num_draws: int =
     """Forward passes differ, in the number of correct answers or in the normalised logits by more than 1e-4."""
     keys = arrays.example_keys(key, x.shape[0])
     draws = jnp.stack([base.draw(model_fn, arrays.fold_in(keys, i))(x) for i in range(num_draws)])
-    unit = draws / jnp.maximum(jnp.abs(draws).max(axis=2, keepdims=True), arrays.TINY)
+    draws = jnp.where(jnp.isfinite(draws), draws, 0.0)  # a class masked by -inf differs in no draw
+    unit = draws * arrays.ratio(1.0, jnp.abs(draws).max(axis=2, keepdims=True))
     spread = float(jnp.max(unit.max(axis=0) - unit.min(axis=0)))
     num_correct = (draws.argmax(axis=2) == y[None]).sum(axis=1)
     raised = spread > 1e-4 or bool(num_correct.max() != num_correct.min())
@@ -59,7 +62,12 @@ def softmax_output(key: Key, model_fn: ModelFn, x: Array) -> Flag:
     outputs = base.draw(model_fn, arrays.example_keys(key, x.shape[0]))(x)
     off = float(jnp.max(jnp.abs(outputs.sum(axis=1) - 1.0)))
     raised = off < 1e-5 and bool((outputs >= 0).all() & (outputs <= 1).all())
-    return Flag("softmax_output", raised, off, "the model returns probabilities: return logits, or the losses saturate.")
+    return looks_like_probabilities(raised, off)
+
+
+def looks_like_probabilities(raised: bool, value: float = 0.0) -> Flag:
+    """The flag of outputs that are probabilities, once that is known."""
+    return Flag("softmax_output", raised, value, "the model returns probabilities: return logits, or the losses saturate.")
 
 
 def few_classes(model_fn: ModelFn, x: Array) -> Flag:
@@ -87,7 +95,11 @@ def non_finite_gradient(key: Key, model_fn: ModelFn, x: Array, y: Array) -> Flag
 def saturated_loss(key: Key, model_fn: ModelFn, x: Array, y: Array) -> Flag:
     """The fraction of examples on a plateau of the cross-entropy (below 1e-6), where its gradient is lost in float32."""
     loss = losses.cross_entropy(base.draw(model_fn, arrays.example_keys(key, x.shape[0]))(x), y)
-    fraction = float(jnp.mean(loss < 1e-6))
+    return saturated_fraction(float(jnp.mean(loss < 1e-6)))
+
+
+def saturated_fraction(fraction: float) -> Flag:
+    """The flag of a saturated cross-entropy, once the fraction of examples is known."""
     return Flag("saturated_loss", fraction > 0.1, fraction, "the cross-entropy is saturated: attack with losses.dlr or losses.margin.")
 
 
@@ -114,6 +126,32 @@ def black_box_wins(white_box_accuracy: float, black_box_accuracy: float) -> Flag
     return Flag("black_box_wins", gap > _TIE, gap, "queries beat gradients: the gradients are masked; adapt the attack to the defense.")
 
 
+def minimum_norms(names: Sequence[str], norms: np.ndarray, balls: Sequence[str | None]) -> Flag:
+    """A minimum-norm attack finds norms far above those of another in the same ball: half as large again in the median.
+
+    Args:
+      names: of the attacks [A].
+      norms: [A, N] smallest norms found, inf or NaN where none was.
+      balls: whose norm each attack makes small, None for the attacks that do not.
+    """
+    worst, pair = 1.0, ""
+    for i, name in enumerate(names):
+        for j, other in enumerate(names):
+            both = np.isfinite(norms[i]) & np.isfinite(norms[j]) & (norms[j] > 0)
+            if balls[i] is not None and balls[i] == balls[j] and both.any():
+                ratio = float(np.median(norms[i][both] / norms[j][both]))
+                if ratio > worst:
+                    worst, pair = ratio, f"{name} finds norms far above those of {other}"
+    advice = f"{pair}: it is not converged, or its gradients vanish; report the smaller, and look why."
+    return Flag("minimum_norms", worst > _FAR, worst, advice)
+
+
+def unknown_gradients(fraction: float) -> Flag:
+    """The fraction of examples that count as robust where losses or gradients of an attack were not finite: nothing is known of them."""
+    advice = "losses or gradients were not finite, so that these examples are not shown to be robust: look with jax.debug_nans."
+    return Flag("unknown_gradients", fraction > 0, fraction, advice)
+
+
 def transfer_wins(white_box_accuracy: float, transfer_accuracy: float) -> Flag:
     """Adversarial examples of another model break more than the model's own."""
     gap = white_box_accuracy - transfer_accuracy
@@ -127,9 +165,12 @@ def non_monotone(accuracies: Sequence[float]) -> Flag:
 
 
 def unconverged(key: Key, attack: base.Configured, model_fn: ModelFn, x: Array, y: Array) -> Flag:
-    """Twice the steps lower robust accuracy by more than .2 points: the best iterate is still the last one."""
-    longer = base.bind(attack, num_steps=2 * attack.get("num_steps"))
-    gap = _robust_accuracy(key, attack, model_fn, x, y) - _robust_accuracy(key, longer, model_fn, x, y)
+    """Twice the steps (queries) lower robust accuracy by more than .2 points: the best iterate is still the last one.
+
+    Raises:
+      ValueError: an attack without a bound num_steps or num_queries.
+    """
+    gap = _robust_accuracy(key, attack, model_fn, x, y) - _robust_accuracy(key, combinators.each(attack, _longer), model_fn, x, y)
     return Flag("unconverged", gap > _TIE, gap, "the attack still gains at its last step: raise num_steps, or use apgd.")
 
 
@@ -137,13 +178,33 @@ def survives_everything(key: Key, attack: base.Configured, model_fn: ModelFn, x:
     """Robust accuracy above zero where the attack may go anywhere in the box.
 
     A step_size given as a number is not scaled: use an attack that needs none, such as `apgd`.
+
+    Raises:
+      ValueError: an attack without a threat.
     """
-    threat = attack.get("threat")
-    everything = base.bind(attack, threat=threat.resized(threat.largest_norm(x)))
-    accuracy = _robust_accuracy(key, everything, model_fn, x, y)
+
+    def unlimited(plain):
+        threat = _threat_of(plain, "survives_everything")
+        return base.bind(plain, threat=threat.resized(threat.largest_norm(x)))
+
+    accuracy = _robust_accuracy(key, combinators.each(attack, unlimited), model_fn, x, y)
     return Flag(
         "survives_everything", accuracy > 0, accuracy, "an attack without limits must succeed on every input: gradients are masked."
     )
+
+
+def _longer(attack):
+    for name in ("num_steps", "num_queries"):
+        if isinstance(attack, base.Configured) and attack.get(name) is not None:
+            return base.bind(attack, **{name: 2 * attack.get(name)})
+    raise ValueError(f"unconverged doubles num_steps or num_queries, and {attack!r} has neither bound; bind it with base.bind.")
+
+
+def _threat_of(attack, name):
+    threat = attack.get("threat") if isinstance(attack, base.Configured) else None
+    if threat is None:
+        raise ValueError(f"{name} changes the threat of an attack, and {attack!r} has none bound; bind it with base.bind(..., threat=...).")
+    return threat
 
 
 def binarization(key: Key, feature_fn: ModelFn, x: Array, *, attack: base.Configured, num_inner: int = 50, num_boundary: int = 1) -> Flag:
@@ -161,12 +222,12 @@ def binarization(key: Key, feature_fn: ModelFn, x: Array, *, attack: base.Config
     Source: Zimmermann et al., NeurIPS 2022, arXiv:2206.13991. Differs: the readout is ridge regression in closed form, and inputs
       for which it does not separate the points are left out.
     """
-    threat = attack.get("threat")
+    threat = _threat_of(combinators.parts(attack)[0], "binarization")
     keys = arrays.example_keys(key, x.shape[0])
 
     def around(index, share):
         delta = threat.init(arrays.fold_in(keys, index), x)
-        size = share * threat.radius() / jnp.maximum(threat.norm(delta), arrays.TINY)
+        size = arrays.ratio(share * threat.radius(), threat.norm(delta))
         return threat.apply(x, threat.project(delta * arrays.per_example(size, x), x))
 
     inner = [x, *(around(i, 0.5) for i in range(num_inner - 1))]

@@ -114,7 +114,7 @@ def test_cost_counts_passes():
         (123, 120): attacks.restarts(pgd, 3),
         (1 + 4 * 101, 400): attacks.over_targets(base.bind(attacks.apgd, threat=threat, num_steps=100), 9),
         (52, 0): base.bind(attacks.square, threat=threat, num_queries=50),
-        (201, 100 * C): base.bind(attacks.fab, threat=threat, num_steps=100),
+        (201, 100 * (C - 1)): base.bind(attacks.fab, threat=threat, num_steps=100),
         (50, 50): base.bind(attacks.carlini_wagner, threat=L2(1.0), num_binary_search_steps=5, num_steps=10, learning_rate=0.1),
     }
     for passes, attack in expected.items():
@@ -148,9 +148,9 @@ def test_minimum_norm_curve_is_not_above_a_fixed_eps_attack_that_fails():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"y": np.zeros(N - 1, int)}, "same length"),
-        ({"x": np.zeros((0, D), np.float32), "y": np.zeros(0, int)}, "same length"),
-        ({"y": np.full(N, C)}, "expected labels in"),
+        ({"y": np.zeros(N - 1, int)}, "expected integer labels y"),
+        ({"x": np.zeros((0, D), np.float32), "y": np.zeros(0, int)}, "at least one input"),
+        ({"y": np.full(N, C)}, "expected labels y in"),
         ({"x": np.full((N, D), 255.0, np.float32)}, "leave the box"),
         ({"batch_size": 0}, "batch_size"),
         ({"model_fn": lambda x: x[:, :C] * np.nan}, "not finite"),
@@ -188,7 +188,10 @@ def test_autoattack_is_the_worst_case_of_its_ensemble():
 def test_robust_error_is_natural_plus_boundary_error():
     correct = np.array([True, True, False, True, False])
     success = np.array([[1, 0, 0, 0, -1], [-1, 1, -1, 0, -1]], np.int8)
-    state = evaluate.EvaluationState(("a", "b"), correct, success, np.zeros((2, 5)), np.zeros((5, 2)))
+    state = evaluate.EvaluationState(
+        ("a", "b"), correct, success, np.zeros((2, 5)), np.zeros((5, 2)), at_goal=np.zeros((2, 5), bool), signs=np.zeros((2, 5), bool),
+        kinds=np.array([[0, 0], [-1, -1]], np.int8), fingerprint={},
+    )  # fmt: skip
     errors = evaluate.decompose(state)
     np.testing.assert_array_equal(errors.robust, errors.natural | errors.boundary)
     assert not (errors.natural & errors.boundary).any()

@@ -163,6 +163,9 @@ def take_rows(function: Callable, rows: Array, num_examples: int, rank: int) -> 
       function: an attack, or a function with attacks inside, such as a training step.
       rows: indices [B] of examples. num_examples: N.
       rank: of the inputs x [N, ...].
+
+    Raises:
+      ValueError: a field as long as the batch but not as the data set, whose entries would go to other examples in every batch.
     """
 
     def taken(value):
@@ -170,8 +173,14 @@ def take_rows(function: Callable, rows: Array, num_examples: int, rank: int) -> 
             return value.map_values(taken)
         if hasattr(value, "take_rows"):
             return value.take_rows(rows, num_examples, rank)
-        is_field = num_examples > 1 and isinstance(value, jax.Array | np.ndarray) and value.ndim in (1, rank)
-        return jnp.asarray(value)[rows] if is_field and value.shape[0] == num_examples else value
+        if not isinstance(value, jax.Array | np.ndarray) or value.ndim not in (1, rank) or num_examples == 1:
+            return value
+        if len(value) == len(rows) and len(rows) not in (1, num_examples):
+            raise ValueError(
+                f"an attack has a field of shape {value.shape}, one entry for each example of a batch; pass one for each of the "
+                f"{num_examples} examples of the data set, or a scalar."
+            )
+        return jnp.asarray(value)[rows] if len(value) == num_examples else value
 
     return map_attacks(function, lambda attack: taken(attack) if isinstance(attack, base.Configured) else attack)
 

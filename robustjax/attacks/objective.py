@@ -52,17 +52,13 @@ def check(x: Array, y: Array, threat, **counts) -> None:
       TypeError: x is no array or of half precision, a class or a number in place of a threat, a count that is no integer.
       ValueError: x and y of different length, integer x, a count below 1.
     """
-    if not hasattr(x, "ndim") or not hasattr(y, "ndim"):
-        raise TypeError(f"expected arrays x and y, got {type(x).__name__} and {type(y).__name__}; pass jnp.asarray(...).")
-    if x.ndim < 2 or y.ndim < 1 or x.shape[0] != y.shape[0] or not jnp.issubdtype(x.dtype, jnp.floating):
+    checks.inputs(x)
+    if not hasattr(y, "ndim"):
+        raise TypeError(f"expected labels y as an array [B], got a {type(y).__name__}; pass jnp.asarray(y).")
+    if x.ndim < 2 or y.ndim < 1 or x.shape[0] != y.shape[0]:
         raise ValueError(
-            f"expected float inputs x [B, ...] and labels y of the same length B, got x {x.shape} of {x.dtype} and y {y.shape}; "
-            "scale integer pixels to the threat's box first, and give a single input a leading axis."
-        )
-    if x.dtype.itemsize < 4:
-        raise TypeError(
-            f"expected inputs of float32 or float64, got {x.dtype}, in which small perturbations vanish; pass x.astype('float32') and cast "
-            "inside the model: lambda x: model(x.astype(jnp.bfloat16))."
+            f"expected inputs x [B, ...] and labels y of the same length B, got x {x.shape} and y {y.shape}; "
+            "give a single input a leading axis: x[None], y[None]."
         )
     missing = [name for name in ("init", "project", "steepest", "apply") if not callable(getattr(threat, name, None))]
     if isinstance(threat, type) or missing:

@@ -50,6 +50,12 @@ def square(
       row and column, which the authors' code leaves out.
     """
     objective.check(x, y, threat, num_queries=num_queries)
+    if x.ndim not in (2, 4):
+        raise ValueError(f"square needs images [B, H, W, C] or vectors [B, D], got x of shape {x.shape}.")
+    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[2] == x.shape[3] > 4:
+        raise ValueError(
+            f"square needs images [B, H, W, C], and {x.shape} looks like [B, C, H, W]; pass x.transpose(0, 2, 3, 1)."
+        )
     objective.require(threat, (threats.Linf, threats.L2, threats.L1), "square", latent=False)
     frame = _frame(x)
     is_linf = isinstance(threat, threats.Linf)

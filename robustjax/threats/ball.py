@@ -149,7 +149,9 @@ def as_float(values) -> Array:
 
 
 def _is_known(value):
-    return not isinstance(value, jax.core.Tracer) and isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
+    if isinstance(value, jax.Array):  # neither traced nor spread over several processes
+        return not isinstance(value, jax.core.Tracer) and value.is_fully_addressable
+    return isinstance(value, int | float | np.ndarray | np.generic)
 
 
 def _check_radius(eps):

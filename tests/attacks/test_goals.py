@@ -161,9 +161,12 @@ def test_transform_is_drawn_per_example():
 )
 def test_checked_names_what_is_wrong(change, message):
     model_fn, x, y = problem()
-    eps = jnp.asarray(change.get("eps", 0.1))
-    attack = attacks.checked(base.bind(attacks.pgd, threat=Linf(eps), step_size=0.1, num_steps=1))
-    error, _ = jax.jit(checkify.checkify(attack))(KEY, change.get("model_fn", model_fn), change.get("x", x), change.get("y", y))
+
+    def run(eps, key, model_fn, x, y):
+        return attacks.checked(base.bind(attacks.pgd, threat=Linf(eps), step_size=0.1, num_steps=1))(key, model_fn, x, y)
+
+    given = (change.get("eps", 0.1), KEY, change.get("model_fn", model_fn), change.get("x", x), change.get("y", y))
+    error, _ = jax.jit(checkify.checkify(run))(*given)
     with pytest.raises(checkify.JaxRuntimeError, match=message):
         error.throw()
 
@@ -185,16 +188,12 @@ def test_checked_is_silent_on_good_input():
     ],
 )
 def test_wrong_shapes_and_types_are_named(x, y):
-    with pytest.raises(ValueError, match="expected float inputs"):
+    with pytest.raises(ValueError, match="expected (inputs )?x"):
         attacks.pgd(KEY, lambda x: x, x, y, threat=Linf(0.1), step_size=0.1, num_steps=1)
 
 
 def test_wrong_settings_are_named():
     model_fn, x, y = problem()
-    with pytest.raises(ValueError, match="finite box"):
-        attacks.carlini_wagner(
-            KEY, model_fn, x, y, threat=L2(1.0, box=(-jnp.inf, jnp.inf)), num_binary_search_steps=1, num_steps=1, learning_rate=0.1
-        )
     with pytest.raises(ValueError, match="unknown version"):
         attacks.ensemble(Linf(0.1), "best")
     with pytest.raises(ValueError, match="images"):
