@@ -2,14 +2,14 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from robustjax import base
+from robustjax import base, checks, configured, threats
 from robustjax.attacks import combinators
 from robustjax.base import Array, Key
 from robustjax.training.dual_manifold import Coded
@@ -46,20 +46,19 @@ def eps_ramp(loss, num_steps, *, num_ramp_steps: int):
     Adversarial training with a large eps may stay at a constant class without it.
 
     Args:
-      loss: a training loss whose bound `attack` has a bound `threat`, combinations included.
+      loss: a training loss whose attacks have a bound `threat`, combinations included; all of them are scaled.
       num_steps: taken so far.
       num_ramp_steps: until the full eps is reached.
     """
     factor = jnp.minimum(1.0, (num_steps + 1) / num_ramp_steps)
 
     def scaled(attack):
-        threat = attack.get("threat")
-        hyper = {"threat": threat.resized(factor * threat.radius())}
-        if "step_size" in attack.hyper:
-            hyper["step_size"] = factor * attack.get("step_size")
-        return base.bind(attack, **hyper)
+        changed = {"threat": attack.get("threat").resized(factor * attack.get("threat").radius())}
+        if attack.get("step_size") is not None:
+            changed["step_size"] = factor * attack.get("step_size")
+        return base.bind(attack, **changed)
 
-    return base.bind(loss, attack=combinators.each(loss.get("attack"), scaled))
+    return combinators.map_attacks(loss, scaled)
 
 
 def fit(
@@ -76,7 +75,8 @@ def fit(
     """Epochs of shuffled batches in one scan.
 
     The permutation of an epoch and the key of a step depend on the key and the step's number alone, so that a run cut into
-    several calls of whole epochs equals the uncut one.
+    several calls of whole epochs equals the uncut one. Fields of an attack that have one entry per example of the data set (eps, mask, step size)
+    follow their examples into the batches.
 
     Args:
       state: where to start.
@@ -94,7 +94,8 @@ def fit(
       ValueError: arrays of different length, or fewer than B examples; outside jit, what `check` finds.
     """
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((step_fn, x, y))):
-        check(_loss_of(step_fn), x)
+        check(step_fn, x)
+        _check_labels(step_fn, state, x, y)
     data = jax.tree.map(jnp.asarray, (x, y))
     num_examples = jax.tree.leaves(y)[0].shape[0]
     if any(leaf.shape[0] != num_examples for leaf in jax.tree.leaves(data)):
@@ -104,6 +105,7 @@ def fit(
     if num_batches == 0:
         raise ValueError(f"batch_size={batch_size} is larger than the data set of {num_examples}; pass at most {num_examples}.")
     first_epoch = state.num_steps // num_batches
+    rank = jax.tree.leaves(data[0])[0].ndim
 
     def one_epoch(state, epoch):
         order = jax.random.permutation(jax.random.fold_in(key, first_epoch + epoch), num_examples)
@@ -112,7 +114,8 @@ def fit(
         def one_batch(state, rows):
             key_step = jax.random.fold_in(jax.random.fold_in(key, 2**31), state.num_steps)
             batch = jax.tree.map(lambda array: array[rows], data)
-            return step_fn(state, key_step, *(batch if place_fn is None else place_fn(batch)))
+            own_step_fn = combinators.take_rows(step_fn, rows, num_examples, rank)
+            return own_step_fn(state, key_step, *(batch if place_fn is None else place_fn(batch)))
 
         return jax.lax.scan(one_batch, state, batches)
 
@@ -124,34 +127,31 @@ def check(loss, x) -> None:
     """What would spoil a run and can be known before it; values must be concrete, so call it outside jit.
 
     Args:
-      loss: a bound training loss; those without an attack pass.
+      loss: a bound training loss, or a step of one; those without an attack pass.
       x: the data [N, ...], or `Coded` data.
 
     Raises:
       ValueError: data outside a threat's box, or a random start in a ball of radius 0.
     """
-    hyper = loss.hyper if isinstance(loss, base.Configured) else {}
-    if hasattr(hyper.get("threat"), "check"):
-        hyper["threat"].check(x)
-    attacks: dict[str, Any] = {name: hyper[name] for name in ("attack", "latent_attack") if name in hyper}
-    for name, attack in attacks.items():
-        inputs = x if not isinstance(x, Coded) else x.code if name == "latent_attack" else x.x
-        for part in filter(_is_bound, combinators.parts(attack)):
-            threat = part.get("threat")
-            if hasattr(threat, "check"):
-                threat.check(inputs)
-            if _starts_at_random(part) and _is_point(threat):
-                raise ValueError(f"{name} {part} starts at random in a ball of radius 0; pass eps > 0, or train with training.natural.")
+    for part in configured.walk(loss):
+        threat = part.get("threat") if isinstance(part, base.Configured) else None
+        if hasattr(threat, "check"):
+            inputs = x if not isinstance(x, Coded) else x.code if isinstance(threat, threats.Latent) else x.x
+            threat.check(inputs)
+        if threat is not None and _starts_at_random(part) and _is_point(threat):
+            raise ValueError(f"{part} starts at random in a ball of radius 0; pass eps > 0, or train with training.natural.")
 
 
-def _is_bound(attack) -> TypeGuard[base.Configured]:
-    return isinstance(attack, base.Configured)
-
-
-def _loss_of(step_fn):
-    # Of a step, a replayed one too; a user's own step is taken at its word.
-    hyper = step_fn.hyper if isinstance(step_fn, base.Configured) else {}
-    return _loss_of(hyper["step_fn"]) if "step_fn" in hyper else hyper.get("loss")
+def _check_labels(step_fn, state, x, y):
+    # The number of classes is that of the model's outputs; a loss with another face than `apply_fn` is not looked into.
+    apply_fns = [part.get("apply_fn") for part in configured.walk(step_fn) if isinstance(part, base.Configured) and part.get("apply_fn")]
+    leaves = jax.tree.leaves(y)
+    if not apply_fns or len(leaves) != 1 or not jnp.issubdtype(jnp.result_type(leaves[0]), jnp.integer) or jnp.ndim(leaves[0]) != 1:
+        return
+    params = getattr(state.params, "params", state.params)  # of free training, beside its perturbations
+    inputs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *jnp.shape(a)[1:]), jnp.result_type(a)), x.x if isinstance(x, Coded) else x)
+    logits, _ = jax.eval_shape(lambda p, s, x: apply_fns[0](p, s, x, "eval"), params, state.model_state, inputs)
+    checks.labels_in_range(leaves[0], logits.shape[-1])
 
 
 def _starts_at_random(attack):

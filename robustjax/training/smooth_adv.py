@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 
 from robustjax import arrays, base, losses
+from robustjax.attacks import combinators
 from robustjax.base import Array, Attack, Key, LossFn
 from robustjax.smoothing.soft import soft
 from robustjax.training.crafting import classifier
@@ -69,14 +70,24 @@ def craft_smoothed(
     num_noise: int,
     gradient_free: bool = False,
 ) -> Array:
-    """The inputs that an attack makes against the model smoothed by the noise of `keys` [B], brought into its threat if it is bound to one.
+    """The inputs that an attack makes against the model smoothed by the noise of `keys` [B], brought into its threat if it is bound to one, each attack of a combination
+    into its own.
 
     Their perturbation is a constant for gradients, in the parameters (Danskin) and in x, to which it is added (poisoning asks for that).
     """
     model_fn = classifier(apply_fn, jax.lax.stop_gradient(params), model_state, mode)
     smoothed = soft(model_fn, sigma=sigma, num_samples=num_noise, gradient_free=gradient_free).draw(keys)
     constant = jax.lax.stop_gradient(x)
-    found = attack(key, smoothed, constant, y)
-    threat = attack.get("threat") if isinstance(attack, base.Configured) else None
-    x_adv = found.x if threat is None else threat.apply(constant, threat.project(found.delta, constant))
+    x_adv = combinators.each(attack, _kept_within)(key, smoothed, constant, y).x
     return jax.lax.stop_gradient(x_adv) + (x - constant)
+
+
+def _kept_within(attack):
+    threat = attack.get("threat") if isinstance(attack, base.Configured) else None
+    return attack if threat is None else base.bind(_projected, attack=attack, threat=threat)
+
+
+def _projected(key, model_fn, x, y, *, attack, threat):
+    found = attack(key, model_fn, x, y)
+    delta = threat.project(found.delta, x)
+    return found._replace(x=threat.apply(x, delta), delta=delta)
