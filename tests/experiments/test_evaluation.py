@@ -19,8 +19,8 @@ STRONG = base.bind(attacks.pgd, threat=Linf(0.05), step_size=0.02, num_steps=3)
 ATTACKS = {"weak": WEAK, "strong": STRONG}
 
 
-def run(folder, attacks=ATTACKS, model_fn=MODEL, x=X, y=Y, key=KEY, eps=0.05):
-    return evaluation.run(folder, key, attacks, model_fn, x, y, batch_size=4, eps=eps)
+def run(folder, attacks=ATTACKS, model_fn=MODEL, x=X, y=Y, key=KEY, targets=None, eps=0.05):
+    return evaluation.run(folder, key, attacks, model_fn, x, y, batch_size=4, targets=targets, eps=eps)
 
 
 def assert_equal(state, other):
@@ -73,6 +73,7 @@ CHANGES = {
     "a pixel": ({"x": np.where(np.arange(180).reshape(9, 20) == 7, X + np.float32(1e-6), X)}, ["x"]),
     "the order of images": ({"x": X[::-1], "y": Y[::-1]}, ["x", "y"]),
     "a label": ({"y": np.where(np.arange(9) == 3, (Y + 1) % 5, Y)}, ["y"]),
+    "targets": ({"targets": Y}, ["targets"]),
     "eps": ({"attacks": {"weak": WEAK, "strong": base.bind(STRONG, threat=Linf(0.06))}}, ["attack strong"]),
     "the number of steps": ({"attacks": {"weak": WEAK, "strong": base.bind(STRONG, num_steps=4)}}, ["attack strong"]),
     "the loss": ({"attacks": {"weak": WEAK, "strong": base.bind(STRONG, loss_fn=losses.margin)}}, ["attack strong"]),
