@@ -123,6 +123,16 @@ def test_every_path_in_the_table_exists():
         assert (_ROOT / path).exists(), path
 
 
+def test_papers_name_the_attacks_that_miss_the_table_and_the_experiments_that_the_tutorial_leaves_out():
+    text = (_ROOT / "docs/papers.md").read_text()
+    protocols, tutorial = ((_ROOT / path).read_text() for path in ("tests/protocols/test_attacks.py", "experiments/tutorial.py"))
+    untried = {name for name in _attacks() if not re.search(rf"attacks\.{name}\b", protocols)} - {"apgd_l1"}  # what apgd is in L1
+    left_out = {name for name in re.findall(r"`experiments/(\w+)\.py`", text) if not re.search(rf"^    {name},$", tutorial, re.MULTILINE)}
+    for opening, names in (("Every attack but", untried), ("`experiments/tutorial.py` runs all but those of", left_out - {"tutorial"})):
+        sentence = re.search(rf"{opening}(.*?)(?:, whose|\.)", text, re.DOTALL).group(1)
+        assert set(re.findall(r"`(\w+)`", sentence)) == names
+
+
 @pytest.mark.parametrize("path", [_named(path) for path in _PAGES])
 def test_relative_links_resolve(path):
     for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", path.read_text()):
