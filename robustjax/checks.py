@@ -26,41 +26,22 @@ def counts(least: int = 1, **numbers) -> None:
             raise ValueError(f"{name}={number} does nothing; pass {name} >= {least}.")
 
 
-def inputs(x, name: str = "x") -> None:
-    """Inputs are arrays of float32 or float64.
+def inputs(x, name: str = "x", is_half_allowed: bool = False) -> None:
+    """Inputs are an array [B, ...] of float32 or float64.
 
     Raises:
-      TypeError: they are no array. ValueError: they are of another type.
+      TypeError: no array, or of half precision where that is not allowed. ValueError: a single number, or no real numbers.
     """
     if not hasattr(x, "dtype"):
         raise TypeError(f"expected {name} as an array [B, ...], got a {type(x).__name__}; pass jnp.asarray({name}).")
-    if x.dtype not in (jnp.float32, jnp.float64):
-        remedy = f"pass {name}.astype('float32'), in the unit of the radius: {name} / 255 for bytes"
-        if jnp.issubdtype(x.dtype, jnp.floating):
-            remedy = f"pass {name}.astype('float32') and cast inside the model, whose logits may be of any floating type"
-        raise ValueError(f"expected {name} of float32 or float64, got {x.dtype}; {remedy}.")
-
-
-def logits(logits, num_examples: int) -> None:
-    """What a model gave are logits [B, C] of at least two classes.
-
-    Raises:
-      TypeError: no array. ValueError: an array of another shape or type.
-    """
-    if not hasattr(logits, "dtype"):
+    if x.ndim == 0:
+        raise ValueError(f"expected {name} [B, ...], got one number; give it a leading axis, one row for each input.")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"expected {name} of a floating type, got {x.dtype}; pass e.g. {name} / 255, and sigma or eps in that unit.")
+    if x.dtype.itemsize < 4 and not is_half_allowed:
         raise TypeError(
-            f"expected logits [{num_examples}, C], got a {type(logits).__name__}; let the model return its logits alone, such as "
-            "lambda x: model(x)[0] of a pair (logits, state)."
-        )
-    if logits.ndim != 2 or logits.shape[0] != num_examples or not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise ValueError(
-            f"expected logits [{num_examples}, C] of as many inputs, got shape {logits.shape} of {logits.dtype}; flatten what the model "
-            "gives to one row of real numbers for each input."
-        )
-    if logits.shape[1] < 2:
-        raise ValueError(
-            f"expected logits of at least 2 classes, got {logits.shape}; a binary model with one score s has the logits "
-            "jnp.concatenate([jnp.zeros_like(s), s], axis=1)."
+            f"expected {name} of float32 or float64, got {x.dtype}; pass {name}.astype('float32') and cast inside the model: "
+            "lambda x: model(x.astype(jnp.bfloat16))."
         )
 
 
@@ -90,7 +71,8 @@ def labels_in_range(y, num_classes: int, name: str = "y") -> None:
     """
     if isinstance(y, jax.core.Tracer) or np.size(y) == 0:
         return
-    low, high = int(np.min(y)), int(np.max(y))
+    values = np.asarray(y)  # np.min of a jax.Array would be traced inside jit
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"expected labels {name} in [0, {num_classes}), as many as the model has logits, got values from {low} to {high}; "
@@ -108,5 +90,5 @@ def positive(**numbers) -> None:
         if isinstance(number, jax.core.Tracer):
             continue
         values = np.asarray(number)
-        if not np.issubdtype(values.dtype, np.number) or not np.all((values > 0) & np.isfinite(values)):
+        if not jnp.issubdtype(values.dtype, jnp.number) or not np.all((values > 0) & np.isfinite(values)):
             raise ValueError(f"{name} must be positive and finite, got {number}.")

@@ -1,7 +1,7 @@
 """Randomized smoothing: votes under noise on the device, statistics on the host in float64, and the smoothed classifier as a model."""
 
 from robustjax.smoothing import noise, radii
-from robustjax.smoothing.counting import SOFT_UNIT, SoftVotes, count_predictions, count_soft
+from robustjax.smoothing.counting import SOFT_UNIT, SoftVotes, count_predictions, count_soft, not_finite
 from robustjax.smoothing.denoised import denoised, diffusion_denoiser
 from robustjax.smoothing.sampling import VoteState, sample, vote
 from robustjax.smoothing.sequential import anytime_lower, certify_sequential, lower_bound, undecided
@@ -46,6 +46,7 @@ __all__ = [
     "log_mean_softmax",
     "lower_bound",
     "noise",
+    "not_finite",
     "predict",
     "radii",
     "sample",

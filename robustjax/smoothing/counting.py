@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax import arrays, base
+from robustjax import arrays, base, checks, losses
 from robustjax.base import Array, Key, ModelFn
 from robustjax.smoothing import noise
 
 SOFT_UNIT = 2**-14  # of soft votes: 131,071 samples fit into 31 bits
+NOT_FINITE = -(2**20)  # votes for every class where logits were not finite: below 0 with a million votes added, in 2,000 sets
 _FEW_CLASSES = 32  # of a prediction that is unrolled
 
 
@@ -34,9 +35,12 @@ def count_predictions(
 ) -> Array:
     """How often each class is predicted at x + noise.
 
+    NaN is no class: where the logits of one sample are not finite (NaN, infinity, or -inf throughout), nobody knows what the classifier
+    would have said, and the whole row is marked, see `not_finite`. A class masked by -inf is never predicted.
+
     Args:
       key: one key, or one per example [B].
-      model_fn: x [B, ...] -> logits [B, C]; a randomised one draws afresh for every sample.
+      model_fn: x [B, ...] -> logits [B, C], C >= 2; a randomised one draws afresh for every sample.
       x: inputs [B, ...]. The noise is added to them as they are: what normalises belongs into the model.
       sigma: standard deviation of the noise, in the unit of x; a scalar or [B].
       num_samples: samples of each example.
@@ -45,18 +49,29 @@ def count_predictions(
       noise_fn: (key, x [...], sigma) -> noisy x, of one example; see `noise`.
 
     Returns:
-      Votes [B, C] int32; each row sums to num_samples. Ties of logits go to the lower class.
+      Votes [B, C] int32; each row sums to num_samples, or holds a negative number throughout. Ties of logits go to the lower class.
 
     Raises:
-      ValueError: sigma, num_samples or chunk_size not positive, a chunk that does not divide num_samples, logits that are not [B, C].
+      ValueError: sigma or first_sample neither scalar nor [B], sigma, num_samples or chunk_size not positive, a chunk that does not
+        divide num_samples, inputs of integers, logits that are not [B, C].
+      TypeError: a number of samples that is traced or no integer, or a model that returns a tuple.
 
     Source: Cohen et al., ICML 2019, SampleUnderNoise, arXiv:1902.02918. Differs: one key per image and sample.
     """
 
     def votes(logits):
-        return jax.nn.one_hot(leader(logits), logits.shape[-1], dtype=jnp.int32).sum(axis=1)
+        return jax.nn.one_hot(leader(logits), logits.shape[-1], dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
 
-    return _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, votes)
+    counts = _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, votes)
+    return jnp.where(counts.sum(axis=1, keepdims=True) == num_samples, counts, NOT_FINITE)
+
+
+def not_finite(votes) -> np.ndarray:
+    """Which rows [B] of votes [B, C] hold a sample whose logits were not finite: all their numbers are negative.
+
+    Votes that are added to such a row, up to a million in each of up to 2,000 sets, leave it so. The statistics abstain there.
+    """
+    return np.all(np.asarray(votes) < 0, axis=1)
 
 
 def count_soft(
@@ -84,29 +99,32 @@ def count_soft(
 
     Source: Zhai et al., ICLR 2020, appendix C, arXiv:2001.02378.
     """
+    checks.counts(num_samples=num_samples)
+    checks.positive(temperature=temperature)
     if num_samples > SOFT_UNIT * 2**31 - 1:
         raise ValueError(f"num_samples={num_samples} soft votes overflow 31 bits; add up calls of at most {int(SOFT_UNIT * 2**31) - 1}.")
 
     def votes(logits):
-        finite = jnp.isfinite(logits).all(axis=-1, keepdims=True)
-        logits = jnp.where(finite, logits, 0.0)
-        scaled = (
-            finite * jax.nn.softmax(logits.astype(jnp.float32) / temperature, axis=-1) / SOFT_UNIT
-        )  # in bfloat16 they would not sum to 1
+        finite = _has_leader(logits)
+        scaled = jnp.where(finite[..., None], jax.nn.softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1), 0.0) / SOFT_UNIT
         rounded = jnp.floor(scaled), jnp.ceil(scaled), jnp.ceil(jnp.square(scaled) * SOFT_UNIT)
-        return SoftVotes(*(part.astype(jnp.int32).sum(axis=1) for part in (*rounded, finite[..., 0])))
+        return SoftVotes(*(part.astype(jnp.int32).sum(axis=1, dtype=jnp.int32) for part in (*rounded, finite)))
 
     return _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, votes)
 
 
 def noisy(keys: Array, x: Array, sigma, num_samples: int, noise_fn=noise.gaussian, first_sample=0) -> tuple[Array, Array]:
     """Samples [B, S, ...] of x [B, ...] under noise, and the keys [B, S] from which they were drawn."""
-    check(sigma, num_samples)
-    sigma, first = (jnp.broadcast_to(value, x.shape[:1]) for value in (sigma, first_sample))
+    checks.inputs(x, is_half_allowed=True)
+    checks.counts(num_samples=num_samples)
+    check_sigma(sigma, x.shape[0])
+    _check_first(first_sample, x.shape[0])
+    sigma = jnp.broadcast_to(jnp.asarray(sigma, noise.wide(x)), x.shape[:1])
+    first = jnp.broadcast_to(jnp.asarray(first_sample, jnp.int32), x.shape[:1])
 
     def samples(key, x, sigma, first):
-        sample_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(num_samples))
-        return jax.vmap(noise_fn, (0, None, None))(sample_keys, x, sigma.astype(jnp.promote_types(x.dtype, jnp.float32))), sample_keys
+        sample_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(num_samples, dtype=jnp.int32))
+        return jax.vmap(noise_fn, (0, None, None))(sample_keys, x, sigma), sample_keys
 
     return jax.vmap(samples)(keys, x, sigma, first)
 
@@ -119,51 +137,66 @@ def logits_of(model_fn: ModelFn, samples: Array, keys: Array) -> Array:
 
 
 def grouped(logits: Array, num_examples: int, num_samples: int) -> Array:
-    """Logits [B * S, C] of a model as [B, S, C].
+    """Logits [B * S, C] of a model as [B, S, C] of float32 at least: probabilities in bfloat16 do not sum to 1.
 
     Raises:
-      ValueError: they are of another shape.
+      ValueError: they are of another shape, or of fewer than two classes. TypeError: they are no array, such as a tuple.
     """
-    if logits.ndim != 2 or len(logits) != num_examples * num_samples:
+    logits = losses.as_logits(logits)
+    if len(logits) != num_examples * num_samples:
         raise ValueError(
-            f"expected logits [{num_examples * num_samples}, C] of as many inputs, got {logits.shape}; flatten what the model gives."
+            f"expected logits [{num_examples * num_samples}, C] of as many inputs, got {logits.shape}; return one row for each input."
         )
-    return logits.reshape(num_examples, num_samples, -1)
+    return logits.reshape(num_examples, num_samples, logits.shape[1])
 
 
 def leader(logits: Array) -> Array:
-    """argmax over the last axis, ties to the lower class: [..., C] -> [...].
+    """argmax over the last axis, ties to the lower class, -1 where the largest is not finite: [..., C] -> [...].
 
     Over few classes it is unrolled. XLA:CPU runs a network in a loop some 5 % slower if a reduction over classes follows it
     (jax 0.10.2); `top_k` would do as well, but over a mesh it gathers the logits.
     """
     num_classes = logits.shape[-1]
     if num_classes > _FEW_CLASSES:
-        return logits.argmax(axis=-1)
+        return jnp.where(_has_leader(logits), logits.argmax(axis=-1).astype(jnp.int32), -1)
     best, found = logits[..., 0], jnp.zeros(logits.shape[:-1], jnp.int32)
     for label in range(1, num_classes):
         candidate = logits[..., label]
-        better = ~(candidate <= best) & (best == best)  # the first NaN leads, as in argmax
+        better = ~(candidate <= best) & (best == best)  # a NaN leads from there on
         best, found = jnp.where(better, candidate, best), jnp.where(better, label, found)
-    return found
+    return jnp.where(jnp.isfinite(best), found, -1)
 
 
-def check(sigma, num_samples: int) -> None:
-    """Both are positive, as far as their values are known at trace time.
+def _has_leader(logits):
+    # Comparisons: XLA:CPU's maximum of eight numbers or more passes NaN over (jax 0.10.2).
+    return (logits < jnp.inf).all(axis=-1) & (logits > -jnp.inf).any(axis=-1)
+
+
+def check_sigma(sigma, num_examples: int) -> None:
+    """It is a standard deviation, or one per example [B], as far as its values are known at trace time.
 
     Raises:
-      ValueError: one is not.
+      ValueError: it is not positive and finite, or of another shape.
     """
-    if num_samples < 1:
-        raise ValueError(f"expected a positive number of samples, got {num_samples}.")
-    if not isinstance(sigma, jax.core.Tracer) and not np.all(np.asarray(sigma) > 0):
-        raise ValueError(f"sigma must be positive, got {sigma}; pass the standard deviation of the noise in the unit of x.")
+    checks.positive(sigma=sigma)
+    if np.shape(sigma) not in ((), (num_examples,)):
+        raise ValueError(f"expected sigma as a number, or one for each of the {num_examples} inputs, got shape {np.shape(sigma)}.")
+
+
+def _check_first(first_sample, num_examples):
+    is_integer = jnp.issubdtype(jnp.result_type(first_sample), jnp.integer)
+    is_known = not isinstance(first_sample, jax.core.Tracer)
+    if np.shape(first_sample) not in ((), (num_examples,)) or not is_integer or (is_known and np.any(np.asarray(first_sample) < 0)):
+        raise ValueError(
+            f"expected first_sample as an integer >= 0, or one for each of the {num_examples} inputs, got {first_sample}; pass how many "
+            "samples were drawn before."
+        )
 
 
 def _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, votes):
-    check(sigma, num_samples)
-    if chunk_size < 1:
-        raise ValueError(f"expected a positive chunk_size, got {chunk_size}.")
+    checks.inputs(x, is_half_allowed=True)
+    checks.counts(num_samples=num_samples, chunk_size=chunk_size)
+    _check_first(first_sample, x.shape[0])
     if num_samples % chunk_size:
         fitting = max(num_samples // chunk_size, 1) * chunk_size
         raise ValueError(f"num_samples={num_samples} is not a multiple of chunk_size={chunk_size}; pass e.g. num_samples={fitting}.")
@@ -173,6 +206,7 @@ def _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_f
         samples, sample_keys = noisy(keys, x, sigma, chunk_size, noise_fn, first_sample + index * chunk_size)
         return votes(logits_of(model_fn, samples, sample_keys))
 
-    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(chunk, 0))
+    indices = jnp.arange(num_samples // chunk_size, dtype=jnp.int32)
+    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(chunk, indices[0]))
     add = lambda total, index: (jax.tree.map(jnp.add, total, chunk(index)), None)  # noqa: E731
-    return jax.lax.scan(add, nothing, jnp.arange(num_samples // chunk_size))[0]
+    return jax.lax.scan(add, nothing, indices)[0]

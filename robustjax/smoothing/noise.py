@@ -16,17 +16,17 @@ from robustjax.base import Array, Key
 
 def gaussian(key: Key, x: Array, sigma) -> Array:
     """x + sigma * normal: for l2, and through it for every lp."""
-    return _plus(x, sigma, jax.random.normal(key, (x.size,), _wide(x)))
+    return _plus(x, sigma, jax.random.normal(key, (x.size,), wide(x)))
 
 
 def laplace(key: Key, x: Array, sigma) -> Array:
     """x + Laplace noise of scale sigma / sqrt(2): for l1."""
-    return _plus(x, sigma / math.sqrt(2.0), jax.random.laplace(key, (x.size,), _wide(x)))
+    return _plus(x, sigma / math.sqrt(2.0), jax.random.laplace(key, (x.size,), wide(x)))
 
 
 def uniform(key: Key, x: Array, sigma) -> Array:
     """x + uniform noise on [-sqrt(3) sigma, sqrt(3) sigma]: for l1 and linf."""
-    return _plus(x, math.sqrt(3.0) * sigma, jax.random.uniform(key, (x.size,), _wide(x), -1.0, 1.0))
+    return _plus(x, math.sqrt(3.0) * sigma, jax.random.uniform(key, (x.size,), wide(x), -1.0, 1.0))
 
 
 def splitting(key: Key, x: Array, sigma) -> Array:
@@ -36,17 +36,23 @@ def splitting(key: Key, x: Array, sigma) -> Array:
 
     Source: Levine & Feizi, ICML 2021, section 4, arXiv:2103.10834.
     """
-    length = 2.0 * math.sqrt(3.0) * jnp.asarray(sigma, _wide(x))
-    split = length * jax.random.uniform(key, (x.size,), _wide(x)).reshape(x.shape)
+    x, narrow = x.astype(wide(x)), x.dtype
+    length = 2.0 * math.sqrt(3.0) * jnp.asarray(sigma, x.dtype)
+    split = length * jax.random.uniform(key, (x.size,), x.dtype).reshape(x.shape)
     lower = split + length * (jnp.ceil((x - split) / length) - 1.0)  # lower < x <= lower + length
-    return (0.5 * (jnp.clip(lower, min=0.0, max=1.0) + jnp.clip(lower + length, min=0.0, max=1.0))).astype(x.dtype)
+    return (0.5 * (jnp.clip(lower, min=0.0, max=1.0) + jnp.clip(lower + length, min=0.0, max=1.0))).astype(narrow)
 
 
-def _wide(x):
+def wide(x: Array):
+    """The type in which noise on x is drawn: float32 at least.
+
+    Raises:
+      ValueError: x is not of a floating type.
+    """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"expected inputs of a floating type, got {x.dtype}; pass e.g. x / 255, and sigma in that unit.")
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _plus(x, scale, drawn):
-    return (x + jnp.asarray(scale, drawn.dtype) * drawn.reshape(x.shape)).astype(x.dtype)
+    return (x.astype(drawn.dtype) + jnp.asarray(scale, drawn.dtype) * drawn.reshape(x.shape)).astype(x.dtype)

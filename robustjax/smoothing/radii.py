@@ -9,13 +9,15 @@ import math
 import numpy as np
 import scipy.special
 
+from robustjax import checks
+
 
 def gaussian_l2(p_lower, sigma):
     """sigma Phi^-1(p): the largest that holds for every classifier with this probability under Gaussian noise.
 
     Source: Cohen et al., ICML 2019, theorem 1, arXiv:1902.02918; for soft votes Salman et al., NeurIPS 2019, lemma 2.
     """
-    return sigma * scipy.special.ndtri(np.asarray(p_lower, np.float64))
+    return sigma * scipy.special.ndtri(_probability(p_lower, sigma))
 
 
 def gaussian_lp(p_lower, sigma, *, order, num_features: int):
@@ -25,6 +27,9 @@ def gaussian_lp(p_lower, sigma, *, order, num_features: int):
 
     Source: Yang et al., ICML 2020, arXiv:2002.08118.
     """
+    checks.counts(num_features=num_features)
+    if not order >= 1:
+        raise ValueError(f"order={order} is no norm; pass 1, 2, ..., or np.inf.")
     shrunk = max(0.0, 0.5 - (0.0 if order == np.inf else 1.0 / order))
     return gaussian_l2(p_lower, sigma) / num_features**shrunk
 
@@ -34,7 +39,7 @@ def lipschitz_l2(p_lower, sigma):
 
     Source: Salman et al., NeurIPS 2019, lemma 1, arXiv:1906.04584.
     """
-    return sigma * math.sqrt(math.pi / 2.0) * (np.asarray(p_lower, np.float64) - 0.5)
+    return sigma * math.sqrt(math.pi / 2.0) * (_probability(p_lower, sigma) - 0.5)
 
 
 def pixel_dp_l2(p_lower, sigma):
@@ -44,7 +49,7 @@ def pixel_dp_l2(p_lower, sigma):
 
     Source: Lecuyer et al., IEEE S&P 2019, proposition 1, arXiv:1802.03471. Differs: the best e and d for every probability.
     """
-    p = np.asarray(p_lower, np.float64)[..., None]
+    p = _probability(p_lower, sigma)[..., None]
     privacy = np.linspace(1e-3, 1.0, 1000)  # any of them is a valid radius; the grid costs at most a thousandth
     delta = (p - np.exp(2.0 * privacy) * (1.0 - p)) / (1.0 + np.exp(privacy))
     valid = delta > 0
@@ -60,7 +65,7 @@ def renyi_l2(p_lower, sigma):
 
     Source: Li et al., NeurIPS 2019, theorem 1, arXiv:1809.03113.
     """
-    p = np.clip(np.asarray(p_lower, np.float64), 0.5, 1.0)[..., None]  # below 1/2 Cohen's is the smaller
+    p = np.clip(_probability(p_lower, sigma), 0.5, 1.0)[..., None]  # below 1/2 Cohen's is the smaller
     order = 1.0 + np.geomspace(1e-3, 1e4, 2000)
     log_p, log_q = np.log(p), np.log(np.maximum(1.0 - p, 1e-300))
     exponent = 1.0 - order
@@ -74,7 +79,7 @@ def uniform_l1(p_lower, sigma):
 
     Source: Lee et al., NeurIPS 2019, arXiv:1906.04948; Levine & Feizi, ICML 2021, arXiv:2103.10834.
     """
-    return 2.0 * math.sqrt(3.0) * sigma * (np.asarray(p_lower, np.float64) - 0.5)
+    return 2.0 * math.sqrt(3.0) * sigma * (_probability(p_lower, sigma) - 0.5)
 
 
 def uniform_linf(p_lower, sigma, *, num_features: int):
@@ -82,7 +87,8 @@ def uniform_linf(p_lower, sigma, *, num_features: int):
 
     Source: Yang et al., ICML 2020, arXiv:2002.08118.
     """
-    p = np.asarray(p_lower, np.float64)
+    checks.counts(num_features=num_features)
+    p = _probability(p_lower, sigma)
     return 2.0 * math.sqrt(3.0) * sigma * -np.expm1(np.log(1.5 - p) / num_features)
 
 
@@ -91,4 +97,12 @@ def laplace_l1(p_lower, sigma):
 
     Source: Teng et al., 2020; Yang et al., ICML 2020, arXiv:2002.08118.
     """
-    return -sigma / math.sqrt(2.0) * np.log(2.0 * (1.0 - np.asarray(p_lower, np.float64)))
+    return -sigma / math.sqrt(2.0) * np.log(2.0 * (1.0 - _probability(p_lower, sigma)))
+
+
+def _probability(p_lower, sigma):
+    checks.positive(sigma=sigma)
+    p = np.asarray(p_lower, np.float64)
+    if not np.all((p >= 0) & (p <= 1)):
+        raise ValueError(f"expected probabilities in [0, 1], got {p_lower}; pass a lower bound, such as binomial_lower gives.")
+    return p

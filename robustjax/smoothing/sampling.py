@@ -8,21 +8,29 @@ digit from one shape to another, which moves the votes of samples that lie that 
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from robustjax import arrays, base, parallel
+from robustjax import arrays, base, checks, fingerprint, parallel
 from robustjax.base import Array, Key, ModelFn
 from robustjax.smoothing import counting, noise
 
 
-class VoteState(NamedTuple):
-    """Votes so far; `sample` fills numpy arrays over the data set N in place as it goes on."""
+@base.node
+class VoteState:
+    """Votes so far; `sample` fills numpy arrays over the data set N in place as it goes on.
+
+    It unpacks into its two sets of votes: `certify(*state, sigma=sigma)`.
+    """
 
     selection: Any  # [N, C] int32, by which the class is chosen
     estimation: Any  # [N, C] int32, by which its probability is bounded; the sum of a row is what was drawn
+    fingerprint: Any = None  # of what `sample` draws: dict of name -> small numpy array, to be saved with the votes
+
+    def __iter__(self):
+        return iter((self.selection, self.estimation))
 
 
 def vote(
@@ -40,17 +48,18 @@ def vote(
 
     Args:
       key: one key, or one per example [B]; an example selects with fold_in(its key, 0) and estimates with fold_in(its key, 1).
-      model_fn, x, sigma, noise_fn: as for `counting.count_predictions`.
+      model_fn, x, sigma, noise_fn: as for `count_predictions`.
       num_selection: votes for choosing the class (n0).
       num_samples: votes for estimating its probability (n).
       chunk_size: samples of each example at a time; divides both numbers.
 
     Returns:
-      The votes of `sample` for the same key and images; jax arrays.
+      The votes of `sample` for the same key and images; jax arrays, without a fingerprint.
 
     Raises:
-      ValueError: as `counting.count_predictions`.
+      ValueError, TypeError: as `count_predictions`.
     """
+    checks.inputs(x, is_half_allowed=True)
     _check_chunk(chunk_size, num_selection=num_selection, num_samples=num_samples)
     keys = arrays.example_keys(key, x.shape[0])
     count = base.bind(counting.count_predictions, sigma=sigma, chunk_size=chunk_size, noise_fn=noise_fn)
@@ -82,46 +91,57 @@ def sample(
       key: of the whole; image n selects with fold_in(fold_in(key, n), 0) and estimates with fold_in(fold_in(key, n), 1).
       model_fn: the base classifier.
       x: [N, ...] inputs.
-      sigma, noise_fn: of the noise, see `counting.count_predictions`.
+      sigma, noise_fn: of the noise, see `count_predictions`; one sigma for all images.
       num_selection: votes for choosing the class (n0).
       num_samples: votes for estimating its probability (n), at most.
       num_step_samples: votes between two looks at an image; divides num_samples.
       batch_size: images at once. Where fewer are left, the places that are free take their next steps.
-      chunk_size: samples of an image at once, see `counting.count_predictions`; divides num_selection and num_step_samples.
+      chunk_size: samples of an image at once, see `count_predictions`; divides num_selection and num_step_samples.
       undecided_fn: (selection [B, C], estimation [B, C]) -> which images need more votes [B] bool, such as
         `functools.partial(sequential.undecided, ...)`; None draws num_samples for all.
       mesh: devices to shard batches over (`parallel.data_mesh`), the model being replicated; None for one device.
-      state: where to resume.
+      state: where to resume; batch_size, chunk_size, undecided_fn and mesh may be others than before.
 
     Yields:
-      States; the last one is the result.
+      States; the last one is the result. An image with logits that are not finite under noise is marked, and given no more votes.
 
     Raises:
-      ValueError: an empty set, sigma or a number of samples not positive, numbers of samples that do not divide, logits that are not
-        finite, or a state of another data set or plan.
+      ValueError: sigma or a number of samples not positive, numbers of samples that do not divide, logits that are not finite without
+        noise, or a state of another key, model, data set or plan: what differs is named.
+      TypeError: a number of samples that is no integer, a model that returns a tuple, several keys, or a state that is none.
     """
     x = np.asarray(x)
-    if len(x) == 0 or batch_size < 1 or (mesh is not None and batch_size % mesh.size):
-        devices = 1 if mesh is None else mesh.size
-        raise ValueError(f"expected inputs, and a batch_size that is a multiple of the {devices} devices; got {len(x)} and {batch_size}.")
-    if num_step_samples < 1 or num_samples % num_step_samples:
+    checks.inputs(x, is_half_allowed=True)
+    checks.counts(batch_size=batch_size, num_samples=num_samples, num_step_samples=num_step_samples)
+    if mesh is not None and batch_size % mesh.size:
+        raise ValueError(f"batch_size={batch_size} is not a multiple of the {mesh.size} devices; pass e.g. {mesh.size}.")
+    if num_samples % num_step_samples:
         raise ValueError(f"num_samples={num_samples} is not a multiple of num_step_samples={num_step_samples}; pass e.g. a tenth of it.")
-    for number in (num_selection, num_samples):
-        counting.check(sigma, number)
     _check_chunk(chunk_size, num_selection=num_selection, num_step_samples=num_step_samples)
-    run = _Runner(key, base.bind(model_fn), x, batch_size, chunk_size, sigma, noise_fn, mesh)
-    nothing = run.nothing()
-    state = nothing if state is None else VoteState(*(np.array(part) for part in state))
-    _check_resumable(state, len(x), num_selection, num_samples, num_step_samples)
+    checks.positive(sigma=sigma)
+    if np.ndim(sigma):
+        raise ValueError(f"expected one sigma for all images, got shape {np.shape(sigma)}; sample for each of them, or use vote.")
+    _check_single(key)
+    model_fn = base.bind(model_fn)
+    plan = {"sigma": sigma, "num_selection": num_selection, "num_samples": num_samples, "num_step_samples": num_step_samples}
+    none = np.zeros((len(x), _num_classes(model_fn, x)), np.int32)
+    nothing = VoteState(none, none, _fingerprint(key, model_fn, x, noise_fn, plan))
+    if state is not None:
+        _check_resumable(state, nothing, num_selection, num_samples, num_step_samples)
+    run = _Runner(key, model_fn, x, batch_size, int(chunk_size), sigma, noise_fn, mesh)
+    run.check_clean()
+    begun = nothing if state is None else state
+    state = VoteState(np.array(begun.selection), np.array(begun.estimation), nothing.fingerprint)
     yield state
     rows = np.flatnonzero(state.selection.sum(axis=1) == 0)
     for batch in np.split(rows, range(batch_size, len(rows), batch_size)) if len(rows) else ():
-        state.selection[batch] = run(0, batch, np.zeros(len(batch), np.int32), num_selection)
+        state.selection[batch] = run(0, batch, np.zeros(len(batch), np.int32), int(num_selection))
         yield state
 
     def is_open(rows):
-        wanted = state.estimation[rows].sum(axis=1) < num_samples
-        return wanted if undecided_fn is None else wanted & undecided_fn(state.selection[rows], state.estimation[rows])
+        selection, estimation = state.selection[rows], state.estimation[rows]
+        wanted = (estimation.sum(axis=1) < num_samples) & ~counting.not_finite(selection) & ~counting.not_finite(estimation)
+        return wanted if undecided_fn is None else wanted & _asked(undecided_fn, selection, estimation)
 
     waiting = is_open(np.arange(len(x)))
     while waiting.any():
@@ -129,7 +149,7 @@ def sample(
         turn, place = np.divmod(np.arange(batch_size), len(rows))
         rows = rows[place]
         first = state.estimation[rows].sum(axis=1) + turn * num_step_samples
-        counts = run(1, rows, first, num_step_samples)
+        counts = run(1, rows, first, int(num_step_samples))
         for ahead in range(turn.max() + 1):  # votes ahead of a stop are not counted
             taken = (turn == ahead) & waiting[rows] & (first < num_samples)
             state.estimation[rows[taken]] += counts[taken]
@@ -145,12 +165,11 @@ class _Runner:
         self.key, self.model_fn = (key, model_fn) if mesh is None else parallel.replicate((key, model_fn), mesh)
         self.verb = base.bind(counting.count_predictions, sigma=sigma, chunk_size=chunk_size, noise_fn=noise_fn)
 
-    def nothing(self):
-        """No votes yet; the first batch is looked at without noise, so that a broken model is named before hours of work."""
-        logits = self._run(base.bind(_clean_logits), np.arange(min(self.batch_size, len(self.x))))
-        if not np.isfinite(logits).all():
+    def check_clean(self):
+        """The first batch is looked at without noise, so that a broken model is named before hours of work."""
+        rows = np.arange(min(self.batch_size, len(self.x)))
+        if len(rows) and not np.isfinite(self._run(base.bind(_clean_logits), rows).max(axis=1)).all():
             raise ValueError("the model's logits are not finite; check its parameters and the scale of x.")
-        return VoteState(*(np.zeros((len(self.x), logits.shape[1]), np.int32) for _ in range(2)))
 
     def __call__(self, role, rows, first, num_samples):
         return self._run(base.bind(self.verb, num_samples=num_samples), rows, role, first)
@@ -168,27 +187,68 @@ class _Runner:
 
 
 def _check_chunk(chunk_size, **numbers):
-    if chunk_size < 1:
-        raise ValueError(f"expected a positive chunk_size, got {chunk_size}.")
+    checks.counts(chunk_size=chunk_size, **numbers)
     if any(number % chunk_size for number in numbers.values()):
         named = " and ".join(f"{name}={number}" for name, number in numbers.items())
         raise ValueError(f"chunk_size={chunk_size} does not divide {named}; pass e.g. {math.gcd(*numbers.values())}.")
 
 
-def _check_resumable(state, num_images, num_selection, num_samples, num_step_samples):
-    if len(state.selection) != num_images:
-        raise ValueError(f"cannot resume: the state is of {len(state.selection)} images, x of {num_images}.")
-    chosen, drawn = (part.sum(axis=1) for part in state)
-    if not np.isin(chosen, (0, num_selection)).all() or (drawn > num_samples).any() or (drawn % num_step_samples).any():
+def _check_single(key):
+    arrays.example_keys(key, 1)
+    if key.ndim != (0 if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else 1):
+        raise TypeError(f"expected one key for the whole data set, got keys of shape {key.shape}; each image gets its own from it.")
+
+
+def _num_classes(model_fn, x):
+    return jax.eval_shape(_logits, model_fn, *_example(x)).shape[1]
+
+
+def _fingerprint(key, model_fn, x, noise_fn, plan):
+    # Of all that decides which votes are cast.
+    model = model_fn, fingerprint.program(_logits, model_fn, *_example(x))
+    keys, image = _example(x)
+    drawn = fingerprint.program(noise_fn, keys[0], image[0], np.float32(1.0))
+    return fingerprint.of(key=key, model=model, data=x, noise_fn=drawn, **plan)
+
+
+def _example(x):
+    return jax.random.split(jax.random.key(0), 1), np.zeros((1, *x.shape[1:]), x.dtype)
+
+
+def _check_resumable(state, nothing, num_selection, num_samples, num_step_samples):
+    if not isinstance(state, VoteState):
+        raise TypeError(f"expected the VoteState of an earlier run, got a {type(state).__name__}; pass what sample yielded.")
+    if state.fingerprint is None:
+        raise ValueError("cannot resume: the votes have no fingerprint of what they were drawn from; save that of the state with them.")
+    fingerprint.require_same(state.fingerprint, nothing.fingerprint, "vote")
+    shapes = [np.shape(part) for part in state]
+    chosen, drawn = (np.asarray(part)[~counting.not_finite(part)].sum(axis=1) for part in state)
+    if (
+        shapes != [part.shape for part in nothing]
+        or not np.isin(chosen, (0, num_selection)).all()
+        or (drawn > num_samples).any()
+        or (drawn % num_step_samples).any()
+    ):
+        raise ValueError("cannot resume: these votes are none that the plan in their fingerprint gives; save and restore the state whole.")
+
+
+def _asked(undecided_fn, selection, estimation):
+    more = np.asarray(undecided_fn(selection, estimation))
+    if more.shape != selection.shape[:1] or more.dtype != bool:
         raise ValueError(
-            f"cannot resume: the state has {chosen.max()} and {drawn.max()} votes, which num_selection={num_selection}, "
-            f"num_samples={num_samples} in steps of {num_step_samples} do not give; pass what it was begun with."
+            f"undecided_fn returned shape {more.shape} of {more.dtype}; it must say of each of the {len(selection)} images whether it "
+            "needs more votes."
         )
+    return more
 
 
 def _clean_logits(keys, model_fn, x, *, first_sample):
     del first_sample
-    return base.draw(model_fn, keys)(x)
+    return _logits(model_fn, keys, x)
+
+
+def _logits(model_fn, keys, x):
+    return counting.grouped(base.draw(model_fn, keys)(x), len(x), 1)[:, 0]
 
 
 @jax.jit

@@ -4,13 +4,14 @@ A bound that may be looked at after every vote costs more than one at a fixed nu
 `num_samples`, where the bound is Clopper-Pearson's and the largest radius hardly smaller; the rest pays for stopping before.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import scipy.special
 
+from robustjax import checks
 from robustjax.base import Certificate
-from robustjax.smoothing import radii, statistics
+from robustjax.smoothing import counting, radii, statistics
 
 LAST_SHARE = 0.9  # of alpha, for the look at num_samples
 _PRIOR = (1.0, 0.05)  # Beta: bets near probability 1, where the large radii are; a uniform prior costs 11 nats there, this 0.6
@@ -28,12 +29,15 @@ def anytime_lower(num_votes, num_drawn, alpha) -> np.ndarray:
       num_votes, num_drawn: [B] votes for the class, and in all.
       alpha: probability that the bound is above the truth at any time.
 
+    Raises:
+      ValueError: more votes than were drawn, negative ones or NaN; alpha is no number in (0, 1).
+
     Guarantee:
       With probability at least 1 - alpha the bounds at all times are below the truth, whatever rule stops the sampling.
     Source: Robbins, 1970; Howard et al., Annals of Statistics 2021, arXiv:1810.08240. Differs: a prior with its mass near 1.
     """
     statistics.check_alpha(alpha)
-    votes, total = np.broadcast_arrays(np.asarray(num_votes, np.float64), np.asarray(num_drawn, np.float64))
+    votes, total = np.broadcast_arrays(*statistics.possible(num_votes, num_drawn))
     rest = total - votes
     log_mixture = scipy.special.betaln(votes + _PRIOR[0], rest + _PRIOR[1]) - scipy.special.betaln(*_PRIOR)
 
@@ -57,9 +61,10 @@ def lower_bound(num_votes, num_drawn, *, num_samples: int, alpha=0.001) -> np.nd
       Below the true probability with probability at least 1 - alpha, whatever rule stopped the sampling.
 
     Raises:
-      ValueError: more votes drawn than num_samples, or alpha outside (0, 1).
+      ValueError: more votes drawn than num_samples, more for the class than drawn, or alpha outside (0, 1).
     """
     statistics.check_alpha(alpha)
+    checks.counts(num_samples=num_samples)
     num_drawn = np.asarray(num_drawn)
     if (num_drawn > num_samples).any():
         raise ValueError(
@@ -70,21 +75,35 @@ def lower_bound(num_votes, num_drawn, *, num_samples: int, alpha=0.001) -> np.nd
 
 
 def certify_sequential(
-    selection, estimation, *, num_samples: int, sigma, alpha=0.001, radius_fn: Callable = radii.gaussian_l2
+    selection,
+    estimation,
+    *,
+    num_samples: int,
+    sigma,
+    alpha=0.001,
+    radius_fn: Callable = radii.gaussian_l2,
+    fingerprint: Mapping | None = None,
 ) -> Certificate:
     """Cohen's certificate from votes whose number differs from image to image, however it was chosen.
 
+    It takes more than log2(1 / (.9 alpha)) votes to certify anything: 11 for alpha .001.
+
     Args:
-      selection, estimation, sigma, alpha, radius_fn: as for `statistics.certify`; the rows of `estimation` may have different sums.
+      selection, estimation, sigma, alpha, radius_fn, fingerprint: as for `statistics.certify`; the rows of `estimation` may have
+        different sums.
       num_samples: the planned number of votes, at which no image goes on.
 
     Returns:
       As `certify`; the largest radius at 100,000 samples is 3.81 sigma, as there to two digits.
 
+    Raises:
+      ValueError: as `certify`, except that numbers of votes may differ; more votes than num_samples.
+
     Guarantee:
       As `certify`, for every stopping rule.
     """
-    chosen, votes, drawn = statistics.selected(selection, estimation, sigma, alpha)
+    chosen, votes, drawn = statistics.selected(selection, estimation, sigma, alpha, fingerprint)
+    _require_enough(num_samples, alpha)
     return statistics.certificate(chosen, lower_bound(votes, drawn, num_samples=num_samples, alpha=alpha), sigma, radius_fn)
 
 
@@ -107,8 +126,19 @@ def undecided(
       grid: radii that matter; an image is undecided while one of them lies above its radius and still within reach. The radius 0 asks
         whether it is certified at all.
       tolerance: an image is also undecided while its radius may grow by more; None asks for the grid alone.
+
+    Raises:
+      ValueError: as `certify_sequential`, or a grid that does not increase, or a negative tolerance.
     """
-    selection, estimation = np.asarray(selection), np.asarray(estimation, np.int64)
+    edges = statistics.increasing(grid)
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"expected a tolerance >= 0, got {tolerance}; pass how much a radius may still grow, or None.")
+    statistics.check_alpha(alpha)
+    _require_enough(num_samples, alpha)
+    given = selection, estimation
+    selection, estimation = statistics.whole_votes(selection, estimation, least=0)
+    is_finite = ~np.any([counting.not_finite(votes) for votes in given], axis=0)
+    counting.check_sigma(sigma, len(selection))
     votes = estimation[np.arange(len(estimation)), selection.argmax(axis=1)]
     drawn = estimation.sum(axis=1)
     seen = np.maximum(drawn, 1)
@@ -116,8 +146,12 @@ def undecided(
     # The most votes that are likely at the end.
     hopeful = votes + (num_samples - drawn) * statistics.binomial_upper(votes, seen, _UNLIKELY)
     reach = radius_fn(statistics.binomial_lower(hopeful, num_samples, LAST_SHARE * alpha), sigma)
-    edges = np.asarray(grid, np.float64)
     matters = ((now[:, None] < edges) & (edges <= reach[:, None])).any(axis=1)
     if tolerance is not None:
         matters |= np.maximum(reach, 0.0) - np.maximum(now, 0.0) > tolerance
-    return (drawn == 0) | ((drawn < num_samples) & matters)
+    return is_finite & ((drawn == 0) | ((drawn < num_samples) & matters))
+
+
+def _require_enough(num_samples, alpha):
+    checks.counts(num_samples=num_samples)
+    statistics.require_enough(num_samples, alpha, lambda number: statistics.binomial_lower(number, number, LAST_SHARE * alpha))

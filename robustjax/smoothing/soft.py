@@ -1,9 +1,11 @@
 """The smoothed classifier as a model: the log of its mean softmax, differentiable in x and in the parameters (Salman et al., 2019)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base
+from robustjax import arrays, base, checks
 from robustjax.base import Array, ModelFn
 from robustjax.smoothing import counting, noise
 
@@ -40,33 +42,47 @@ def soft(model_fn: ModelFn, *, sigma, num_samples: int, temperature=1.0, gradien
       A randomised model: attacks and losses draw from it; `.draw(keys)` is one realisation, a ModelFn with that noise kept.
 
     Raises:
-      ValueError: sigma or num_samples not positive; the gradient-free form with other than Gaussian noise.
+      ValueError: sigma, num_samples or temperature not positive; the gradient-free form with other than Gaussian noise.
+      TypeError: a num_samples that is traced or no integer; when called, inputs of half precision or a model that returns a tuple.
 
     Source: Salman et al., NeurIPS 2019, eq. 6, arXiv:1906.04584.
     """
-    counting.check(sigma, num_samples)
+    checks.counts(num_samples=num_samples)
+    checks.positive(sigma=sigma, temperature=temperature)
     if gradient_free and noise_fn is not noise.gaussian:
         raise ValueError("the gradient-free form is Stein's, for Gaussian noise; pass noise_fn=noise.gaussian, or gradient_free=False.")
     return Smoothed(
         base.bind(
-            _log_mean, model=base.Held(model_fn), sigma=sigma, num_samples=num_samples, temperature=temperature, gradient_free=gradient_free,
-            noise_fn=noise_fn,
+            _log_mean, model=base.Held(model_fn), sigma=sigma, num_samples=num_samples, temperature=temperature,
+            gradient_free=gradient_free, noise_fn=noise_fn,
         )
     )  # fmt: skip
 
 
 def log_mean_softmax(logits: Array) -> Array:
-    """log of the mean over axis 1 of softmax: [B, S, C] -> [B, C], without an exponential that could vanish."""
-    return jax.nn.logsumexp(jax.nn.log_softmax(logits, axis=-1), axis=1) - jnp.log(logits.shape[1])
+    """log of the mean over axis 1 of softmax: [B, S, C] -> [B, C], without an exponential that could vanish.
+
+    A class that is masked by -inf in all samples stays so, and has no gradient.
+    """
+    return _log_mean_exp(jax.nn.log_softmax(logits, axis=-1))
 
 
 def _log_mean(x, *, keys, model, sigma, num_samples, temperature, gradient_free, noise_fn):
+    checks.inputs(x)
     where = jax.lax.stop_gradient(x) if gradient_free else x
     samples, sample_keys = counting.noisy(keys, where, sigma, num_samples, noise_fn)
-    log_probs = jax.nn.log_softmax(counting.logits_of(model.model_fn, samples, sample_keys) / temperature, axis=-1)
+    logits = counting.logits_of(model.model_fn, samples, sample_keys)
+    logits = logits / jnp.asarray(temperature, logits.dtype)
     if gradient_free:
         # h(x + noise) as a constant, times the density ratio of the noise as x moves: 1 here, with gradient noise / sigma^2.
         moved = (samples - where[:, None]) * (x - where)[:, None]
-        ratio = moved.reshape(*moved.shape[:2], -1).sum(axis=-1) / jnp.reshape(jnp.square(sigma), (-1, 1))
-        return jax.nn.logsumexp(jax.lax.stop_gradient(log_probs) + ratio[..., None], axis=1) - jnp.log(num_samples)
-    return log_mean_softmax(log_probs)
+        ratio = moved.sum(axis=tuple(range(2, moved.ndim))) / jnp.reshape(jnp.square(jnp.asarray(sigma, x.dtype)), (-1, 1))
+        log_probs = jax.nn.log_softmax(jax.lax.stop_gradient(logits), axis=-1)
+        return _log_mean_exp(log_probs + ratio[..., None])
+    return log_mean_softmax(logits)
+
+
+def _log_mean_exp(values):
+    masked = (values == -jnp.inf).all(axis=1, keepdims=True)  # there the gradient would be 0 / 0
+    log_sum = jax.nn.logsumexp(jnp.where(masked, 0.0, values), axis=1)
+    return jnp.where(masked[:, 0], -jnp.inf, log_sum - math.log(values.shape[1]))

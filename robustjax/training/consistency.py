@@ -37,13 +37,16 @@ def consistency(
     Returns:
       The loss and (model_state, {"loss", "accuracy"} under noise).
 
+    Raises:
+      ValueError, TypeError: as `gaussian`.
+
     Source: Jeong & Shin, NeurIPS 2020, eq. 8, arXiv:2006.04062.
     """
     keys = arrays.example_keys(key, x.shape[0])
     logits, state = noisy_logits(apply_fn, params, model_state, keys, x, sigma, num_noise)
     log_mean = log_mean_softmax(logits)
     divergence = mean_divergence(logits, log_mean)
-    entropy = -(jnp.exp(log_mean) * log_mean).sum(axis=-1)
+    entropy = -(jnp.exp(log_mean) * jnp.where(log_mean > -jnp.inf, log_mean, 0.0)).sum(axis=-1)
     loss = mean_loss(loss_fn, logits, y) + (weight * divergence + entropy_weight * entropy).mean()
     return loss, (state, {"loss": loss, "accuracy": accuracy(log_mean, y)})
 

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
-from robustjax import arrays, losses
+from robustjax import arrays, checks, losses
 from robustjax.base import Array, Key, ModelFn
 from robustjax.smoothing import counting
+from robustjax.smoothing.denoised import check_restored
 
 _OBJECTIVES = ("denoising", "stability", "classification")
 
@@ -40,7 +41,8 @@ def denoise(
       The loss and (model_state, {"loss", "error"}), the latter the mean squared error.
 
     Raises:
-      ValueError: an unknown objective, no classifier where one is needed, or a denoiser that changes the shape.
+      ValueError: an unknown objective, no classifier where one is needed, sigma not positive, a denoiser that changes the shape, or
+        labels that are not integers [B] where they are used. TypeError: inputs of half precision.
 
     Source: Salman et al., NeurIPS 2020, section 3, arXiv:2003.01908.
     """
@@ -48,15 +50,17 @@ def denoise(
         raise ValueError(f"unknown objective {objective!r}; choose one of {_OBJECTIVES}.")
     if objective != "denoising" and not model_fns:
         raise ValueError(f"the objective {objective!r} looks through a classifier; pass model_fns=(model_fn,), or objective='denoising'.")
+    checks.inputs(x)
     samples, _ = counting.noisy(arrays.example_keys(key, x.shape[0]), x, sigma, 1)
     restored, model_state = apply_fn(params, model_state, samples[:, 0], "train")
-    if restored.shape != x.shape:
-        raise ValueError(f"the denoiser makes {restored.shape} of inputs {x.shape}; they must agree.")
-    error = jnp.square(restored - x).mean()
+    check_restored(restored, x)
+    error = jnp.square(restored.astype(x.dtype) - x).mean()
     if objective == "denoising":
         loss = error
     else:
-        targets = [y if objective == "classification" else model_fn(x).argmax(axis=1) for model_fn in model_fns]
+        if objective == "classification":
+            checks.labels(y, x.shape[0])
+        targets = [y if objective == "classification" else losses.as_logits(model_fn(x)).argmax(axis=1) for model_fn in model_fns]
         each = [losses.cross_entropy(model_fn(restored), target).mean() for model_fn, target in zip(model_fns, targets, strict=True)]
         loss = jnp.stack(each).mean()
     return loss, (model_state, {"loss": loss, "error": error})

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, losses
+from robustjax import arrays, checks, losses
 from robustjax.base import Array, Key, LossFn
 from robustjax.smoothing import counting, noise
 from robustjax.training.natural import accuracy
@@ -27,14 +27,19 @@ def gaussian(
     """Mean loss at x + noise.
 
     Args:
-      params, model_state, x, y, apply_fn, loss_fn: as for `natural`.
+      params, model_state, apply_fn, loss_fn: as for `natural`.
       key: of the noise.
+      x: [B, ...] of float32 or float64; a model of half precision casts them itself. y: labels [B].
       sigma: standard deviation of the noise, in the unit of x.
       num_noise: noisy copies of each example.
       noise_fn: see `smoothing.noise`.
 
     Returns:
       The loss and (model_state of that forward pass, {"loss", "accuracy"} under noise).
+
+    Raises:
+      ValueError: sigma or num_noise not positive, labels that are not integers [B], logits of another shape.
+      TypeError: inputs of half precision, a num_noise that is no integer, logits that are no array.
 
     Source: Cohen et al., ICML 2019, section 3.3, arXiv:1902.02918.
     """
@@ -69,10 +74,12 @@ def stability(
     Source: Zheng et al., CVPR 2016, arXiv:1604.04326; for smoothing Li et al., NeurIPS 2019, section 4.2, arXiv:1809.03113.
     """
     keys = arrays.example_keys(key, x.shape[0])
+    checks.labels(y, x.shape[0])
     clean, state = apply_fn(params, model_state, x, "train")
+    clean = counting.grouped(clean, x.shape[0], 1)[:, 0]
     logits, state = noisy_logits(apply_fn, params, state, keys, x, sigma, num_noise)
-    probs = jax.nn.softmax(clean)[:, None]
-    change = -(probs * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
+    probs = jnp.repeat(jax.nn.softmax(clean), num_noise, axis=0)
+    change = losses.soft_cross_entropy(logits.reshape(-1, logits.shape[-1]), probs).mean()
     loss = loss_fn(clean, y).mean() + weight * change
     return loss, (state, {"loss": loss, "accuracy": accuracy(logits.mean(axis=1), y)})
 
@@ -80,13 +87,16 @@ def stability(
 def noisy_logits(
     apply_fn: Callable, params, model_state, keys: Array, x: Array, sigma, num_noise: int, noise_fn: Callable = noise.gaussian
 ) -> tuple[Array, Array]:
-    """Logits [B, S, C] of S noisy copies of each example in training mode, and the statistics they leave."""
+    """Logits [B, S, C] of S noisy copies of each example in training mode, of float32 at least, and the statistics they leave."""
+    checks.inputs(x)
+    checks.counts(num_noise=num_noise)
     samples, _ = counting.noisy(keys, x, sigma, num_noise, noise_fn)
     logits, model_state = apply_fn(params, model_state, samples.reshape(-1, *x.shape[1:]), "train")
     return counting.grouped(logits, *samples.shape[:2]), model_state
 
 
 def mean_loss(loss_fn: LossFn, logits: Array, y: Array) -> Array:
-    """The mean of a loss over the noisy copies [B, S, C] of a batch."""
+    """The mean of a loss over the noisy copies [B, S, C] of a batch with labels y [B]."""
     num_noise = logits.shape[1]
+    checks.labels(y, logits.shape[0])
     return loss_fn(logits.reshape(-1, logits.shape[-1]), jnp.repeat(y, num_noise, axis=0)).mean()

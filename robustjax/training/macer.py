@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, losses
+from robustjax import arrays, checks, losses
 from robustjax.base import Array, Key
 from robustjax.smoothing.soft import log_mean_softmax
 from robustjax.training.gaussian import noisy_logits
@@ -39,8 +39,12 @@ def macer(
     Returns:
       The loss and (model_state, {"loss", "accuracy", "radius"}), the last the mean soft radius, 0 where it does not count.
 
+    Raises:
+      ValueError, TypeError: as `gaussian`.
+
     Source: Zhai et al., ICLR 2020, Algorithm 1, arXiv:2001.02378.
     """
+    checks.labels(y, x.shape[0])
     keys = arrays.example_keys(key, x.shape[0])
     logits, state = noisy_logits(apply_fn, params, model_state, keys, x, sigma, num_noise)
     probs = jnp.exp(log_mean_softmax(beta * logits))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, losses
+from robustjax import arrays, checks, losses
 from robustjax.base import Array, Attack, Key, LossFn
 from robustjax.smoothing.soft import log_mean_softmax
 from robustjax.training.consistency import mean_divergence
@@ -32,7 +32,8 @@ def smooth_mix(
 ):
     """Mean loss at x + noise + weight * KL of the prediction at (1 - t) x + t x' + noise from (1 - t) p(x) + t / C, t ~ U(0, max_mix).
 
-    p is the mean probability over the noise, differentiated; only examples where it is largest at y are mixed.
+    p is the mean probability over the noise, differentiated; only examples where it is largest at y are mixed. C counts the classes that
+    are not masked by -inf.
 
     Args:
       params, model_state, key, x, y, apply_fn, loss_fn, craft_mode: as for `smooth_adv`.
@@ -45,9 +46,14 @@ def smooth_mix(
     Returns:
       The loss and (model_state, {"loss", "accuracy"} under noise); both forward passes leave their statistics, the clean one first.
 
+    Raises:
+      ValueError, TypeError: as `gaussian`.
+
     Source: Jeong et al., NeurIPS 2021, eq. 9, arXiv:2111.09277. Differs: neither the one-step example in the place of x, nor the
       warm-up of the weight.
     """
+    checks.inputs(x)
+    checks.labels(y, x.shape[0])
     key_attack, key_noise, key_mix = jax.random.split(key, 3)
     keys = arrays.example_keys(key_noise, x.shape[0])
     x_adv = craft_smoothed(attack, key_attack, keys, apply_fn, params, model_state, x, y, craft_mode, sigma, num_noise)
@@ -55,8 +61,16 @@ def smooth_mix(
     mixed = x + arrays.per_example(share, x) * (x_adv - x)
     logits, state = noisy_logits(apply_fn, params, model_state, keys, x, sigma, num_noise)
     clean = log_mean_softmax(logits)
-    target = jnp.logaddexp(jnp.log1p(-share)[:, None] + clean, jnp.log(share / clean.shape[1])[:, None])
+    target = _mixed_with_uniform(clean, share)
     logits_mixed, state = noisy_logits(apply_fn, params, state, keys, mixed, sigma, num_noise)
     right = clean.argmax(axis=1) == y
     loss = mean_loss(loss_fn, logits, y) + weight * jnp.where(right, mean_divergence(logits_mixed, target), 0.0).mean()
     return loss, (state, {"loss": loss, "accuracy": accuracy(logits.mean(axis=1), y)})
+
+
+def _mixed_with_uniform(log_probs, share):
+    # log((1 - t) p + t / C), C the classes that are not masked.
+    masked = log_probs == -jnp.inf
+    uniform = jnp.log(share / (~masked).sum(axis=1).astype(share.dtype))
+    mixed = jnp.logaddexp(jnp.log1p(-share)[:, None] + jnp.where(masked, 0.0, log_probs), uniform[:, None])
+    return jnp.where(masked, -jnp.inf, mixed)

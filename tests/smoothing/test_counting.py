@@ -39,13 +39,27 @@ def test_ties_of_logits_go_to_the_lower_class():
     np.testing.assert_array_equal(count(KEY, tied, X, sigma=SIGMA, num_samples=12, chunk_size=4), np.tile([[0, 12, 0]], (5, 1)))
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 10, 40])
-def test_the_unrolled_prediction_is_argmax(num_classes):
+@pytest.mark.parametrize("num_classes", [2, 10, 40])
+def test_the_unrolled_prediction_is_argmax_and_none_where_the_largest_is_not_finite(num_classes):
     logits = np.random.default_rng(0).integers(-2, 3, (200, 2, num_classes)).astype(np.float32)  # many ties
-    logits[::7, :, num_classes // 2] = np.nan
-    logits[::14, :, 0] = np.nan
-    logits[1::9] = -np.inf
-    np.testing.assert_array_equal(smoothing.counting.leader(jnp.asarray(logits)), jnp.asarray(logits).argmax(axis=-1))
+    logits[::3, :, 1] = -np.inf
+    expected = logits.argmax(axis=-1)
+    for rows, columns, value in ((slice(None, None, 7), num_classes // 2, np.nan), (slice(1, None, 9), slice(None), -np.inf)):
+        logits[rows, :, columns], expected[rows] = value, -1
+    logits[2::11, :, 0], expected[2::11] = np.inf, -1
+    logits[::14, :, 0], expected[::14] = np.nan, -1
+    np.testing.assert_array_equal(smoothing.counting.leader(jnp.asarray(logits)), expected)
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 40])
+def test_votes_of_finite_logits_are_counts_of_argmax(num_classes):
+    weight = jnp.round(2 * jax.random.normal(jax.random.key(3), (D, num_classes)))
+    tied = jax.tree_util.Partial(lambda w, x: jnp.round(x @ w), weight)
+    samples, _ = smoothing.counting.noisy(jax.random.split(KEY, 5), X, SIGMA, 200)
+    predicted = np.asarray(tied(samples.reshape(-1, D)).argmax(axis=1)).reshape(5, 200)
+    expected = [np.bincount(row, minlength=num_classes) for row in predicted]
+    votes = count(jax.random.split(KEY, 5), tied, X, sigma=SIGMA, num_samples=200, chunk_size=40)
+    np.testing.assert_array_equal(votes, expected)
 
 
 def test_votes_over_a_mesh_gather_nothing():
@@ -277,50 +291,72 @@ def test_both_sets_of_votes_come_from_one_key():
     run = jax.jit(smoothing.vote, static_argnames=("num_selection", "num_samples", "chunk_size"))
     votes = run(KEY, MODEL, X, sigma=SIGMA, num_selection=10, num_samples=200, chunk_size=10)
     *_, driven = sampled()
-    jax.tree.map(np.testing.assert_array_equal, votes, driven)
+    for one, other in zip(votes, driven, strict=True):
+        np.testing.assert_array_equal(one, other)
     doubled = run(KEY, MODEL, X, sigma=SIGMA, num_selection=200, num_samples=200, chunk_size=10)
     assert (doubled.selection != doubled.estimation).any(), "they are drawn apart"
     assert smoothing.certify(*votes, sigma=SIGMA, alpha=0.05, num_samples=200).certified.any()
 
 
-def test_what_a_user_can_get_wrong_is_named():
-    run = functools.partial(smoothing.count_predictions, KEY, MODEL, X)
-    with pytest.raises(ValueError, match="sigma must be positive, got 0"):
-        run(sigma=0, num_samples=10, chunk_size=10)
-    for sigma in (np.float32(0), jnp.zeros(5), jnp.array([0.1, 0.1, -0.1, 0.1, 0.1])):
-        with pytest.raises(ValueError, match="sigma must be positive"):
-            run(sigma=sigma, num_samples=10, chunk_size=10)
-    with pytest.raises(ValueError, match="positive number of samples, got 0"):
-        run(sigma=0.1, num_samples=0, chunk_size=10)
-    with pytest.raises(ValueError, match="positive chunk_size, got 0"):
-        run(sigma=0.1, num_samples=10, chunk_size=0)
-    with pytest.raises(ValueError, match=r"expected logits \[50, C\]"):
-        smoothing.count_predictions(KEY, lambda x: MODEL(x)[:, None], X, sigma=0.1, num_samples=10, chunk_size=10)
-    with pytest.raises(ValueError, match=r"not a multiple of chunk_size=10; pass e.g. num_samples=20"):
-        run(sigma=0.1, num_samples=25, chunk_size=10)
-    with pytest.raises(ValueError, match=r"chunk_size=500 does not divide num_selection=100 and num_samples=10000; pass e\.g\. 100"):
-        smoothing.vote(KEY, MODEL, X, sigma=0.1, num_samples=10_000, chunk_size=500)
-    with pytest.raises(ValueError, match="overflow 31 bits"):
-        smoothing.count_soft(KEY, MODEL, X, sigma=0.1, num_samples=200_000, chunk_size=10)
-    with pytest.raises(ValueError, match="Gaussian noise"):
-        smoothing.soft(MODEL, sigma=0.1, num_samples=2, gradient_free=True, noise_fn=noise.laplace)
-    with pytest.raises(ValueError, match="logits are not finite"):
-        next(sampled(model_fn=jax.tree_util.Partial(linear, WEIGHT * jnp.nan)))
-    with pytest.raises(ValueError, match="num_step_samples=30"):
-        next(sampled(num_step_samples=30))
-    with pytest.raises(ValueError, match="sigma must be positive, got 0"):
-        next(sampled(sigma=0.0))
-    with pytest.raises(ValueError, match="positive number of samples, got 0"):
-        next(sampled(num_selection=0))
-    with pytest.raises(ValueError, match=r"chunk_size=8 does not divide .* pass e.g. 10"):
-        next(sampled(chunk_size=8))
-    with pytest.raises(ValueError, match="positive number of samples, got 0"):
-        next(sampled(num_samples=0))
+@pytest.fixture(scope="module")
+def whole():
     *_, state = sampled()
-    with pytest.raises(ValueError, match="logits are not finite"):
-        next(sampled(model_fn=jax.tree_util.Partial(linear, WEIGHT * jnp.nan), state=state))
-    for changes in ({"num_samples": 100}, {"num_samples": 240, "num_step_samples": 60}, {"num_selection": 20}):  # would end elsewhere
-        with pytest.raises(ValueError, match="pass what it was begun with"):
-            next(sampled(state, **changes))
-    with pytest.raises(ValueError, match="cannot resume"):
-        next(sampled(smoothing.VoteState(state.selection[:2], state.estimation[:2])))
+    return state
+
+
+@pytest.mark.parametrize("name", ["sigma", "num_selection", "num_samples", "num_step_samples", "noise_fn", "key", "model", "data"])
+def test_votes_of_another_plan_are_refused_by_name(name, whole):
+    changes = {"sigma": 2 * SIGMA, "num_selection": 20, "num_samples": 400, "num_step_samples": 40, "noise_fn": noise.laplace}
+    key, x, model_fn = KEY, np.asarray(X), MODEL
+    if name == "key":
+        key = jax.random.key(1)
+    if name == "data":
+        x = x + np.float32(1e-6)
+    if name == "model":
+        model_fn = jax.tree_util.Partial(linear, WEIGHT * (1 + 1e-6))
+    plan = {"sigma": SIGMA, "num_selection": 10, "num_samples": 200, "num_step_samples": 20, "batch_size": 3, "chunk_size": 10}
+    plan |= {name: changes[name]} if name in changes else {}
+    with pytest.raises(ValueError, match=rf"another {name}\b.*\. Pass what it was begun with"):
+        next(smoothing.sample(key, model_fn, x, **plan, state=whole))
+
+
+def test_a_model_is_known_by_what_its_closures_hold(whole):
+    of = lambda weight: lambda x: linear(weight, x)  # noqa: E731
+    *_, state = sampled(model_fn=of(WEIGHT))
+    next(sampled(state, model_fn=of(WEIGHT)))
+    for other in (of(2 * WEIGHT), lambda x: -linear(WEIGHT, x)):
+        with pytest.raises(ValueError, match="another model"):
+            next(sampled(state, model_fn=other))
+
+
+def test_a_finished_state_is_its_own_resumption_and_survives_a_copy_of_its_leaves(whole):
+    copied = jax.tree.map(np.array, whole)
+    *_, again = sampled(copied, batch_size=4, chunk_size=5, mesh=parallel.data_mesh(2))
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+    selection, estimation = whole
+    assert selection is whole.selection and estimation is whole.estimation
+    assert smoothing.certify(*whole, sigma=SIGMA, fingerprint=whole.fingerprint).certified.any()
+    with pytest.raises(ValueError, match=r"cast under sigma=0\.4, not under sigma=0\.5"):
+        smoothing.certify(*whole, sigma=0.5, fingerprint=whole.fingerprint)
+
+
+def test_nothing_in_is_nothing_out():
+    run = jax.jit(smoothing.vote, static_argnames=("num_selection", "num_samples", "chunk_size"))
+    votes = run(KEY, MODEL, X[:0], sigma=SIGMA, num_selection=10, num_samples=200, chunk_size=10)
+    (state,) = smoothing.sample(
+        KEY, MODEL, np.asarray(X[:0]), sigma=SIGMA, num_samples=200, num_selection=10, num_step_samples=20, batch_size=3, chunk_size=10
+    )
+    for part in (*votes, *state):
+        assert part.shape == (0, 2) and part.dtype == np.int32
+    assert smoothing.count_soft(KEY, MODEL, X[:0], sigma=SIGMA, num_samples=10, chunk_size=5).low.shape == (0, 2)
+    for certificate in (
+        smoothing.certify(*state, sigma=SIGMA),
+        smoothing.certify_two_sided(*state, sigma=SIGMA),
+        smoothing.certify_sequential(*state, sigma=SIGMA, num_samples=200),
+    ):
+        assert [part.shape for part in certificate] == [(0,)] * 3
+    assert smoothing.predict(state.estimation).shape == (0,)
+    assert smoothing.undecided(*state, num_samples=200, sigma=SIGMA, grid=(0.0,)).shape == (0,)
+    for free in (False, True):
+        smoothed = smoothing.soft(MODEL, sigma=SIGMA, num_samples=3, gradient_free=free)
+        assert smoothed.draw(jax.random.split(KEY, 0))(X[:0]).shape == (0, 2)
