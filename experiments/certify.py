@@ -34,13 +34,14 @@ class Summary(NamedTuple):
 def summarize(poll: votes.Poll, state: smoothing.VoteState, y: np.ndarray, grid: Sequence[float]) -> Summary:
     """The numbers of a table from votes and labels; ACR alone says little, so the distribution of probabilities is beside it."""
     certificate = poll.certify(state)
-    right = state.estimation[np.arange(len(y)), y] / state.estimation.sum(axis=1)
+    selection, estimation = (np.maximum(votes, 0) for votes in state)  # images whose logits were not finite are marked: they have no votes
+    right = estimation[np.arange(len(y)), y] / np.maximum(estimation.sum(axis=1), 1)
     return Summary(
         smoothing.average_radius(certificate, y),
         smoothing.certified_accuracy(certificate, y, grid),
         np.array([np.mean(right > share) for share in SHARES]),
         float(np.mean(certificate.prediction == -1)),
-        float(np.mean(state.estimation.sum(axis=1) + state.selection.sum(axis=1))),
+        float(np.mean(estimation.sum(axis=1) + selection.sum(axis=1))),
     )
 
 

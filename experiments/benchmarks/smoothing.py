@@ -231,7 +231,7 @@ def count_compilations(module, x) -> int:
     assert own, "no compilation was heard of"
     for index, sigma in enumerate((0.25, 0.5, 1.0)):
         *_, state = _states(module, x[: len(x) - index], jax.random.key(index), sigma)
-    cut = smoothing.VoteState(first.selection, np.zeros_like(first.estimation))
+    cut = smoothing.VoteState(first.selection, np.zeros_like(first.estimation), first.fingerprint)
     *_, state = _states(module, x, jax.random.key(0), 0.25, cut)
     np.testing.assert_array_equal(state.estimation, first.estimation)
     return len(compilations) - own

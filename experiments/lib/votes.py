@@ -14,6 +14,8 @@ from experiments.lib import experiment, files
 from robustjax import base, fingerprint, smoothing
 from robustjax.base import Certificate, ModelFn
 
+_NAMES = ("selection", "estimation")  # of the votes in a file
+
 
 class Poll(NamedTuple):
     """Whose votes are counted, and how many; equal polls see equal noise on any mesh, with any batch."""
@@ -92,27 +94,27 @@ def cast(
         "images_per_device": images_per_device,
         "chunk_size": chunk_size,
     } | poll.about()
-    num_classes = jax.eval_shape(base.bind(_logits, model_fn=model_fn), x[:1]).shape[1]
     if start is None:
-        start = smoothing.VoteState(*(np.zeros((len(x), num_classes), np.int32) for _ in range(2)))
-    state = _resumed(path, start, about)
-    undecided_fn = poll.undecided_fn()
-    key = jax.random.key(poll.seed, impl="threefry2x32")
-    states = smoothing.sample(
-        key, model_fn, x, sigma=poll.sigma, num_selection=poll.num_selection, num_samples=poll.num_samples,
-        num_step_samples=poll.num_step_samples, batch_size=images_per_device * mesh.size, chunk_size=chunk_size,
-        undecided_fn=undecided_fn, mesh=mesh, state=state,
+        num_classes = jax.eval_shape(base.bind(_logits, model_fn=model_fn), x[:1]).shape[1]
+        start = smoothing.VoteState(*(np.zeros((len(x), num_classes), np.int32) for _ in _NAMES))
+    kept = _resumed(path, start, about)
+    sample = functools.partial(
+        smoothing.sample, jax.random.key(poll.seed, impl="threefry2x32"), model_fn, x, sigma=poll.sigma,
+        num_selection=poll.num_selection, num_samples=poll.num_samples, num_step_samples=poll.num_step_samples,
+        batch_size=images_per_device * mesh.size, chunk_size=chunk_size, undecided_fn=poll.undecided_fn(), mesh=mesh,
     )  # fmt: skip
+    # Votes of the same stream: whatever else they depend on has been compared, and the rest of their fingerprint is of this run.
+    states = sample(state=smoothing.VoteState(*kept, next(sample()).fingerprint))
     is_writer, saved = jax.process_index() == 0, time.monotonic()
     with experiment.progress(disable=not is_writer) as bar:
         task = bar.add_task(f"votes {path.stem}", total=None)
         for state in states:
             if is_writer and time.monotonic() - saved > save_every:
-                files.write_arrays(path, state._asdict(), **about)
+                _write(path, state, about)
                 saved = time.monotonic()
-            bar.update(task, completed=int(state.estimation.sum()), total=_expected(poll, undecided_fn, state))
+            bar.update(task, completed=int(_drawn(state).sum()), total=_expected(poll, state))
     if is_writer:
-        files.write_arrays(path, state._asdict(), **about)
+        _write(path, state, about)
     return state
 
 
@@ -145,36 +147,44 @@ def _logits(x, *, model_fn):
 
 def _resumed(path, start, about):
     # One process tries the folder and reads; all learn what it read, or why they must stop.
-    state, problem = start, None
+    votes, problem = tuple(start), None
     if jax.process_index() == 0:
         try:
-            state = _read(files.try_file(path), start, about)
+            votes = _read(files.try_file(path), votes, about)
         except (OSError, ValueError) as error:
             problem = error
     if jax.process_count() > 1:
-        refused, state = multihost_utils.broadcast_one_to_all((np.array(problem is not None), state))
+        refused, votes = multihost_utils.broadcast_one_to_all((np.array(problem is not None), votes))
         problem = problem or (ValueError("the first process refused the file") if refused else None)
-        state = smoothing.VoteState(*(np.asarray(part) for part in state))
+        votes = tuple(np.asarray(part) for part in votes)
     if problem:
         raise problem
-    return state
+    return votes
 
 
 def _read(path, start, about):
     if not path.exists():
         return start
-    state = smoothing.VoteState(**files.read_arrays(path, start._fields, **about))
-    if changed := files.differences(files.shapes(state), files.shapes(start)):
+    votes = files.read_arrays(path, _NAMES, **about)
+    if changed := files.differences(files.shapes(votes), files.shapes(dict(zip(_NAMES, start, strict=True)))):
         raise ValueError(f"{path} holds votes of another shape ({changed}). Choose another file, or delete it.")
-    return state
+    return tuple(votes[name] for name in _NAMES)
 
 
-def _expected(poll, undecided_fn, state):
+def _write(path, state, about):
+    files.write_arrays(path, dict(zip(_NAMES, state, strict=True)), **about)
+
+
+def _expected(poll, state):
     # At most: an image that waits may still stop.
-    drawn = state.estimation.sum(axis=1)
+    drawn, undecided_fn = _drawn(state), poll.undecided_fn()
     if undecided_fn is None:
         return len(drawn) * poll.num_samples
     begun = drawn > 0
     left = np.full(len(drawn), poll.num_samples)
     left[begun] = np.where(undecided_fn(state.selection[begun], state.estimation[begun]), poll.num_samples, drawn[begun])
     return int(left.sum())
+
+
+def _drawn(state):
+    return np.maximum(state.estimation, 0).sum(axis=1)  # images whose logits were not finite are marked by negative numbers

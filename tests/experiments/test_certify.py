@@ -156,6 +156,17 @@ def test_a_file_keeps_the_shape_that_its_samples_were_seen_in(tmp_path):
         votes.cast(tmp_path / "one.npz", POLL, MODEL, X, images_per_device=1)
 
 
+def test_an_image_whose_logits_are_not_finite_abstains_and_counts_for_nothing(tmp_path):
+    model_fn = jax.tree_util.Partial(lambda centres, x: jnp.where(x[:, 1:] > 1.2, jnp.nan, nearest(centres, x)), CENTRES)
+    state = votes.cast(tmp_path / "votes.npz", POLL, model_fn, X, chunk_size=20)
+    again = votes.cast(tmp_path / "votes.npz", POLL, model_fn, X, chunk_size=20)
+    np.testing.assert_array_equal(again.estimation, state.estimation)
+    summary = certify.summarize(POLL, state, np.array([0, 1, 2, 0, 0]), (0.0,))
+    assert summary.abstained >= 1 / 5 and summary.samples == 4 / 5 * 2040 and POLL.certify(state).prediction[2] == -1
+    others = certify.summarize(POLL, smoothing.VoteState(*(np.delete(part, 2, axis=0) for part in state)), np.array([0, 1, 0, 0]), (0.0,))
+    np.testing.assert_allclose(summary.shares, others.shares * 4 / 5)
+
+
 def test_a_replayed_sequential_run_is_the_run_itself(tmp_path):
     poll = POLL._replace(grid=(0.0, 0.1, 0.2, 0.3))
     real = votes.cast(tmp_path / "sequential.npz", poll, MODEL, X, chunk_size=20)

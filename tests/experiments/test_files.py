@@ -112,7 +112,7 @@ def test_votes_and_weights_of_another_shape_are_named(tmp_path):
     with np.load(tmp_path / "votes.npz") as file:
         about = json.loads(str(file["about"]))
     files.write_arrays(tmp_path / "votes.npz", {"selection": whole.selection[:1], "estimation": whole.estimation}, **about)
-    with pytest.raises(ValueError, match=r"votes.npz .*selection: int32\[1, 2\] there, int32\[2, 2\] here"):
+    with pytest.raises(ValueError, match=r"votes.npz .*selection'.: int32\[1, 2\] there, int32\[2, 2\] here"):
         cast(tmp_path / "votes.npz")
     models.write(tmp_path / "weights.npz", {"w": np.zeros((2, 3), np.int32)}, None)
     with pytest.raises(ValueError, match=r"weights.npz holds another architecture .*'w'.*int32\[2, 3\] there, float32\[2, 3\] here"):
