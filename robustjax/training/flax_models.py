@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from robustjax import arrays
 from robustjax.base import Key
 
 MODES = ("eval", "batch", "train")
@@ -48,7 +49,7 @@ def from_linen(
       parameters of the same module go with the same apply_fn.
 
     Raises:
-      TypeError: no Linen module, or no variables. ValueError: variables without "params", a `__call__` that needs more than x, or
+      TypeError: no Linen module, no variables, or a key that is none. ValueError: variables without "params", a `__call__` that needs more than x, or
         statistics or a key without a switch; when apply_fn is traced: an unknown mode, a module that is still in training in mode
         "eval", a missing key, or an output that is no array.
     """
@@ -75,6 +76,7 @@ def from_linen(
         _check_call(module, kwargs)
         modules[mode] = (module.clone(**own) if own else module, kwargs)
     if key is not None:
+        arrays.example_keys(key, 1)  # named here if it is none
         state[_RNGS] = key
     return Model(functools.partial(_apply_linen, modules, frozenset(state)), params, state)
 

@@ -370,6 +370,16 @@ MISTAKES = {
         applied(lambda: training.from_linen(LinenNet(0.5), variables(LinenNet(0.5), train=False)), "train"),
         ("dropout", "'train'", "key=jax.random.key"),
     ),
+    "a number as a key": (
+        TypeError,
+        lambda: training.from_linen(LinenNet(0.5), variables(LinenNet(0.5), train=False), key=0),
+        ("key", "0", "jax.random.key"),
+    ),
+    "several keys": (
+        ValueError,
+        lambda: training.from_linen(LinenNet(0.5), variables(LinenNet(0.5), train=False), key=jax.random.split(KEY, 3)),
+        ("one key", "(3,)"),
+    ),
     "parameters without statistics": (
         ValueError,
         applied(lambda: training.from_linen(LinenNet(), {"params": linen_model().params})),
