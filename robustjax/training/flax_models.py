@@ -49,9 +49,9 @@ def from_linen(
       parameters of the same module go with the same apply_fn.
 
     Raises:
-      TypeError: no Linen module, no variables, or a key that is none. ValueError: variables without "params", a `__call__` that needs more than x, or
-        statistics or a key without a switch; when apply_fn is traced: an unknown mode, a module that is still in training in mode
-        "eval", a missing key, or an output that is no array.
+      TypeError: no Linen module, no variables, or a key that is none. ValueError: variables without "params", a `__call__` that needs
+        more than x, or statistics or a key without a switch; when apply_fn is traced: an unknown mode, a module that is still in training
+        in mode "eval", a missing key or collection, or (TypeError) an output that is no array.
     """
     from flax import core, linen  # a fifth of a second, paid by those who call it
 
@@ -102,7 +102,7 @@ def from_nnx(module, *, train_kwargs: Mapping | None = None, eval_kwargs: Mappin
 
     Raises:
       TypeError: no NNX module. ValueError: a `__call__` that needs more than x; when apply_fn is traced: an unknown mode, a module that
-        is still in training in mode "eval", or an output that is no array.
+        is still in training in mode "eval", or (TypeError) an output that is no array.
     """
     from flax import nnx  # half a second, paid by those who call it
 
