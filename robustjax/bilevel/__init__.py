@@ -8,7 +8,7 @@ from robustjax.bilevel.outer import Outer, minimize
 from robustjax.bilevel.penalty import PenaltyMethod, PenaltyState, penalty_check, penalty_init, penalty_step
 from robustjax.bilevel.problem import check
 from robustjax.bilevel.unrolled import SolveInfo, forward, truncated, unrolled
-from robustjax.bilevel.value_function import first_order, value_function
+from robustjax.bilevel.value_function import ValueInfo, first_order, value_function
 
 __all__ = [
     "BackInfo",
@@ -17,6 +17,7 @@ __all__ = [
     "PenaltyMethod",
     "PenaltyState",
     "SolveInfo",
+    "ValueInfo",
     "adam",
     "back_gradient",
     "check",

@@ -6,17 +6,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robustjax import base
+from robustjax import arrays, base, checks
 from robustjax.base import Array, Bilevel, HyperGradient
 from robustjax.bilevel import problem as parts
 from robustjax.bilevel.descent import descend
 
 
 class BackInfo(NamedTuple):
-    """How far to trust a back-gradient."""
+    """How far to trust a back-gradient.
 
-    residual: Array  # |theta0 as reversed - theta0| / |theta_T - theta0|: 0 if the way back was the way out
-    stationarity: Array  # |d inner_loss / d theta| at theta
+    Measured on ridge regression against `unrolled` (condition numbers 10, 100 and 1000, steps of .01 to 1 of 1 / lambda_max, 1 to 300 of
+    them, float64).
+    """
+
+    # |theta0 as reversed - theta0| / |theta_T - theta0|: 0 if the way back was the way out. The gradient was right to .01 below .03 and to
+    # .03 below .1; wrong by up to 1.1 below 1, and by up to 1e58 above. 0 if stored, where the gradient is exact to 1e-12.
+    residual: Array
+    stationarity: Array  # |d inner_loss / d theta| at theta: as in `SolveInfo`
 
 
 def back_gradient(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *, stored: bool = False) -> HyperGradient:
@@ -34,7 +40,7 @@ def back_gradient(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *,
       Value, gradient, theta, and `BackInfo`: a reversal that went astray shows in its residual.
 
     Raises:
-      ValueError: another solver, or phi has no effect.
+      TypeError, ValueError: as `unrolled`; another solver.
 
     Guarantee:
       exact if stored; else none.
@@ -44,7 +50,9 @@ def back_gradient(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *,
     if not isinstance(solve, base.Configured) or solve.function is not descend or solve.get("step_size") is None:
         raise ValueError("back_gradient reverses plain gradient descent: expected solve=base.bind(bilevel.descend, step_size=..., ...).")
     parts.check(problem, phi, theta0, batch)
+    parts.takes(solve, "solve(phi, theta0, batch)", phi, theta0, batch)
     num_steps, step_size, inner_loss = (solve.get(name) for name in ("num_steps", "step_size", "inner_loss"))
+    checks.counts(num_steps=num_steps)
 
     def out(theta, _):
         return descend(phi, theta, batch, inner_loss=inner_loss, num_steps=1, step_size=step_size), theta if stored else None
@@ -66,7 +74,7 @@ def back_gradient(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *,
         return (before, adjoint, grad), None
 
     (start, _, grad), _ = jax.lax.scan(back, (theta, adjoint, grad), path, length=num_steps, reverse=True)
-    way = parts.norm(jax.tree.map(jnp.subtract, theta, theta0))
-    residual = parts.norm(jax.tree.map(jnp.subtract, start, theta0)) / jnp.where(way == 0, 1.0, way)
+    missed, way = (parts.norm(jax.tree.map(jnp.subtract, end, theta0)) for end in (start, theta))
+    residual = arrays.ratio(missed, way, missed)
     stationarity = parts.norm(jax.grad(problem.inner_loss)(theta, phi, batch))
     return HyperGradient(value, grad, theta, BackInfo(residual, stationarity))

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 import optax
 
-from robustjax import base, loops
+from robustjax import base, checks, loops
+from robustjax.bilevel import problem as parts
 
 
 def descend(
@@ -30,10 +31,16 @@ def descend(
       loop_fn: `loops.scan`, or `loops.checkpointed` to be differentiated in less memory.
 
     Raises:
-      ValueError: neither a step size nor an optimizer, or both.
+      TypeError: a number of steps that is no integer, an optimizer that is none. ValueError: no steps; neither a step size nor an
+        optimizer, or both; a step size that is not above 0.
     """
+    checks.counts(num_steps=num_steps)
     if (step_size is None) == (optimizer is None):
         raise ValueError("expected either step_size (plain gradient descent) or an optimizer, got both or neither.")
+    if optimizer is None:
+        checks.positive(step_size=step_size)
+    else:
+        parts.optimizes("optimizer", optimizer)
     state = () if optimizer is None else optimizer.init(theta0)
     step = base.bind(_step, phi=phi, batch=batch, inner_loss=inner_loss, step_size=step_size, optimizer=optimizer)
     return loop_fn(step, (theta0, state), num_steps)[0]

@@ -1,5 +1,6 @@
 """Implicit differentiation: the response of an inner optimum from one linear system, whatever found the optimum."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,11 +12,19 @@ from robustjax.bilevel import problem as parts
 
 
 class ImplicitInfo(NamedTuple):
-    """How good a hypergradient by implicit differentiation is."""
+    """How good a hypergradient by implicit differentiation is.
 
-    residual: Array  # |H p - v| / |v|, H without damping, which is an error too
-    stationarity: Array  # |d inner_loss / d theta|, 0 at the optimum that the method assumes
-    solution: Any  # p, to warm-start the next
+    Measured on ridge regression against the closed form, by condition number of the inner Hessian (10, 100, 1000), float64; for `residual`
+    with CG, Neumann's series, Adam and damping at the optimum, for `stationarity` with descent of 1 to 10,000 steps and exact systems.
+    """
+
+    # |H p - v| / |v|, H without damping, which is an error too. The relative error of the response is at most the condition number times
+    # that; it was below .008, .0001 and .08 where the residual was below .01, and below .09, .35 and .53 where it was below .1.
+    residual: Array
+    # |d inner_loss / d theta|, 0 at the optimum that the method assumes; theta is at most this / smallest eigenvalue of H from it. Where
+    # that bound was below .01 of |theta| the gradient was right to .0001; between .1 and 1 it was wrong by .1 to 1.1.
+    stationarity: Array
+    solution: Any  # p, to warm-start the next; as good as the residual
 
 
 def implicit(
@@ -37,7 +46,8 @@ def implicit(
       Value, gradient, theta, and `ImplicitInfo`: an unsolved system, or one that damping changed, shows in its residual.
 
     Raises:
-      ValueError: phi has no effect; or the result is differentiated again, which `solution` is for.
+      TypeError, ValueError: what `check` names; a solver or a linear_fn that are not bound, or give something else; damping below 0; or the
+        result is differentiated again, which `solution` is for.
 
     Guarantee:
       exact at an inner optimum with a regular Hessian and residual 0.
@@ -45,15 +55,14 @@ def implicit(
       Mehra & Hamm's ApproxGrad, arXiv:1911.03432.
     """
     parts.check(problem, phi, theta0, batch)
-    theta = jax.lax.stop_gradient(solve(phi, theta0, batch))
+    parts.not_negative(damping=damping)
+    theta = jax.lax.stop_gradient(parts.solved(solve, phi, theta0, batch))
     value, (v, direct) = jax.value_and_grad(problem.outer_loss, argnums=(0, 1))(theta, phi, batch)
     product = parts.hessian(problem.inner_loss, theta, phi, batch, damping)
     v = jax.tree.map(parts.wide, v)
-    p = linear_fn(product, v, jax.tree.map(jnp.zeros_like, v) if linear_start is None else linear_start)
+    p = parts.linear_solution(linear_fn, product, v, linear_start)
     grad = jax.tree.map(jnp.subtract, direct, parts.response(problem.inner_loss, theta, phi, batch, p))
-    size = parts.norm(v)
-    miss = jax.tree.map(lambda h, p, v: h - damping * p - v, product(p), p, v)
-    residual = parts.norm(miss) / jnp.where(size == 0, 1.0, size)
+    residual = parts.mismatch(jax.tree.map(lambda h, p: h - damping * p, product(p), p), v)
     stationarity = parts.norm(jax.grad(problem.inner_loss)(theta, phi, batch))
     result = HyperGradient(value, grad, theta, ImplicitInfo(residual, stationarity, p))
     return parts.once(result, "differentiate outer_loss(bilevel.solution(...)(phi, theta0, batch), ...), as often as you like.")
@@ -66,11 +75,20 @@ def solution(inner_loss: Callable, solve: Callable, *, linear_fn: Callable, damp
       inner_loss: what solve minimises in theta.
       solve, linear_fn, damping: as for `implicit`. Without a report of the residual: check it once with `implicit`.
 
+    Raises:
+      TypeError, ValueError: as `implicit`, when the solution is asked for.
+
     Guarantee:
       as `implicit`. The derivative in theta0 is zero: what a few steps of adaptation owe to their start needs `unrolled`.
     """
 
+    parts.not_negative(damping=damping)
+
     def solved(phi, theta0, batch=None):
+        parts.variables(phi=phi, theta0=theta0)
+        parts.takes(inner_loss, "inner_loss(theta, phi, batch)", theta0, phi, batch)
+        parts.scalar("inner_loss", jax.eval_shape(inner_loss, theta0, phi, batch))
+
         def stationary(theta):
             return jax.grad(inner_loss)(theta, phi, batch)
 
@@ -78,11 +96,8 @@ def solution(inner_loss: Callable, solve: Callable, *, linear_fn: Callable, damp
             def product(p):
                 return jax.tree.map(lambda h, p: h + damping * p, linear(p), p)
 
-            def by_products(product, v):
-                return linear_fn(product, v, jax.tree.map(jnp.zeros_like, v))
+            return jax.lax.custom_linear_solve(product, v, functools.partial(parts.linear_solution, linear_fn), symmetric=True)
 
-            return jax.lax.custom_linear_solve(product, v, by_products, symmetric=True)
-
-        return jax.lax.custom_root(stationary, theta0, lambda _, start: solve(phi, start, batch), tangent_solve)
+        return jax.lax.custom_root(stationary, theta0, lambda _, start: parts.solved(solve, phi, start, batch), tangent_solve)
 
     return solved

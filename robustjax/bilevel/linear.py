@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from robustjax import checks
 from robustjax.bilevel import problem
 
 _PROBE_STEPS = 20  # of Lanczos' iteration
@@ -24,6 +25,7 @@ def conjugate_gradient(product: Callable, v, start, *, num_steps: int, tolerance
 
     Source: Hestenes & Stiefel, 1952, as in `jax.scipy`; for hypergradients Pedregosa, ICML 2016, arXiv:1602.02355.
     """
+    checks.counts(num_steps=num_steps)
     # Squares of a small right side underflow, and past rounding the recursion does, to 0 / 0: solved for a right side of length 1. One of
     # zero has no scale to stop at, but a known solution.
     size = problem.norm(v)
@@ -40,6 +42,8 @@ def neumann(product: Callable, v, start, *, step_size, num_steps: int):
 
     Source: Lorraine et al., AISTATS 2020, arXiv:1911.02590.
     """
+    checks.counts(num_steps=num_steps)
+    checks.positive(step_size=step_size)
 
     def step(p, _):
         return jax.tree.map(lambda p, v, h: p + step_size * (v - h), p, v, product(p)), None
@@ -60,6 +64,8 @@ def adam(product: Callable, v, start, *, learning_rate, num_steps: int):
 
     Source: Mehra & Hamm, ACML 2021, arXiv:1911.03432, as released. Differs: Adam's moments start afresh in every call.
     """
+    checks.counts(num_steps=num_steps)
+    checks.positive(learning_rate=learning_rate)
     optimizer = optax.scale_by_adam()
 
     def step(carry, _):
@@ -100,6 +106,9 @@ def lissa(
     Source: Agarwal et al., JMLR 2017, arXiv:1602.03943; Koh & Liang, ICML 2017, arXiv:1703.04730. Differs: damping has the unit of H;
       theirs is divided by scale.
     """
+    checks.counts(num_steps=num_steps, num_repeats=num_repeats, num_probes=num_probes)
+    problem.takes(sampled_fn, "sampled_fn(key, p)", key, start)
+    problem.one_key(key)
     if damping is None:
         smallest, _ = extreme_eigenvalues(product, v, num_steps=_PROBE_STEPS)
         damping = 1.1 * jnp.maximum(-smallest, 0.0)
@@ -136,6 +145,8 @@ def extreme_eigenvalues(product: Callable, like, *, num_steps: int = 50):
 
     Source: Lanczos, 1950; without reorthogonalisation, which the extremes do not need (Paige, 1980).
     """
+    checks.counts(num_steps=num_steps)
+    problem.takes(product, "product(p)", like)
     alpha, beta, _ = _lanczos(product, like, jnp.zeros(num_steps))
     values = jnp.linalg.eigvalsh(_tridiagonal(alpha, beta, alpha[0]))
     return values[0], values[-1]

@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robustjax.base import Array, Bilevel
+from robustjax import checks
+from robustjax.base import Array, Bilevel, HyperGradient
+from robustjax.bilevel import problem as parts
 
 
 class Outer(NamedTuple):
-    """Where an outer loop ended."""
+    """Where an outer loop ended.
+
+    Values fall with phi even where hypergradients are wrong: trust them as far as `info` of the steps does, see the method's own info.
+    """
 
     phi: Any
     theta: Any
@@ -44,11 +49,24 @@ def minimize(
 
     Returns:
       The last phi, the theta of the last hypergradient, values and infos; residuals among the infos tell whether to believe them.
+
+    Raises:
+      TypeError, ValueError: what the method names; no optimizer; no steps; a method that is not bound or gives no `HyperGradient`; a
+        project_fn that gives something else than a phi.
     """
+    checks.counts(num_steps=num_steps)
+    parts.optimizes("optimizer", optimizer)
+    parts.variables(phi=phi, theta0=theta0)
+    parts.takes(method, "method(problem, solve, phi, theta0, batch)", problem, solve, phi, theta0, batch)
+    parts.takes(project_fn, "project_fn(phi)", phi)
+    parts.takes(batch_fn, "batch_fn(batch, step)", batch, 0)
+    parts.alike("what project_fn returns", jax.eval_shape(project_fn, phi), phi, "phi")
 
     def step(carry, i):
         phi, theta, opt_state = carry
         found = method(problem, solve, phi, theta, batch_fn(batch, i))
+        if not isinstance(found, HyperGradient):
+            raise TypeError(f"expected the method to return a HyperGradient, got a {type(found).__name__}; pass e.g. bilevel.unrolled.")
         updates, opt_state = optimizer.update(found.grad, opt_state, phi)
         info = jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) == 0 else None, found.info)  # scalars: solutions are as large as theta
         return (project_fn(optax.apply_updates(phi, updates)), found.theta, opt_state), (found.value, info)

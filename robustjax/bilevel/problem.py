@@ -1,12 +1,14 @@
-"""What the ways to differentiate share: the two partial derivatives, products with Hessians, and the check that phi matters at all."""
+"""What the ways to differentiate share: the two partial derivatives, products with Hessians, and checks of what a user hands in."""
 
+import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
-from robustjax import arrays
+from robustjax import arrays, base
 from robustjax.base import Bilevel
 
 
@@ -69,14 +71,23 @@ def once(result, remedy: str):
 
 
 def check(problem: Bilevel, phi, theta, batch, is_direct: bool = False) -> None:
-    """Phi has an effect on the outer loss, directly or through theta; looked at in the traced program, so also under jit.
+    """The losses are of this kind, and phi has an effect on the outer one, directly or through theta; looked at in the traced program, so
+    also under jit.
 
     Args:
+      problem, phi, theta, batch: as for every method.
       is_direct: only a direct effect counts.
 
     Raises:
-      ValueError: it has none, so that every hypergradient would be zero.
+      TypeError: no `Bilevel`; a loss that does not take (theta, phi, batch); integers or no arrays in phi or theta. ValueError: a loss that
+        is no scalar; nothing in phi or theta; or phi has no effect, so that every hypergradient would be zero.
     """
+    if not isinstance(problem, Bilevel):
+        raise TypeError(f"expected base.Bilevel(inner_loss, outer_loss), got a {type(problem).__name__}.")
+    variables(phi=phi, theta0=theta)
+    for name, loss in zip(problem._fields, problem, strict=True):
+        takes(loss, f"{name}(theta, phi, batch)", theta, phi, batch)
+        scalar(name, jax.eval_shape(loss, theta, phi, batch))
 
     def of_outer(argnums):
         return lambda theta, phi, batch: jax.grad(problem.outer_loss, argnums=argnums)(theta, phi, batch)
@@ -116,3 +127,124 @@ def _is_zero(gradients: Callable, *args) -> bool:
         consts = [jnp.zeros_like(value) if isinstance(value, jax.core.Tracer) else value for value in program.consts]
         values = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))(*zeros)
         return all(bool((value == 0).all()) for value in values)
+
+
+def variables(**trees) -> None:
+    """Each named pytree holds arrays of real numbers, one at least: what can be differentiated.
+
+    Raises:
+      TypeError: something else is in it. ValueError: nothing is.
+    """
+    for name, tree in trees.items():
+        if not jax.tree.leaves(tree):
+            raise ValueError(f"{name} holds no array, got {tree!r}; expected a pytree of float arrays.")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+                got = f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else f"{leaf!r} of type {type(leaf).__name__}"
+                raise TypeError(
+                    f"{name}{jax.tree_util.keystr(path)} is differentiated: expected an array of real numbers, got {got}; pass "
+                    "jnp.asarray(..., float), or move it into the batch."
+                )
+
+
+def takes(function, form: str, *args) -> None:
+    """A function can be called as `form` says, such as "solve(phi, theta0, batch)".
+
+    Raises:
+      TypeError: it is none, or other arguments are missing or too many.
+    """
+    if not callable(function):
+        raise TypeError(f"expected a function {form}, got {function!r} of type {type(function).__name__}.")
+    inner, call = function, lambda function: function()
+    if isinstance(function, base.Configured):
+        inner, call = function.function, function.call_with
+    try:
+        signature = inspect.signature(inner)
+    except ValueError:  # written in C
+        return
+    try:
+        call(lambda **bound: signature.bind(*args, **bound))
+    except TypeError as error:
+        name = getattr(inner, "__name__", type(inner).__name__)
+        raise TypeError(f"expected a function {form}, but {name}{signature} has {error}; bind the rest: base.bind({name}, ...).") from None
+
+
+def scalar(name: str, made) -> None:
+    """What a loss gave is one real number.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if not hasattr(made, "shape") or made.shape or not jnp.issubdtype(made.dtype, jnp.floating):
+        got = f"{made.dtype}{list(made.shape)}" if hasattr(made, "shape") else f"a {type(made).__name__}"
+        raise ValueError(
+            f"expected {name} to return one real number, got {got}; take the mean over examples, and return nothing beside it."
+        )
+
+
+def alike(name: str, made, like, as_what: str) -> None:
+    """A pytree has the structure and the shapes of another.
+
+    Raises:
+      ValueError: it has not.
+    """
+    got, expected = (jax.tree.map(jnp.shape, tree) for tree in (made, like))
+    are_same = str(jax.tree.structure(made)) == str(jax.tree.structure(like))
+    if not are_same or list(map(jnp.shape, jax.tree.leaves(made))) != list(map(jnp.shape, jax.tree.leaves(like))):
+        raise ValueError(f"expected {name} like {as_what}, shapes {expected}, got {got}.")
+
+
+def optimizes(name: str, optimizer) -> None:
+    """An optax transformation.
+
+    Raises:
+      TypeError: something else, such as `optax.adam` without its learning rate.
+    """
+    if not callable(getattr(optimizer, "init", None)) or not callable(getattr(optimizer, "update", None)):
+        raise TypeError(f"expected {name} as an optax transformation, such as optax.adam(0.01), got {optimizer!r}.")
+
+
+def one_key(key) -> None:
+    """One key, typed or raw.
+
+    Raises:
+      TypeError: a number. ValueError: several keys.
+    """
+    arrays.example_keys(key, 1)
+
+
+def not_negative(**numbers) -> None:
+    """Each named number is finite and at least 0, as far as its value is known at trace time.
+
+    Raises:
+      ValueError: it is not.
+    """
+    for name, number in numbers.items():
+        if not isinstance(number, jax.core.Tracer) and not np.all((np.asarray(number) >= 0) & np.isfinite(np.asarray(number, float))):
+            raise ValueError(f"{name} is not finite or below 0: expected a number of at least 0, got {number}.")
+
+
+def solved(solve: Callable, phi, theta0, batch):
+    """solve(phi, theta0, batch), a theta like theta0.
+
+    Raises:
+      TypeError: solve is no such function. ValueError: it gave something else than a theta.
+    """
+    takes(solve, "solve(phi, theta0, batch)", phi, theta0, batch)
+    theta = solve(phi, theta0, batch)
+    alike("what solve returns", theta, theta0, "theta0")
+    return theta
+
+
+def linear_solution(linear_fn: Callable, product: Callable, v, start=None):
+    """linear_fn(product, v, start), a p like v; from zero for None.
+
+    Raises:
+      TypeError: linear_fn is no such function. ValueError: start or what it gave are not like v.
+    """
+    start = jax.tree.map(jnp.zeros_like, v) if start is None else start
+    alike("linear_start", start, v, "theta")
+    takes(linear_fn, "linear_fn(product, v, start)", product, v, start)
+    p = linear_fn(product, v, start)
+    alike("what linear_fn returns", p, v, "v")
+    return p

@@ -12,9 +12,16 @@ from robustjax.bilevel import problem as parts
 
 
 class SolveInfo(NamedTuple):
-    """How far from an inner optimum the solver stopped."""
+    """How far from an inner optimum the solver stopped.
 
-    stationarity: Array  # |d inner_loss / d theta| at theta
+    No error of the gradient where the solver itself is differentiated: `unrolled` and `forward` agreed with the closed form to 1e-9 at an
+    optimum, and with finite differences anywhere (`tests/bilevel/test_hypergradients.py`). It says how far that solver's gradient may be
+    from the optimum's: 200 steps of descent at condition number 54 left .03, 50 left .5 (`docs/results/hypergradients.md`).
+    `truncated` and `first_order` leave out more than it shows: at stationarity 1e-7 the last 1, 5 and 20 of 200 steps alone were wrong by
+    .78, .6 and .31.
+    """
+
+    stationarity: Array  # |d inner_loss / d theta| at theta, which is at most this / smallest eigenvalue of the Hessian from the optimum
 
 
 def unrolled(problem: Bilevel, solve: Callable, phi, theta0, batch=None) -> HyperGradient:
@@ -27,6 +34,9 @@ def unrolled(problem: Bilevel, solve: Callable, phi, theta0, batch=None) -> Hype
     Returns:
       Value, gradient, theta, and how stationary theta is.
 
+    Raises:
+      TypeError, ValueError: what `check` names; a solver that is not bound, or gives something else than a theta.
+
     Guarantee:
       exact for the solver as it is, converged or not.
     Source: Maclaurin et al., ICML 2015, arXiv:1502.03492; Franceschi et al., ICML 2017, arXiv:1703.01785.
@@ -34,7 +44,7 @@ def unrolled(problem: Bilevel, solve: Callable, phi, theta0, batch=None) -> Hype
     parts.check(problem, phi, theta0, batch)
 
     def outer(phi):
-        theta = solve(phi, theta0, batch)
+        theta = parts.solved(solve, phi, theta0, batch)
         return problem.outer_loss(theta, phi, batch), theta
 
     (value, theta), grad = jax.value_and_grad(outer, has_aux=True)(phi)
@@ -52,13 +62,14 @@ def truncated(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *, tai
       As `unrolled`.
 
     Raises:
-      ValueError: phi has no effect; or the result is differentiated again.
+      TypeError, ValueError: as `unrolled`; or the result is differentiated again.
 
     Guarantee:
       none: biased by what the earlier steps would have added, which shrinks like the tail's contraction.
     Source: Shaban et al., AISTATS 2019, arXiv:1810.10667.
     """
-    result = unrolled(problem, tail, phi, jax.lax.stop_gradient(solve(phi, theta0, batch)), batch)
+    parts.check(problem, phi, theta0, batch)
+    result = unrolled(problem, tail, phi, jax.lax.stop_gradient(parts.solved(solve, phi, theta0, batch)), batch)
     return parts.once(result, "use bilevel.unrolled.")
 
 
@@ -71,6 +82,9 @@ def forward(problem: Bilevel, solve: Callable, phi, theta0, batch=None) -> Hyper
     Returns:
       As `unrolled`, the same gradient.
 
+    Raises:
+      TypeError, ValueError: as `unrolled`.
+
     Guarantee:
       as `unrolled`.
     Source: Franceschi et al., ICML 2017, arXiv:1703.01785.
@@ -79,7 +93,7 @@ def forward(problem: Bilevel, solve: Callable, phi, theta0, batch=None) -> Hyper
     flat, unravel = ravel_pytree(phi)
 
     def outer(flat):
-        theta = solve(unravel(flat), theta0, batch)
+        theta = parts.solved(solve, unravel(flat), theta0, batch)
         return problem.outer_loss(theta, unravel(flat), batch), theta
 
     def along(direction):

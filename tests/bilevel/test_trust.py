@@ -62,6 +62,58 @@ def test_the_value_function_reports_the_worse_of_its_two_solutions():
     assert float(first) > 1e-4 and float(result.info.stationarity) >= float(first)
 
 
+def ridge(condition, seed, dtype):
+    """A ridge regression of 60 rows and 8 poisons, its batch and its hypergradients for both signs of the outer loss, in closed form."""
+    rng = np.random.default_rng(seed)
+    values, reg = np.geomspace(1.0, 1.0 / condition, 6), 0.1 / condition
+    rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    rows = np.sqrt(68) * np.linalg.qr(rng.normal(size=(68, 6)))[0] * np.sqrt(values - reg) @ rotation.T
+    x_val, w = rng.normal(size=(60, 6)) * np.sqrt(values) @ rotation.T, rng.normal(size=6)
+    y, y_val = (x @ w + 0.5 * rng.normal(size=len(x)) for x in (rows, x_val))
+    hessian = rows.T @ rows / 68 + reg * np.eye(6)
+    theta = np.linalg.solve(hessian, rows.T @ y / 68)
+    p = np.linalg.solve(hessian, x_val.T @ (x_val @ theta - y_val) / 60)
+    grad = -((rows[60:] @ theta - y[60:])[:, None] * p + (rows[60:] @ p)[:, None] * theta) / 68
+    phi, *batch = (jnp.asarray(a, dtype) for a in (rows[60:], rows[:60], y, x_val, y_val, reg))
+    return phi, tuple(batch), grad
+
+
+def ridge_loss(theta, phi, batch):
+    x, y, *_, reg = batch
+    return 0.5 * jnp.mean((jnp.concatenate([x, phi]) @ theta - y) ** 2) + 0.5 * reg * theta @ theta
+
+
+def descend(phi, theta, batch, *, inner_loss, steps):
+    return jax.lax.fori_loop(0, steps, lambda i, theta: theta - jax.grad(inner_loss)(theta, phi, batch), theta)
+
+
+def test_the_residual_of_the_value_function_tells_wrong_gradients_from_right_ones():
+    def run(phi, batch, sign, weight, steps):
+        problem = Bilevel(ridge_loss, lambda theta, phi, batch: sign * 0.5 * jnp.mean((batch[2] @ theta - batch[3]) ** 2))
+        solve = base.bind(descend, inner_loss=ridge_loss, steps=steps)
+        found = bilevel.value_function(problem, solve, phi, jnp.zeros(6, phi.dtype), batch, weight=weight)
+        return found.grad, found.info.residual
+
+    many = jax.jit(jax.vmap(run, (None, None, 0, 0, 0)))
+    errors, residuals = [], []
+    with jax.enable_x64(True):
+        for dtype in (jnp.float32, jnp.float64):
+            settings = np.meshgrid([-1.0, 1.0], 10.0 ** np.arange(-1, 9), [3, 10, 100, 1000, 10_000])
+            signs, weights, steps = (jnp.asarray(values.ravel(), kind) for values, kind in zip(settings, (dtype, dtype, int), strict=True))
+            for condition in (10, 100, 1000):
+                phi, batch, truth = ridge(condition, 0, dtype)
+                grad, residual = many(phi, batch, signs, weights, steps)
+                with np.errstate(over="ignore"):
+                    wrong = np.linalg.norm(np.asarray(grad, np.float64) - np.multiply.outer(signs, truth), axis=(1, 2))
+                errors.append(wrong / np.linalg.norm(truth))
+                residuals.append(residual)
+    error, residual = np.concatenate(errors), np.concatenate(residuals)
+    for bound, most, least in ((0.01, 0.1, 50), (0.1, 1.0, 100), (1.0, 10.0, 150)):
+        assert (residual < bound).sum() > least and (error[residual < bound] < most).all()
+    assert not (error[~(residual < 1.0)] < 0.3).any(), "no false alarm"
+    assert np.nanmax(error) > 1e5
+
+
 @pytest.mark.parametrize("weight", [1e3, 1e5, 1e6, 1e8])
 def test_the_stationarity_of_the_value_function_tells_what_its_weight_does_to_rounding(weight):
     # 0-d and converged, with |d theta / d phi| = .76: what is wrong is the bias, below 3 / weight, and what the weight makes of rounding.
