@@ -53,7 +53,7 @@ def from_linen(
         more than x, or statistics or a key without a switch; when apply_fn is traced: an unknown mode, a module that is still in training
         in mode "eval", a missing key or collection, or (TypeError) an output that is no array.
     """
-    from flax import core, linen  # a fifth of a second, paid by those who call it
+    from flax import core, linen  # a third of a second, paid by those who call it
 
     _check_module(module, linen.Module, "Linen", "from_nnx")
     if not isinstance(variables, Mapping):
