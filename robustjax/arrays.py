@@ -105,7 +105,7 @@ def norm(x: Array, order) -> Array:
         return absolute(x).sum(axis=1)
     if order == jnp.inf:
         return _largest(absolute(x))
-    scale = _scale(x)
+    scale = scale_of(x)
     squared = jnp.square(x / scale[:, None]).sum(axis=1)
     zero = squared == 0  # not > 0: NaN stays NaN
     return scale * jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))
@@ -127,12 +127,15 @@ def _largest_jvp(primals, tangents):
 
 def normalize(x: Array, order) -> Array:
     """x / |x| at any scale that the type holds, and zero where x is zero: [B, ...] -> [B, ...]."""
-    unit = x / per_example(_scale(flat(x)), x)
+    unit = x / per_example(scale_of(flat(x)), x)
     return unit * per_example(ratio(1.0, norm(unit, order)), x)
 
 
-def _scale(x):
-    # The largest entry of each example, 1 for none. What is computed with it does not depend on it, so that it is no part of a derivative.
+def scale_of(x: Array) -> Array:
+    """The largest |x| of each example of x [B, D] -> [B], 1 where there is none: to divide by, where a result does not depend on it.
+
+    For that reason it is a constant for derivatives.
+    """
     largest = jax.lax.stop_gradient(jnp.abs(x).max(axis=1, initial=0.0))
     return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
 

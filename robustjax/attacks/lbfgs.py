@@ -16,7 +16,7 @@ _MAX_MOVE = 0.5  # of a coordinate at once, in units of x: the first step along 
 
 
 class _Memory(NamedTuple):
-    base: Array  # [B, ...] last accepted perturbation
+    base: Array  # [B, ...] last accepted perturbation, in units of eps where that is per coordinate
     value: Array  # [B] its objective
     grad: Array  # [B, ...] its gradient, zero where the box holds the coordinate
     direction: Array  # [B, ...] of descent from there
@@ -64,18 +64,18 @@ def lbfgs(
     objective.check(x, y, threat, num_binary_search_steps=num_binary_search_steps, num_steps=num_steps, memory_size=memory_size)
     objective.require(threat, (threats.L2,), "lbfgs")
     optimizer = optax.scale_by_lbfgs(memory_size=memory_size)
-    low, high = (jnp.broadcast_to(bound, x.shape) for bound in threat.room(x))
+    low, high = (jnp.broadcast_to(threat.to_unit(bound), x.shape) for bound in threat.room(x))
     return penalty.search(
         key, model_fn, x, y, threat=threat, num_rounds=num_binary_search_steps, num_steps=num_steps, init_weight=init_weight,
-        violation_fn=jnp.negative, origin=jnp.zeros_like(x), decode_fn=_as_is, init_fn=base.bind(_init, optimizer=optimizer),
+        violation_fn=jnp.negative, origin=jnp.zeros_like(x), decode_fn=_from_unit, init_fn=base.bind(_init, optimizer=optimizer),
         update_fn=base.bind(_update, optimizer=optimizer, low=low, high=high),
         goal=objective.Goal(threat, loss_fn, success_fn), loop_fn=loop_fn,
     )  # fmt: skip
 
 
-def _as_is(delta, x, threat):
-    del x, threat
-    return delta
+def _from_unit(unit, x, threat):
+    del x
+    return threat.from_unit(unit)
 
 
 def _init(delta, *, optimizer):

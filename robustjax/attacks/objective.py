@@ -60,13 +60,22 @@ def check(x: Array, y: Array, threat, **counts) -> None:
             f"expected inputs x [B, ...] and labels y of the same length B, got x {x.shape} and y {y.shape}; "
             "give a single input a leading axis: x[None], y[None]."
         )
+    check_threat(threat)
+    checks.counts(**counts)
+
+
+def check_threat(threat) -> None:
+    """It offers what `base.Threat` lists.
+
+    Raises:
+      TypeError: it does not, being a number or a class.
+    """
     missing = [name for name in ("init", "project", "steepest", "apply") if not callable(getattr(threat, name, None))]
     if isinstance(threat, type) or missing:
         raise TypeError(
             f"expected a threat, such as threats.Linf(8 / 255), got {threat!r} of type {type(threat).__name__}"
             + ("; make an instance of it." if isinstance(threat, type) else f", which has no {', '.join(missing)}.")
         )
-    checks.counts(**counts)
 
 
 def require(threat, kinds: tuple[type, ...], attack: str, latent: bool = True) -> None:

@@ -212,10 +212,11 @@ def toward(x: Array, threat: Ball, normal: Array, offset: Array) -> tuple[Array,
     """A hyperplane problem <normal, delta> = offset folded into the positive orthant, each example flat.
 
     Returns:
-      slope [B, D] = |normal|, room [B, D] = how far each coordinate may go toward the hyperplane, goal [B, 1] = |offset|, and
-      sign [B, D], so that delta = sign * t with 0 <= t <= room and <slope, t> = goal.
+      slope [B, D] = |normal| and goal [B, 1] = |offset|, both over the largest |normal|, room [B, D] = how far each coordinate may go toward
+      the hyperplane, and sign [B, D], so that delta = sign * t with 0 <= t <= room and <slope, t> = goal.
     """
     low, high = (arrays.flat(jnp.broadcast_to(bound, x.shape)) for bound in threat.room(x))
     sign = jnp.sign(arrays.flat(normal)) * jnp.sign(offset)[:, None]
     room = jnp.where(sign > 0, high, jnp.where(sign < 0, -low, 0.0))
-    return arrays.absolute(arrays.flat(normal)), room, arrays.absolute(offset)[:, None], sign
+    scale = arrays.scale_of(arrays.flat(normal))[:, None]
+    return arrays.absolute(arrays.flat(normal) / scale), room, arrays.absolute(offset)[:, None] / scale, sign

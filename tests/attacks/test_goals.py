@@ -188,7 +188,7 @@ def test_checked_is_silent_on_good_input():
     ],
 )
 def test_wrong_shapes_and_types_are_named(x, y):
-    with pytest.raises(ValueError, match="expected (inputs )?x"):
+    with pytest.raises(ValueError, match=r"expected (inputs )?x"):
         attacks.pgd(KEY, lambda x: x, x, y, threat=Linf(0.1), step_size=0.1, num_steps=1)
 
 

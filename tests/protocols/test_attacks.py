@@ -59,7 +59,7 @@ def data():
 
 def bound(name, threat):
     attack = ATTACKS[name][0]
-    if "attack" in attack.hyper:
+    if attack.get("attack") is not None:
         return base.bind(attack, attack=base.bind(attack.get("attack"), threat=threat))
     return base.bind(attack, threat=threat)
 
