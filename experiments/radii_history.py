@@ -26,7 +26,7 @@ def run(settings: experiment.Settings) -> report.Section:
         left.plot(p, bound(p, 1.0), label=name)
     left.set(xlabel="pA, probability of the predicted class", ylabel="certified l2 radius / sigma", xlim=(0.5, 1), ylim=(0, 3.8))
     left.legend(fontsize=8)
-    features = np.geomspace(10, 3e5, 100)
+    features = np.unique(np.geomspace(10, 3e5, 100).astype(int))
     for name, order in ORDERS.items():
         right.loglog(features, [radii.gaussian_lp(0.99, 1.0, order=order, num_features=d) for d in features], label=f"p = {name}")
     for name, size in SIZES.items():

@@ -50,7 +50,7 @@ def split(keys: Array, num: int) -> tuple[Array, ...]:
 def sample(sampler: Callable, keys: Array, like: Array) -> Array:
     """`sampler(key, shape, dtype)` for every example, in the shape of `like`; drawn flat, which compiles faster."""
     shape = (math.prod(like.shape[1:]),)
-    return jax.vmap(lambda key: sampler(key, shape, like.dtype))(keys).reshape(like.shape)
+    return jax.vmap(lambda key: sampler(key, shape, jnp.result_type(like)))(keys).reshape(like.shape)
 
 
 def per_example(values, x: Array) -> Array:

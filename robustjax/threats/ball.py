@@ -126,7 +126,7 @@ class Ball:
 
     def _eps(self, x):
         # eps in the type of x, so that no radius of another type widens a perturbation.
-        return arrays.per_example(self.eps, x).astype(x.dtype)
+        return arrays.per_example(self.eps, x).astype(jnp.result_type(x))
 
     def _stretched(self, unit, x):
         """unit * eps for a random start; where eps is infinite it is as far as the box reaches, or 1 where that is infinite too."""
@@ -212,8 +212,8 @@ def toward(x: Array, threat: Ball, normal: Array, offset: Array) -> tuple[Array,
     """A hyperplane problem <normal, delta> = offset folded into the positive orthant, each example flat.
 
     Returns:
-      slope [B, D] = |normal| and goal [B, 1] = |offset|, both over the largest |normal|, room [B, D] = how far each coordinate may go toward
-      the hyperplane, and sign [B, D], so that delta = sign * t with 0 <= t <= room and <slope, t> = goal.
+      slope [B, D] = |normal| and goal [B, 1] = |offset|, both over the largest |normal|, room [B, D] = how far each coordinate may go
+      toward the hyperplane, and sign [B, D], so that delta = sign * t with 0 <= t <= room and <slope, t> = goal.
     """
     low, high = (arrays.flat(jnp.broadcast_to(bound, x.shape)) for bound in threat.room(x))
     sign = jnp.sign(arrays.flat(normal)) * jnp.sign(offset)[:, None]

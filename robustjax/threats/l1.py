@@ -29,7 +29,7 @@ class L1(ball.Ball):
         """
         key_ball, key_rest = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
         laplace = self._masked(arrays.sample(jax.random.laplace, key_ball, x))
-        rest = jax.vmap(lambda k: jax.random.exponential(k, (), x.dtype))(key_rest)
+        rest = jax.vmap(lambda k: jax.random.exponential(k, (), jnp.result_type(x)))(key_rest)
         unit = laplace / arrays.per_example(arrays.norm(laplace, 1) + rest, x)
         return self._clip(self._stretched(unit, x), x)
 
@@ -44,7 +44,7 @@ class L1(ball.Ball):
         size = arrays.absolute(d)
         scale = arrays.flat(jnp.broadcast_to(self.from_unit(jnp.ones_like(x)), x.shape))  # 1 / weight; 0 where nothing can move
         weight = arrays.ratio(1.0, scale)
-        radius = jnp.broadcast_to(jnp.reshape(self.radius().astype(x.dtype), (-1, 1)), (x.shape[0], 1))
+        radius = jnp.broadcast_to(jnp.reshape(self.radius().astype(jnp.result_type(x)), (-1, 1)), (x.shape[0], 1))
 
         # The threshold t is sought from above, as s = top - t, and then as the distance r that s lies beyond the last coordinate to start
         # moving: what must be exact, however far delta is outside the ball, is r, which is of the size of eps.

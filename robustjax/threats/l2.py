@@ -20,7 +20,7 @@ class L2(ball.Ball):
         keys = arrays.example_keys(key, x.shape[0])
         key_ball, key_rest = arrays.split(keys, 2)
         normals = self._masked(arrays.sample(jax.random.normal, key_ball, x))
-        rest = jax.vmap(lambda k: jax.random.normal(k, (2,), x.dtype))(key_rest)
+        rest = jax.vmap(lambda k: jax.random.normal(k, (2,), jnp.result_type(x)))(key_rest)
         length = jnp.sqrt(arrays.total(jnp.square(normals)) + jnp.square(rest).sum(axis=1))
         unit = normals / arrays.per_example(length, x)
         return self._clip(self._stretched(unit, x), x)
@@ -29,7 +29,7 @@ class L2(ball.Ball):
         """Scaled into the ball, then clipped to the box: admissible, and the nearest point wherever one of the two suffices."""
         delta = self._masked(delta)
         size = arrays.norm(self.to_unit(delta), 2)
-        radius = self.radius().astype(x.dtype)
+        radius = self.radius().astype(jnp.result_type(x))
         outside = size > radius
         factor = jnp.where(outside, radius / jnp.where(outside, size, 1.0), 1.0)
         return self._clip(delta * arrays.per_example(factor, x), x)

@@ -445,3 +445,10 @@ def test_resized_balls_have_the_new_radius_and_the_largest_norm_is_that_of_the_f
 def test_the_gradient_of_apply_vanishes_off_the_mask(kind):
     gradient = jax.grad(lambda delta: jnp.sum(_BALLS[kind](1.0, mask=_MASK).apply(_X, delta)))(_DELTA)
     np.testing.assert_array_equal(gradient, np.broadcast_to(_MASK, _SHAPE).astype(float))
+
+
+@pytest.mark.parametrize("kind", _BALLS)
+def test_numpy_arrays_of_float64_are_taken_as_the_float_type_that_jax_has(kind):
+    threat, x = _BALLS[kind](1), _X.astype(np.float64)
+    for delta in (threat.init(jax.random.key(0), x), threat.project(_DELTA.astype(np.float64), x)):
+        assert delta.dtype == jnp.result_type(x)
