@@ -151,18 +151,18 @@ def top_k_mask(scores: Array, k) -> Array:
     bits = jax.lax.bitcast_convert_type(real, word)
     top = word(1 << (num_bits - 1))
     ordered = jnp.where(bits >= top, ~bits, bits | top)
-    k = jnp.broadcast_to(per_example(k, ordered), (ordered.shape[0], 1))
+    k = jnp.broadcast_to(per_example(k, ordered), (ordered.shape[0], 1)).astype(real.dtype)
 
     def count(mask):
-        return mask.sum(axis=1, keepdims=True)
+        return mask.sum(axis=1, keepdims=True).astype(real.dtype)
 
     def set_bit(i, threshold):
         raised = threshold | (top >> i.astype(word))
         return jnp.where(count(ordered >= raised) >= k, raised, threshold)
 
-    threshold = jax.lax.fori_loop(0, num_bits, set_bit, jnp.zeros_like(k, word))
+    threshold = jax.lax.fori_loop(0, num_bits, set_bit, jnp.zeros(k.shape, word))
     tied = ordered == threshold
-    chosen = (ordered > threshold) | (tied & (jnp.cumsum(tied, axis=1) <= k - count(ordered > threshold)))
+    chosen = (ordered > threshold) | (tied & (jnp.cumsum(tied, axis=1).astype(real.dtype) <= k - count(ordered > threshold)))
     return (chosen & (k > 0)).reshape(scores.shape)
 
 

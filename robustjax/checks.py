@@ -3,6 +3,8 @@
 Only what is known at trace time is looked at, so that every check costs nothing in a compiled program.
 """
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,3 +94,65 @@ def positive(**numbers) -> None:
         values = np.asarray(number)
         if not jnp.issubdtype(values.dtype, jnp.number) or not np.all((values > 0) & np.isfinite(values)):
             raise ValueError(f"{name} must be positive and finite, got {number}.")
+
+
+def model(model_fn, x) -> None:
+    """It can be called, and no Flax module in it is in train mode, where every pass would change it.
+
+    Raises:
+      TypeError: it cannot be called. ValueError: it is in train mode; the first layer that is, is named.
+    """
+    if not callable(model_fn) or isinstance(model_fn, type):
+        raise TypeError(f"expected a model, a function x [B, ...] -> logits [B, C], got {model_fn!r} of type {type(model_fn).__name__}.")
+    nnx = sys.modules.get("flax.nnx")  # whoever has such a module has imported it
+    if nnx is None:
+        return
+
+    def is_module(part):
+        return isinstance(part, nnx.Module)
+
+    modules = [part for part in jax.tree.leaves(model_fn, is_leaf=is_module) if is_module(part)]
+    training = [
+        ".".join([type(module).__name__, *map(str, path)])
+        for module in modules
+        for path, layer in nnx.iter_modules(module)
+        if getattr(layer, "use_running_average", None) is False or getattr(layer, "deterministic", None) is False
+    ]
+    if training and _changes_itself(model_fn, x):
+        raise ValueError(_in_train_mode(training[0]))
+
+
+def called(model_fn, x):
+    """model_fn(x), with Flax's error about a module in train mode, which a closure may hide, said in its place.
+
+    Raises:
+      ValueError: a module in train mode.
+    """
+    try:
+        return model_fn(x)
+    except Exception as error:
+        if type(error).__name__ == "TraceContextError":
+            raise ValueError(_in_train_mode("a Flax module inside the model")) from error
+        raise
+
+
+def _changes_itself(model_fn, x):
+    changed = []
+
+    def probe(model_fn, x):
+        before = jax.tree.leaves(model_fn)
+        model_fn(x)
+        changed.append(any(old is not new for old, new in zip(before, jax.tree.leaves(model_fn), strict=True)))
+        return 0
+
+    try:
+        jax.eval_shape(probe, model_fn, x)
+    except Exception as error:
+        if type(error).__name__ != "TraceContextError":
+            return False  # whatever else is wrong with the call is told where it is made
+        changed.append(True)
+    return any(changed)
+
+
+def _in_train_mode(name):
+    return f"{name} is in train mode: it normalises by the batch or drops out, and changes in every pass; call model.eval() first."

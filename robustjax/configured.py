@@ -81,7 +81,12 @@ class Configured:
     def children(self) -> list[Callable]:
         """Every bound value that can be called, those in tuples too: the attacks of a combination, a loss, a loop."""
         found: list[Callable] = []
-        self.map_children(lambda child: (found.append(child), child)[1])
+
+        def collect(child):
+            found.append(child)
+            return child
+
+        self.map_children(collect)
         return found
 
     def map_children(self, change: Callable[[Callable], Any]) -> "Configured":

@@ -106,6 +106,7 @@ def evaluate(
     targets = (y if aimed.any() else None) if targets is None else np.asarray(targets)
     _check_data(attacks, x, y, targets, batch_size, mesh)
     run = _Runner(key, base.bind(model_fn), x, batch_size, mesh)
+    checks.model(model_fn, jnp.asarray(x[:batch_size]))
     fingerprint = _fingerprint(key, attacks, model_fn, x, y, targets)
     if state is None:
         state = _clean(run, tuple(attacks), y, targets, aimed, _kinds(attacks), fingerprint)

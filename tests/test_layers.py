@@ -11,11 +11,11 @@ import pytest
 import robustjax
 
 _FLOORS = (
-    {"base", "arrays", "graph", "loops", "lowering", "parallel"},
+    {"configured", "base", "arrays", "checks", "fingerprint", "graph", "loops", "lowering", "parallel"},
     {"losses", "threats", "manifolds", "bilevel"},
     {"attacks", "bounds", "smoothing", "corruptions", "backdoors"},
-    {"training", "defenses"},
-    {"poisoning", "evaluate", "flags"},
+    {"training", "defenses", "flags"},
+    {"poisoning", "evaluate"},
 )
 _FLOOR = {name: number for number, names in enumerate(_FLOORS, 1) for name in names}
 _ALLOWED = {"jax", "flax", "optax", "chex", "scipy", "numpy", "robustjax"} | sys.stdlib_module_names

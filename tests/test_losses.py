@@ -107,7 +107,7 @@ def test_dlr_of_too_few_classes_raises_and_names_margin():
     ],
 )
 def test_wrong_shapes_and_types_of_labels_raise(name, logits, y):
-    with pytest.raises(ValueError, match="expected (logits|integer labels)"):
+    with pytest.raises(ValueError, match=r"expected (logits|integer labels)"):
         _LABEL_LOSSES[name](jnp.asarray(logits), jnp.asarray(y))
 
 

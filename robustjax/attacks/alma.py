@@ -62,7 +62,7 @@ def alma(
       feasibility only: the result lies in the box; not optimality.
     Source: Rony et al., ICCV 2021, Algorithm 1, arXiv:2011.11857. Differs: the offset is added to the ratio, not its numerator.
     """
-    objective.check(x, y, threat, num_steps=num_steps)
+    objective.check(model_fn, x, y, threat, num_steps=num_steps)
     objective.require(threat, (threats.L2, threats.L1), "alma")
     keys = objective.streams(key, x).model
     goal = objective.Goal(threat, loss_fn, success_fn)
@@ -88,7 +88,7 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, init_distance, goal):
     candidate, uphill = objective.ascend(objective.step_model(model_fn, keys, i), x, y, state.delta, goal)
     constraint = _OFFSET - candidate.loss
     found = objective.keep_best(state.found, objective.by_norm(candidate, threat))
-    first = jnp.where(candidate.success, jnp.minimum(state.first, i), state.first)
+    first = jnp.where(candidate.success, jnp.minimum(state.first, jnp.asarray(i, x.dtype)), state.first)
 
     checked = (i > 0) & (i % _CHECK_EVERY == 0)
     stalled = ~objective.was_fooled(found) & (constraint >= _PROGRESS * state.checked)
@@ -104,7 +104,7 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, init_distance, goal):
     update = threat.from_unit(update)
     low, high = threat.room(x)
     rate = jax.lax.cond(i == 0, lambda: _first_rate(update, threat, low, high, init_distance), lambda: state.rate)
-    fraction = jnp.where(jnp.isfinite(first), (i - first) / jnp.maximum(num_steps - first, 1.0), 0.0)
+    fraction = jnp.where(jnp.isfinite(first), (jnp.asarray(i, x.dtype) - first) / jnp.maximum(num_steps - first, 1.0), 0.0)
     delta = state.delta - arrays.per_example(rate * _FINAL_RATE**fraction, x) * update
     return _State(
         delta=jnp.clip(delta, min=low, max=high),

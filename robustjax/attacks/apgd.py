@@ -61,7 +61,7 @@ def apgd(
     Source: Croce & Hein, ICML 2020, Algorithm 1, arXiv:2003.01690. Differs: starts at `threat.init`, and returns the misclassified
       iterate of largest loss, where the reference returns the last one.
     """
-    objective.check(x, y, threat, num_steps=num_steps)
+    objective.check(model_fn, x, y, threat, num_steps=num_steps)
     objective.require(threat, (threats.Linf, threats.L2, threats.L1), "apgd")
     if isinstance(threat, threats.L1):
         return apgd_l1(
@@ -113,9 +113,9 @@ def _step(i, state, *, model_fn, x, y, keys, windows, goal):
     best_loss = jnp.where(better, loss, state.best_loss)
 
     # The first loss is compared with nothing; the one after it with 0, as in the reference.
-    num_rises = state.num_rises + ((i > 0) & (loss > state.last_loss))
+    num_rises = state.num_rises + ((i > 0) & (loss > state.last_loss)).astype(jnp.int32)
     checked = windows[i] > 0
-    stuck = (num_rises <= _PROGRESS * windows[i]) | (~state.reduced & (state.checked_loss >= best_loss))
+    stuck = (num_rises.astype(x.dtype) <= _PROGRESS * windows[i].astype(x.dtype)) | (~state.reduced & (state.checked_loss >= best_loss))
     halved = checked & stuck
     step_size = jnp.where(halved, 0.5 * state.step_size, state.step_size)
     delta, grad = arrays.select(halved, (best, best_grad), (delta, grad))

@@ -53,7 +53,7 @@ def apgd_l1(
       feasibility only: the result lies in the threat; not optimality.
     Source: Croce & Hein, ICML 2021, Algorithm 1, arXiv:2103.01208. Differs: the start is `threat.init`.
     """
-    objective.check(x, y, threat, num_steps=num_steps)
+    objective.check(model_fn, x, y, threat, num_steps=num_steps)
     objective.require(threat, (threats.L1,), "apgd_l1")
     keys = objective.streams(key, x)
     delta = objective.start(threat, keys.start, x, delta)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays
+from robustjax import arrays, checks
 from robustjax.base import Array
 
 
@@ -20,7 +20,7 @@ def linearize(model_fn, x: Array, y: Array, delta, *, threat, boundary_fn, candi
     """
 
     def values(delta):
-        boundaries = boundary_fn(model_fn(threat.apply(x, delta)), y)
+        boundaries = boundary_fn(checks.called(model_fn, threat.apply(x, delta)), y)
         return boundaries if candidates is None else jnp.take_along_axis(boundaries, candidates, axis=1)
 
     value, pullback = jax.vjp(values, delta)

@@ -45,7 +45,7 @@ def carlini_wagner(
     Source: Carlini & Wagner, IEEE S&P 2017, arXiv:1608.04644. Differs: no early abort; a coordinate without two finite
       bounds moves freely, without tanh; the norm is that of the kept delta.
     """
-    objective.check(x, y, threat, num_binary_search_steps=num_binary_search_steps, num_steps=num_steps)
+    objective.check(model_fn, x, y, threat, num_binary_search_steps=num_binary_search_steps, num_steps=num_steps)
     objective.require(threat, (threats.L2,), "carlini_wagner")
     confident = base.bind(_confident, success_fn=success_fn, loss_fn=loss_fn, confidence=confidence)
     goal = objective.Goal(threat, loss_fn, confident)

@@ -61,7 +61,7 @@ def carlini_wagner_l0(
       feasibility only: the result lies in the box; not optimality.
     Source: Carlini & Wagner, IEEE S&P 2017, section VI-B, arXiv:1608.04644. Differs: per example, with backtracking.
     """
-    objective.check(x, y, threat, num_rounds=num_rounds, num_steps=num_steps)
+    objective.check(model_fn, x, y, threat, num_rounds=num_rounds, num_steps=num_steps)
     objective.require(threat, (threats.L0,), "carlini_wagner_l0")
     keys = objective.streams(key, x).model
     free = penalty.to_free(x, threat)

@@ -58,7 +58,7 @@ def carlini_wagner_linf(
       feasibility only: the result lies in the box; not optimality.
     Source: Carlini & Wagner, IEEE S&P 2017, section VI-C, arXiv:1608.04644.
     """
-    objective.check(x, y, threat, num_rounds=num_rounds, num_steps=num_steps)
+    objective.check(model_fn, x, y, threat, num_rounds=num_rounds, num_steps=num_steps)
     objective.require(threat, (threats.Linf,), "carlini_wagner_linf")
     keys = objective.streams(key, x).model
     free = penalty.to_free(x, threat)

@@ -38,7 +38,7 @@ def ddn(
       feasibility only: the result lies in the box; not optimality.
     Source: Rony et al., CVPR 2019, Algorithm 1, arXiv:1811.09600. Differs: no quantisation to 256 levels.
     """
-    objective.check(x, y, threat, num_steps=num_steps)
+    objective.check(model_fn, x, y, threat, num_steps=num_steps)
     objective.require(threat, (threats.L2,), "ddn")
     keys = objective.streams(key, x)
     goal = objective.Goal(threat, loss_fn, success_fn)

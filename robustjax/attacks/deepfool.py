@@ -39,7 +39,7 @@ def deepfool(
     Source: Moosavi-Dezfooli et al., CVPR 2016, Algorithm 2, arXiv:1511.04599. Differs: boundaries of the label, not of the
       prediction; the tested point is clipped to the box.
     """
-    objective.check(x, y, threat, num_steps=num_steps, num_candidates=num_candidates)
+    objective.check(model_fn, x, y, threat, num_steps=num_steps, num_candidates=num_candidates)
     objective.require(threat, (threats.L2, threats.Linf, threats.L1), "deepfool")
     keys = objective.streams(key, x).model
     initial = boundary_fn(objective.step_model(model_fn, keys, num_steps)(x), y)

@@ -51,7 +51,7 @@ def ead(
       feasibility only: the result lies in the box; not optimality.
     Source: Chen et al., AAAI 2018, Algorithm 1, arXiv:1709.04114.
     """
-    objective.check(x, y, threat, num_binary_search_steps=num_binary_search_steps, num_steps=num_steps)
+    objective.check(model_fn, x, y, threat, num_binary_search_steps=num_binary_search_steps, num_steps=num_steps)
     objective.require(threat, (threats.L1, threats.L2), "ead")
     keys = objective.streams(key, x).model
     zeros = jnp.zeros_like(x)
@@ -86,4 +86,4 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, shrinkage
     candidate = candidate._replace(known=candidate.known & is_finite)
     weight = weight._replace(fooled=weight.fooled | candidate.success)
     found = objective.keep_best(state.found, objective.by_norm(candidate, threat))
-    return _State(shrunk, shrunk + taken / (taken + 3.0) * (shrunk - unit), weight, found)
+    return _State(shrunk, shrunk + taken / (taken + 3) * (shrunk - unit), weight, found)

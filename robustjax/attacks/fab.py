@@ -52,7 +52,7 @@ def fab(
     Source: Croce & Hein, ICML 2020, Algorithm 1, arXiv:1907.02044. Differs: without the final search on the boundary, as in
       AutoAttack.
     """
-    objective.check(x, y, threat, num_steps=num_steps, num_candidates=1 if num_candidates is None else num_candidates)
+    objective.check(model_fn, x, y, threat, num_steps=num_steps, num_candidates=1 if num_candidates is None else num_candidates)
     objective.require(threat, (threats.Linf, threats.L2, threats.L1), "fab", latent=False)
     keys = objective.streams(key, x)
     delta = objective.start(threat.resized(0.5 * jnp.minimum(threat.radius(), threat.largest_norm(x))), keys.start, x, delta)

@@ -47,7 +47,7 @@ def fmn(
     Source: Pintor et al., NeurIPS 2021, Algorithm 1, arXiv:2102.12827. Differs: l1 projects on ball and box
       together; the estimate is overshot by a thousandth.
     """
-    objective.check(x, y, threat, num_steps=num_steps)
+    objective.check(model_fn, x, y, threat, num_steps=num_steps)
     objective.require(threat, (threats.L0, threats.L1, threats.L2, threats.Linf), "fmn")
     keys = objective.streams(key, x).model
     goal = objective.Goal(threat, loss_fn, success_fn)

@@ -61,7 +61,7 @@ def lbfgs(
       steps, coordinates held by the box left out) with Armijo backtracking; one search per example; reverse mode takes the curvature
       for constant and sees gradient steps.
     """
-    objective.check(x, y, threat, num_binary_search_steps=num_binary_search_steps, num_steps=num_steps, memory_size=memory_size)
+    objective.check(model_fn, x, y, threat, num_binary_search_steps=num_binary_search_steps, num_steps=num_steps, memory_size=memory_size)
     objective.require(threat, (threats.L2,), "lbfgs")
     optimizer = optax.scale_by_lbfgs(memory_size=memory_size)
     low, high = (jnp.broadcast_to(threat.to_unit(bound), x.shape) for bound in threat.room(x))

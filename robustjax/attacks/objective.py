@@ -40,17 +40,18 @@ def streams(key: Array, x: Array) -> Streams:
     return Streams(*arrays.split(arrays.example_keys(key, x.shape[0]), 3))
 
 
-def check(x: Array, y: Array, threat, **counts) -> None:
+def check(model_fn: ModelFn, x: Array, y: Array, threat, **counts) -> None:
     """What every attack asks of its arguments, known at trace time.
 
     Args:
+      model_fn: the model.
       x: [B, ...]. y: labels, targets or whatever the loss takes, of length B.
       threat: what is admissible.
       **counts: numbers of steps, rounds, restarts, each an integer of at least 1.
 
     Raises:
-      TypeError: x is no array or of half precision, a class or a number in place of a threat, a count that is no integer.
-      ValueError: x and y of different length, integer x, a count below 1.
+      TypeError: a model that cannot be called, x is no array or of half precision, a class or a number in place of a threat, a count that
+        is no integer. ValueError: x and y of different length, integer x, a count below 1, a model in train mode.
     """
     checks.inputs(x)
     if not hasattr(y, "ndim"):
@@ -61,6 +62,7 @@ def check(x: Array, y: Array, threat, **counts) -> None:
             "give a single input a leading axis: x[None], y[None]."
         )
     check_threat(threat)
+    checks.model(model_fn, x)
     checks.counts(**counts)
 
 
@@ -98,16 +100,20 @@ def require(threat, kinds: tuple[type, ...], attack: str, latent: bool = True) -
 
 def start(threat: Threat, keys: Array, x: Array, delta: Delta | None) -> Delta:
     """The first perturbation, projected into the threat: random for None, a number everywhere, the one given, or what it draws."""
+    shapes = jax.eval_shape(threat.init, keys, x)
     if delta is None:
         return threat.init(keys, x)
     if callable(delta):
-        return threat.project(delta(keys, x), x)
-    shapes = jax.eval_shape(threat.init, keys, x)
+        return _typed(threat.project(delta(keys, x), x), shapes)
     if jax.tree_util.all_leaves([delta]) and jnp.ndim(delta) == 0:
         value = jnp.asarray(delta)
         delta = jax.tree.map(lambda s: jnp.full(s.shape, value, s.dtype), shapes)
     chex.assert_trees_all_equal_shapes(delta, shapes)
-    return threat.project(delta, x)
+    return _typed(threat.project(delta, x), shapes)
+
+
+def _typed(delta, shapes):
+    return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), delta, shapes)
 
 
 def small_noise(keys: Array, x: Array, *, scale=1e-3) -> Array:
@@ -127,7 +133,7 @@ def evaluate(model_fn: ModelFn, x: Array, y: Array, delta: Delta, goal: Goal) ->
     Raises:
       ValueError: a loss or a success that is not one value per example.
     """
-    logits = model_fn(goal.threat.apply(x, delta))
+    logits = checks.called(model_fn, goal.threat.apply(x, delta))
     loss, success = goal.loss_fn(logits, y), goal.success_fn(logits, y)
     for name, value in (("loss_fn", loss), ("success_fn", success)):
         if jnp.shape(value) != x.shape[:1]:

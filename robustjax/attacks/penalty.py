@@ -79,7 +79,8 @@ def adam_init(variable: Array):
 
 def adam_step(grad: Array, memory, variable: Array, learning_rate):
     """One step of Adam down the gradient; the learning rate a scalar or [B]."""
-    update, memory = jax.vmap(_ADAM.update)(grad, memory)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types, whatever the caller allows
+        update, memory = jax.vmap(_ADAM.update)(grad, memory)
     return variable - arrays.per_example(learning_rate, variable) * update, memory
 
 

@@ -54,7 +54,7 @@ def pgd(
       feasibility only: the result lies in the threat; not optimality.
     Source: Madry et al., ICLR 2018, arXiv:1706.06083. Differs: keeps the best iterate.
     """
-    objective.check(x, y, threat, num_steps=num_steps)
+    objective.check(model_fn, x, y, threat, num_steps=num_steps)
     keys = objective.streams(key, x)
     delta = objective.start(threat, keys.start, x, delta)
     optimizer = optimizer and optax.with_extra_args_support(optimizer)
@@ -111,7 +111,7 @@ def fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, delta:
       feasibility only.
     Source: Goodfellow et al., ICLR 2015, arXiv:1412.6572.
     """
-    objective.check(x, y, threat)
+    objective.check(model_fn, x, y, threat)
     options = {"step_size": threat.radius(), "keep_fn": objective.keep_last} | options
     return pgd(key, model_fn, x, y, threat=threat, delta=delta, num_steps=1, **options)
 
@@ -130,7 +130,7 @@ def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, alph
       feasibility only.
     Source: Tramer et al., ICLR 2018, section 4.1, arXiv:1705.07204.
     """
-    objective.check(x, y, threat)
+    objective.check(model_fn, x, y, threat)
     objective.require(threat, (threats.Ball,), "r_fgsm")
     noise = arrays.sample(jax.random.normal, objective.streams(key, x).own, x)
     delta = arrays.per_example(alpha, x) * threat.steepest(noise, x, jax.numpy.zeros_like(x))
@@ -164,7 +164,7 @@ def rs_fgsm(
       feasibility only.
     Source: Wong et al., ICLR 2020, Algorithm 3, arXiv:2001.03994.
     """
-    objective.check(x, y, threat)
+    objective.check(model_fn, x, y, threat)
     objective.require(threat, (threats.Ball,), "rs_fgsm", latent=False)
     unboxed = threat.replace(box=(-jax.numpy.inf, jax.numpy.inf))
     step_size = 1.25 * threat.radius() if step_size is None else step_size
@@ -188,7 +188,7 @@ def n_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, nois
       feasibility only in a larger ball: |delta| <= (noise + 1) eps, and the box.
     Source: de Jorge et al., NeurIPS 2022, arXiv:2202.01181.
     """
-    objective.check(x, y, threat)
+    objective.check(model_fn, x, y, threat)
     objective.require(threat, (threats.Ball,), "n_fgsm")
     radius = threat.radius()
     options = {"step_size": radius, "delta": threat.resized(noise * radius).init(objective.streams(key, x).own, x)} | options

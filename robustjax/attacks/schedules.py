@@ -5,4 +5,4 @@ import jax.numpy as jnp
 
 def cosine(i, num_steps: int, start, end):
     """From start at step 0 down to end at num_steps along half a cosine."""
-    return end + 0.5 * (start - end) * (1.0 + jnp.cos(jnp.pi * i / num_steps))
+    return end + 0.5 * (start - end) * (1.0 + jnp.cos(jnp.pi * (i / num_steps)))

@@ -43,7 +43,7 @@ def sigma_zero(
       feasibility only: the result lies in the box; not optimality.
     Source: Cina et al., ICLR 2025, Algorithm 1, arXiv:2402.01879.
     """
-    objective.check(x, y, threat, num_steps=num_steps)
+    objective.check(model_fn, x, y, threat, num_steps=num_steps)
     objective.require(threat, (threats.L0,), "sigma_zero")
     keys = objective.streams(key, x).model
     goal = objective.Goal(threat, loss_fn, success_fn)

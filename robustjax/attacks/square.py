@@ -49,13 +49,11 @@ def square(
     Source: Andriushchenko et al., ECCV 2020, arXiv:1912.00049. Differs: windows are drawn per example, and reach the last
       row and column, which the authors' code leaves out.
     """
-    objective.check(x, y, threat, num_queries=num_queries)
+    objective.check(model_fn, x, y, threat, num_queries=num_queries)
     if x.ndim not in (2, 4):
         raise ValueError(f"square needs images [B, H, W, C] or vectors [B, D], got x of shape {x.shape}.")
     if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[2] == x.shape[3] > 4:
-        raise ValueError(
-            f"square needs images [B, H, W, C], and {x.shape} looks like [B, C, H, W]; pass x.transpose(0, 2, 3, 1)."
-        )
+        raise ValueError(f"square needs images [B, H, W, C], and {x.shape} looks like [B, C, H, W]; pass x.transpose(0, 2, 3, 1).")
     objective.require(threat, (threats.Linf, threats.L2, threats.L1), "square", latent=False)
     frame = _frame(x)
     is_linf = isinstance(threat, threats.Linf)
@@ -101,7 +99,7 @@ def _sizes(num_queries, fraction, rescaled, frame, least):
     side = part * frame.height if frame.width == 1 else jnp.sqrt(part * (frame.height * frame.width))
     size = jnp.maximum(jnp.round(side).astype(jnp.int32), least)
     if least > 1:
-        size += size % 2 == 0  # pyramids need a centre
+        size += 1 - size % 2  # pyramids need a centre
     return jnp.minimum(size, frame.longest)
 
 
@@ -122,7 +120,7 @@ def _stripes(keys, x, frame, threat):
     if frame.width == 1:  # on a vector every coordinate has its own sign
         signs = jax.vmap(lambda k: jax.random.rademacher(k, (frame.height, 1, 1), x.dtype))(keys)
     signs = jnp.broadcast_to(signs, (x.shape[0], *frame)).reshape(x.shape)
-    return threat.project(signs * arrays.per_example(threat.eps, x), x)
+    return threat.project(_whole(signs, threat), x)
 
 
 def _squares(keys, x, delta, size, threat):
@@ -130,15 +128,20 @@ def _squares(keys, x, delta, size, threat):
     inside, _ = _window(arrays.fold_in(keys, 0), frame, size)
     signs = jax.vmap(lambda k: jax.random.rademacher(jax.random.fold_in(k, 1), (1, 1, frame.channels), x.dtype))(keys)
     change = jnp.where(inside, signs, 0.0).reshape(x.shape)
-    return threat.project(delta + 2.0 * arrays.per_example(threat.eps, x) * change, x)
+    return threat.project(delta + 2.0 * _whole(change, threat), x)
+
+
+def _whole(signs, threat):
+    # Signs at the full radius.
+    return threat.from_unit(arrays.per_example(threat.radius().astype(signs.dtype), signs) * signs)
 
 
 def _window(keys, frame, size):
     # Masks [B, H, W, 1] of a random window of `size` per example, and its corner.
     height, width = frame.side(size)
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys)
-    top = jnp.floor(uniform[:, 0] * (frame.height - height + 1)).astype(jnp.int32)
-    left = jnp.floor(uniform[:, 1] * (frame.width - width + 1)).astype(jnp.int32)
+    places = jnp.asarray([frame.height - height + 1, frame.width - width + 1]).astype(uniform.dtype)  # the last one included
+    top, left = jnp.floor(uniform * places[None]).astype(jnp.int32).T
     rows = jnp.arange(frame.height)[None, :] - top[:, None]
     columns = jnp.arange(frame.width)[None, :] - left[:, None]
     inside = ((rows >= 0) & (rows < height))[:, :, None, None] & ((columns >= 0) & (columns < width))[:, None, :, None]
@@ -173,7 +176,7 @@ def _order(threat):
 
 
 def _rescale(delta, x, threat):
-    return threat.project(delta * arrays.per_example(arrays.ratio(threat.radius(), threat.norm(delta)), x), x)
+    return threat.project(delta * arrays.per_example(arrays.ratio(threat.radius().astype(x.dtype), threat.norm(delta)), x), x)
 
 
 def _tiles(keys, x, frame, threat):

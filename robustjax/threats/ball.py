@@ -99,7 +99,7 @@ class Ball:
 
     def room(self, x: Array) -> tuple[Array, Array]:
         """The least and the greatest delta of every coordinate: lower - x <= 0 <= upper - x, zero outside the mask."""
-        lower, upper = self.box
+        lower, upper = (jnp.asarray(bound).astype(x.dtype) for bound in self.box)
         return self._masked(jnp.minimum(lower - x, 0.0)), self._masked(jnp.maximum(upper - x, 0.0))
 
     def to_unit(self, delta: Delta) -> Delta:

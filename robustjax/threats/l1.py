@@ -103,7 +103,8 @@ class L1(ball.Ball):
         slope, room, sign = (jnp.take_along_axis(a, order, axis=1) for a in (slope, room, sign))
         gain = jnp.where(slope > 0, slope * jnp.where(slope > 0, room, 0.0), 0.0)
         before = jnp.cumsum(jnp.where(jnp.isfinite(gain), gain, 0.0), axis=1) - jnp.where(jnp.isfinite(gain), gain, 0.0)
-        blocked = jnp.cumsum(~jnp.isfinite(gain), axis=1) - ~jnp.isfinite(gain) > 0  # an unbounded coordinate took it all
+        endless = (~jnp.isfinite(gain)).astype(jnp.int32)
+        blocked = jnp.cumsum(endless, axis=1) - endless > 0  # an unbounded coordinate took it all
         part = jnp.where(blocked, 0.0, jnp.clip(goal - before, min=0.0, max=gain))
         delta = sign * jnp.where(slope > 0, part / jnp.where(slope > 0, slope, 1.0), 0.0)
         return jnp.take_along_axis(delta, jnp.argsort(order, axis=1), axis=1).reshape(x.shape)

@@ -75,8 +75,8 @@ def fit(
     """Epochs of shuffled batches in one scan.
 
     The permutation of an epoch and the key of a step depend on the key and the step's number alone, so that a run cut into
-    several calls of whole epochs equals the uncut one. Fields of an attack that have one entry per example of the data set (eps, mask, step size)
-    follow their examples into the batches.
+    several calls of whole epochs equals the uncut one. Fields of an attack that have one entry per example of the data set (eps, mask,
+    step size) follow their examples into the batches.
 
     Args:
       state: where to start.
@@ -134,7 +134,7 @@ def check(loss, x) -> None:
       ValueError: data outside a threat's box, or a random start in a ball of radius 0.
     """
     for part in configured.walk(loss):
-        threat = part.get("threat") if isinstance(part, base.Configured) else None
+        threat: Any = part.get("threat") if isinstance(part, base.Configured) else None
         if hasattr(threat, "check"):
             inputs = x if not isinstance(x, Coded) else x.code if isinstance(threat, threats.Latent) else x.x
             threat.check(inputs)
