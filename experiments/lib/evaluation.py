@@ -44,7 +44,10 @@ def run(
 
 
 def identity(key, attacks, model_fn, x, y, targets=None) -> dict:
-    """What an evaluation depends on: names to be read, and digests by which any two of them are told apart."""
+    """What an evaluation depends on: names to be read, and digests by which any two of them are told apart.
+
+    Models and attacks are told by their arrays and programs, so that another version of JAX or of the library may make others of them.
+    """
     model_fn, keys, x, y = base.bind(model_fn), jax.random.split(key, len(x)), np.asarray(x), np.asarray(y)
     parts = {"model": (model_fn, fingerprint.program(_logits, keys, model_fn, x)), "x": x, "y": y, "targets": targets}
     # Programs of attacks are taken of a stand-in, so that another model does not look like another attack.

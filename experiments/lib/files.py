@@ -47,9 +47,9 @@ def try_folder(folder: str | pathlib.Path) -> None:
     Raises:
       OSError: nothing can be written there.
     """
-    path = pathlib.Path(folder) / f".tried.{os.getpid()}"
+    path = pathlib.Path(folder) / ".robustjax-tried"
     write(path, b"tried")
-    path.unlink()
+    path.unlink(missing_ok=True)  # two processes may try one folder
 
 
 def try_file(path: str | pathlib.Path) -> pathlib.Path:

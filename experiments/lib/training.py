@@ -91,7 +91,11 @@ def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> 
 
 
 def identity(plan: Plan, state: training.TrainState, x, y) -> dict:
-    """What a run depends on: numbers to be read, and digests by which any two runs are told apart; how it is scored is not among them."""
+    """What a run depends on: numbers to be read, and digests by which any two runs are told apart.
+
+    Losses and optimizers are told by their programs, so that another version of JAX or of the library may make another run of them; how
+    a run is scored is not among them.
+    """
     params, model_state, opt_state, _ = state
     batch = jax.tree.map(lambda array: array[: plan.batch_size], (x, y))
     schedule_fn = None if plan.schedule_fn is None else base.bind(plan.schedule_fn)

@@ -1,12 +1,18 @@
 """Runs of experiments: a killed one goes on to the same end, the best epoch is kept, a broken loss is named and nothing is lost."""
 
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from experiments.lib import experiment, models, training
+from experiments.lib import evaluation, experiment, models, training
 from robustjax import attacks, base
 from robustjax import training as methods
 from robustjax.threats import Linf
@@ -127,12 +133,31 @@ def test_a_run_of_something_else_is_refused_by_name(make, names, finished):
     assert [part.split(": ")[0] for part in message.split("; ")] == names
 
 
-def test_what_a_run_is_told_by_does_not_change_with_the_process_and_says_what_closures_hold():
-    def told(loss):
-        made = plan(loss=loss)
-        return training.identity(made, methods.init(made.model.params, None, made.optimizer), X, Y)["loss"]
+def told(made):
+    return training.identity(made, methods.init(made.model.params, made.model.model_state, made.optimizer), X, Y)
 
-    assert told(scaled(1.0)) == told(scaled(1.0)) != told(scaled(2.0))
+
+def test_losses_are_told_apart_by_what_closures_hold():
+    assert told(plan(loss=scaled(1.0))) == told(plan(loss=scaled(1.0)))
+    assert told(plan(loss=scaled(1.0)))["loss"] != told(plan(loss=scaled(2.0)))["loss"]
+
+
+def identities():
+    """Of a training and of an evaluation of a network of NNX."""
+    model = models.build("linear", 0, C, (D,))
+    ensemble = attacks.ensemble(Linf(0.1), num_steps=2, num_targets=1, num_queries=2)
+    loss = base.bind(methods.adversarial, apply_fn=model.apply_fn, attack=training.inner_pgd(Linf(0.1), 2))
+    made = plan(model=model, loss=loss, optimizer=training.cosine_adam(0.1, N, 2, 16))
+    model_fn = methods.classifier(model.apply_fn, model.params, model.model_state)
+    return told(made) | evaluation.identity(jax.random.key(0), ensemble, model_fn, X[:2], Y[:2])
+
+
+def test_another_process_tells_the_same_by_the_same():
+    code = "import json, test_training_runs; print(json.dumps(test_training_runs.identities()))"
+    folder = pathlib.Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{folder.parents[1]}:{folder}", "PYTHONHASHSEED": "7", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == identities()
 
 
 def test_a_finished_run_whose_last_file_was_lost_in_a_kill_knows_its_seconds(tmp_path, monkeypatch):
