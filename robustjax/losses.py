@@ -36,8 +36,9 @@ def smoothed_cross_entropy(logits: Array, y: Array, *, smoothing) -> Array:
 
 def kl(logits: Array, log_probs: Array) -> Array:
     """KL(p || softmax(logits)) from log p [B, C]; from log-probabilities on both sides, so it never divides or takes log 0."""
-    logits, log_probs = as_logits(logits), as_logits(log_probs)
+    logits = as_logits(logits)
     _check_distribution(logits, log_probs, "log_probs")
+    log_probs = as_logits(log_probs)
     probs = jnp.exp(log_probs)
     possible = probs > 0
     difference = jnp.where(possible, log_probs, 0.0) - jnp.where(possible, jax.nn.log_softmax(logits), 0.0)
@@ -133,6 +134,16 @@ def as_logits(logits: Array) -> Array:
     """Logits [B, C] in float32 at least.
 
     Raises:
+      TypeError, ValueError: as `check_logits`.
+    """
+    check_logits(logits)
+    return logits.astype(logits.dtype if logits.dtype.itemsize >= 4 else jnp.float32)
+
+
+def check_logits(logits: Array) -> None:
+    """What a model gave are logits [B, C] of at least two classes.
+
+    Raises:
       TypeError: no array, such as a tuple. ValueError: another rank, no floats, or a single output.
     """
     if not hasattr(logits, "ndim"):
@@ -147,7 +158,6 @@ def as_logits(logits: Array) -> Array:
             f"expected logits of at least 2 classes, got {logits.shape}; of a single output z make two: "
             "jnp.concatenate([jnp.zeros_like(z), z], axis=1)."
         )
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _negated(logits, y, *, loss_fn):

@@ -106,7 +106,9 @@ def count_soft(
 
     def votes(logits):
         finite = _has_leader(logits)
-        scaled = jnp.where(finite[..., None], jax.nn.softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1), 0.0) / SOFT_UNIT
+        logits = jnp.where(finite[..., None], logits, 0.0).astype(noise.wide(logits))  # in bfloat16 they would not sum to 1
+        probs = jax.nn.softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1)
+        scaled = jnp.where(finite[..., None], probs, 0.0) / SOFT_UNIT
         rounded = jnp.floor(scaled), jnp.ceil(scaled), jnp.ceil(jnp.square(scaled) * SOFT_UNIT)
         return SoftVotes(*(part.astype(jnp.int32).sum(axis=1, dtype=jnp.int32) for part in (*rounded, finite)))
 
@@ -137,12 +139,12 @@ def logits_of(model_fn: ModelFn, samples: Array, keys: Array) -> Array:
 
 
 def grouped(logits: Array, num_examples: int, num_samples: int) -> Array:
-    """Logits [B * S, C] of a model as [B, S, C] of float32 at least: probabilities in bfloat16 do not sum to 1.
+    """Logits [B * S, C] of a model as [B, S, C].
 
     Raises:
       ValueError: they are of another shape, or of fewer than two classes. TypeError: they are no array, such as a tuple.
     """
-    logits = losses.as_logits(logits)
+    losses.check_logits(logits)
     if len(logits) != num_examples * num_samples:
         raise ValueError(
             f"expected logits [{num_examples * num_samples}, C] of as many inputs, got {logits.shape}; return one row for each input."

@@ -44,14 +44,14 @@ def splitting(key: Key, x: Array, sigma) -> Array:
 
 
 def wide(x: Array):
-    """The type in which noise on x is drawn: float32 at least.
+    """The type of x, or float32 if that is wider: in which noise is drawn, and probabilities are computed from logits.
 
     Raises:
       ValueError: x is not of a floating type.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"expected inputs of a floating type, got {x.dtype}; pass e.g. x / 255, and sigma in that unit.")
-    return jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, jnp.float32))
+    return jax.dtypes.canonicalize_dtype(x.dtype if x.dtype.itemsize >= 4 else jnp.float32)
 
 
 def _plus(x, scale, drawn):

@@ -72,6 +72,7 @@ def _log_mean(x, *, keys, model, sigma, num_samples, temperature, gradient_free,
     where = jax.lax.stop_gradient(x) if gradient_free else x
     samples, sample_keys = counting.noisy(keys, where, sigma, num_samples, noise_fn)
     logits = counting.logits_of(model.model_fn, samples, sample_keys)
+    logits = logits.astype(noise.wide(logits))
     logits = logits / jnp.asarray(temperature, logits.dtype)
     if gradient_free:
         # h(x + noise) as a constant, times the density ratio of the noise as x moves: 1 here, with gradient noise / sigma^2.

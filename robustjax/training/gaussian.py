@@ -76,7 +76,7 @@ def stability(
     keys = arrays.example_keys(key, x.shape[0])
     checks.labels(y, x.shape[0])
     clean, state = apply_fn(params, model_state, x, "train")
-    clean = counting.grouped(clean, x.shape[0], 1)[:, 0]
+    clean = losses.as_logits(clean)
     logits, state = noisy_logits(apply_fn, params, state, keys, x, sigma, num_noise)
     probs = jnp.repeat(jax.nn.softmax(clean), num_noise, axis=0)
     change = losses.soft_cross_entropy(logits.reshape(-1, logits.shape[-1]), probs).mean()
@@ -92,7 +92,7 @@ def noisy_logits(
     checks.counts(num_noise=num_noise)
     samples, _ = counting.noisy(keys, x, sigma, num_noise, noise_fn)
     logits, model_state = apply_fn(params, model_state, samples.reshape(-1, *x.shape[1:]), "train")
-    return counting.grouped(logits, *samples.shape[:2]), model_state
+    return counting.grouped(losses.as_logits(logits), *samples.shape[:2]), model_state
 
 
 def mean_loss(loss_fn: LossFn, logits: Array, y: Array) -> Array:

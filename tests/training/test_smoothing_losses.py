@@ -186,6 +186,31 @@ def test_smooth_mix_runs_without_a_ball():
     assert size.max() > 0.5 and x_adv.min() >= 0 and x_adv.max() <= 1
 
 
+def masked_fn(params, model_state, x, mode):
+    logits, model_state = apply_fn(params, model_state, x, mode)
+    return jnp.concatenate([logits, jnp.full((len(x), 1), -jnp.inf)], axis=1), model_state
+
+
+LOSSES = {
+    "gaussian": training.gaussian,
+    "stability": base.bind(training.stability, weight=2.0),
+    "consistency": base.bind(training.consistency, weight=5.0),
+    "macer": base.bind(training.macer, weight=3.0, beta=2.0),
+    "smooth_mix": base.bind(training.smooth_mix, weight=5.0, attack=PGD),
+    "smooth_adv": base.bind(training.smooth_adv, attack=PGD),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_class_that_the_head_masks_changes_neither_loss_nor_gradient(name):
+    @functools.partial(jax.jit, static_argnums=1)
+    def both(params, head_fn):
+        bound = base.bind(LOSSES[name], apply_fn=head_fn, **NOISE)
+        return jax.value_and_grad(lambda params: bound(params, 0, KEY, X, Y)[0])(params)
+
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), both(PARAMS, masked_fn), both(PARAMS, apply_fn))
+
+
 def test_smooth_adv_is_the_loss_at_the_attacked_inputs_under_the_noise_of_the_attack():
     seen = []
 
