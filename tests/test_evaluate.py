@@ -199,6 +199,122 @@ def test_robust_error_is_natural_plus_boundary_error():
     assert errors.robust.mean() == 1 - evaluate.accuracies(state)["worst case"]
 
 
+_LINEAR = jax.tree_util.Partial(lambda w, x: x @ w, 4 * jnp.eye(3))
+_CORNERS = np.array([[0.9, 0.1, 0.1], [0.8, 0.2, 0.1], [0.1, 0.9, 0.2], [0.1, 0.2, 0.9]], np.float32)
+
+
+def test_targeted_attacks_aim_at_y_alone_or_at_targets_beside_labels():
+    labels = _CORNERS.argmax(axis=1)
+    pgd = base.bind(attacks.pgd, threat=Linf(0.6), step_size=0.2, num_steps=10)
+    weak = base.bind(pgd, threat=Linf(0.01))
+    targets = (labels + 1) % 3
+    alone = last({"t": attacks.targeted(pgd)}, _LINEAR, _CORNERS, targets, batch_size=4)
+    np.testing.assert_array_equal(alone.success[0], 1)
+    np.testing.assert_array_equal(_LINEAR(alone.x).argmax(axis=1), targets)
+    assert evaluate.accuracies(alone) == {"clean": 1.0, "t": 0.0, "worst case": 0.0}
+
+    targets[0] = labels[0]  # nothing to do there
+    wrong = labels.copy()
+    wrong[3] = 0  # misclassified as it is
+    both = last({"weak": weak, "t": attacks.targeted(pgd)}, _LINEAR, _CORNERS, wrong, targets=targets, batch_size=2)
+    np.testing.assert_array_equal(both.success, [[0, 0, 0, -1], [-1, 1, 1, -1]])
+    assert evaluate.accuracies(both) == {"clean": 0.75, "weak": 0.75, "t": 0.25, "worst case": 0.25}
+    at_target = last({"t": attacks.targeted(pgd)}, _LINEAR, _CORNERS, labels, batch_size=4)
+    assert evaluate.accuracies(at_target)["clean"] == 0.0
+    assert (at_target.success == evaluate.NOT_RUN).all()
+
+
+def test_autoattack_aims_too():
+    labels = np.repeat([0, 1], 2)
+    x = np.array([[0.9, 0.1, 0.1, 0.0], [0.1, 0.9, 0.2, 0.0]], np.float32).repeat(2, axis=0)
+    attack = attacks.targeted(base.bind(attacks.autoattack, threat=Linf(0.6), num_steps=10, num_queries=10))
+    model_fn = jax.tree_util.Partial(lambda w, x: x @ w, 4 * jnp.eye(4))
+    state = last({"auto": attack}, model_fn, x, labels, targets=labels + 1, batch_size=4)
+    np.testing.assert_array_equal(state.success, 1)
+
+
+@pytest.mark.parametrize("field", ["eps", "eps of rank", "mask", "box", "step_size", "target", "inside a combination"])
+def test_what_belongs_to_an_example_follows_it(field):
+    # Twelve examples, all but the last of which cannot be fooled; the first four are misclassified and drop out.
+    n = 12
+    x = np.tile(np.array([[0.7, 0.3]], np.float32), (n, 1))
+    x[:4] = [0.3, 0.7]
+    only = np.arange(n) == n - 1
+    threat, options = Linf(0.5), {}
+    if field in ("eps", "inside a combination"):
+        threat = Linf(np.where(only, 0.5, 0.05))
+    elif field == "eps of rank":
+        threat = Linf(np.where(only, 0.5, 0.05)[:, None] * np.ones((1, 2)))
+    elif field == "mask":
+        threat = Linf(0.5, mask=np.broadcast_to(only[:, None], (n, 2)))
+    elif field == "box":
+        threat = Linf(0.5, box=(np.where(only[:, None], 0.0, x), np.where(only[:, None], 1.0, x)))
+    elif field == "step_size":
+        options = {"step_size": np.where(only, 0.1, 0.0)}
+    elif field == "target":  # of the loss: toward the other class for the last alone
+        options = {"loss_fn": base.bind(losses.targeted_margin, target=np.where(only, 1, 0))}
+    attack = base.bind(attacks.pgd, threat=threat, **({"step_size": 0.1, "num_steps": 10, "delta": 0.0} | options))
+    attack = attacks.worst_case(attack, attacks.restarts(attack, 2)) if field == "inside a combination" else attack
+    model_fn = jax.tree_util.Partial(lambda w, x: x @ w, jnp.array([[5.0, -5.0], [-5.0, 5.0]]))
+    for batch_size in (n, 4, 8):
+        state = last({"p": attack}, model_fn, x, np.zeros(n, int), batch_size=batch_size)
+        assert state.success[0].tolist() == [-1] * 4 + [0] * 7 + [1], batch_size
+
+
+def test_masked_classes_are_no_mistake():
+    model_fn = lambda x: jnp.where(jnp.arange(4)[None] == 3, -jnp.inf, jnp.pad(4 * x, ((0, 0), (0, 1))))  # noqa: E731
+    plan = {
+        "pgd": base.bind(attacks.pgd, threat=Linf(0.6), step_size=0.2, num_steps=10),
+        "apgd": base.bind(attacks.apgd, threat=Linf(0.6), num_steps=5, loss_fn=losses.dlr),
+    }
+    state = last(plan, model_fn, _CORNERS, _CORNERS.argmax(axis=1), batch_size=4, survivors_only=False)
+    np.testing.assert_array_equal(state.success, 1)
+    assert np.isfinite(state.x).all()
+
+
+def test_gradients_that_are_not_finite_give_no_examples_and_a_flag():
+    def model_fn(x):  # right everywhere; its gradient is NaN
+        right = 10.0 * jax.nn.one_hot(jnp.argmax(x, axis=1), 3)
+        return right + jnp.sqrt(jnp.zeros_like(x) * x).sum(axis=1, keepdims=True)
+
+    plan = {"p": base.bind(attacks.pgd, threat=Linf(0.1), step_size=0.1, num_steps=3)}
+    state = last(plan, model_fn, _CORNERS, _CORNERS.argmax(axis=1), batch_size=4)
+    assert evaluate.accuracies(state)["p"] == 1.0
+    assert np.isfinite(state.x).all() and np.isnan(state.loss).all()
+    assert {flag.name for flag in state.flags if flag.raised} == {"unknown_gradients"}
+
+
+def test_flags_come_with_the_state():
+    x = np.random.default_rng(0).uniform(0.3, 0.7, size=(40, 6)).astype(np.float32)
+
+    @jax.custom_jvp
+    def masked(x):
+        return 1e3 * jnp.stack([jnp.full(len(x), 0.1), x[:, 0] - 0.75], axis=1)
+
+    masked.defjvp(lambda primals, tangents: (masked(*primals), 0.0 * jnp.stack([tangents[0][:, 0]] * 2, axis=1)))
+    apgd = base.bind(attacks.apgd, threat=Linf(0.6), num_steps=5, delta=0.0)
+    plan = {"apgd": apgd, "square": base.bind(attacks.square, threat=Linf(0.6), num_queries=60)}
+    state = last(plan, masked, x, np.zeros(40, int), batch_size=40)
+    assert {flag.name for flag in state.flags if flag.raised} == {"black_box_wins", "saturated_loss"}
+
+    model_fn, x, y = problem()
+    ddn = base.bind(attacks.ddn, threat=L2(jnp.inf), num_steps=3, init_eps=30.0)
+    fmn = base.bind(attacks.fmn, threat=L2(jnp.inf), num_steps=60)
+    far = last({"ddn": ddn, "fmn": fmn}, model_fn, x, y, batch_size=40, survivors_only=False)
+    assert "ddn" in next(flag.advice for flag in far.flags if flag.name == "minimum_norms" and flag.raised)
+    near = last({"fmn": fmn, "again": fmn}, model_fn, x, y, batch_size=40, survivors_only=False)
+    assert not any(flag.raised for flag in near.flags)
+    soft = last({"p": apgd}, lambda x: jax.nn.softmax(model_fn(x)), x, y, batch_size=40)
+    assert "softmax_output" in {flag.name for flag in soft.flags if flag.raised}
+
+
+def test_accuracies_of_what_did_not_run_are_refused():
+    model_fn, x, y = problem()
+    state = last(suite(0.2), model_fn, x, y, batch_size=40)
+    with pytest.raises(ValueError, match="did not run"):
+        evaluate.accuracies(state, survivors_only=False)
+
+
 def test_pareto_front_keeps_what_nothing_beats():
     front = evaluate.pareto_front([0.9, 0.8, 0.7, 0.9, 0.6], [0.1, 0.3, 0.2, 0.1, 0.3])
     np.testing.assert_array_equal(front, [True, True, False, True, False])

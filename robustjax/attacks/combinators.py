@@ -36,6 +36,10 @@ def worst_case(*attacks: Attack) -> Attack:
     Guarantee:
       succeeds wherever one of the attacks does.
     """
+    if not attacks:
+        raise ValueError("expected at least one attack; pass worst_case(*attacks).")
+    for attack in attacks:
+        each(attack, lambda plain: plain)  # names what is no attack
     return base.bind(_worst_case, attacks=attacks)
 
 

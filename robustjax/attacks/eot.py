@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base
+from robustjax import arrays, base, checks
 from robustjax.base import Array, ModelFn
 
 
@@ -39,6 +39,7 @@ def eot(model_fn: ModelFn, *, num_samples: int, transform_fn: Callable | None = 
 
     Source: Athalye et al., ICML 2018, arXiv:1707.07397. Differs: averages logits, where AutoAttack averages the gradients of losses.
     """
+    checks.counts(num_samples=num_samples)
     return Expectation(base.bind(_mean_logits, model=base.Held(model_fn), transform_fn=transform_fn, num_samples=num_samples))
 
 

@@ -49,16 +49,25 @@ def eps_ramp(loss, num_steps, *, num_ramp_steps: int):
       loss: a training loss whose attacks have a bound `threat`, combinations included; all of them are scaled.
       num_steps: taken so far.
       num_ramp_steps: until the full eps is reached.
+
+    Raises:
+      ValueError: a loss without an attack that has a bound threat.
     """
+    checks.counts(num_ramp_steps=num_ramp_steps)
     factor = jnp.minimum(1.0, (num_steps + 1) / num_ramp_steps)
+    changed = []
 
     def scaled(attack):
-        changed = {"threat": attack.get("threat").resized(factor * attack.get("threat").radius())}
+        options = {"threat": attack.get("threat").resized(factor * attack.get("threat").radius())}
         if attack.get("step_size") is not None:
-            changed["step_size"] = factor * attack.get("step_size")
-        return base.bind(attack, **changed)
+            options["step_size"] = factor * attack.get("step_size")
+        changed.append(attack)
+        return base.bind(attack, **options)
 
-    return combinators.map_attacks(loss, scaled)
+    ramped = combinators.map_attacks(loss, scaled)
+    if not changed:
+        raise ValueError("eps_ramp scales the threat of an attack, and this loss has no attack with a bound threat; leave it out.")
+    return ramped
 
 
 def fit(
@@ -93,6 +102,7 @@ def fit(
     Raises:
       ValueError: arrays of different length, or fewer than B examples; outside jit, what `check` finds.
     """
+    checks.counts(num_epochs=num_epochs, batch_size=batch_size)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((step_fn, x, y))):
         check(step_fn, x)
         _check_labels(step_fn, state, x, y)

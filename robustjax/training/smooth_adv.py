@@ -72,7 +72,8 @@ def craft_smoothed(
 ) -> Array:
     """The inputs that an attack makes against the model smoothed by the noise of `keys` [B].
 
-    They are brought into its threat if it is bound to one, those of each attack of a combination into its own. Their perturbation is a constant for gradients, in the parameters (Danskin) and in x, to which it is added (poisoning asks for that).
+    They are brought into its threat if it is bound to one, those of each attack of a combination into its own. Their perturbation is a
+    constant for gradients, in the parameters (Danskin) and in x, to which it is added (poisoning asks for that).
     """
     model_fn = classifier(apply_fn, jax.lax.stop_gradient(params), model_state, mode)
     smoothed = soft(model_fn, sigma=sigma, num_samples=num_noise, gradient_free=gradient_free).draw(keys)
