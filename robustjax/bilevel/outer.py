@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from robustjax import checks
-from robustjax.base import Array, Bilevel, HyperGradient
+from robustjax.base import Array, Bilevel
 from robustjax.bilevel import problem as parts
 
 
@@ -65,8 +65,7 @@ def minimize(
     def step(carry, i):
         phi, theta, opt_state = carry
         found = method(problem, solve, phi, theta, batch_fn(batch, i))
-        if not isinstance(found, HyperGradient):
-            raise TypeError(f"expected the method to return a HyperGradient, got a {type(found).__name__}; pass e.g. bilevel.unrolled.")
+        parts.is_hypergradient(found)
         updates, opt_state = optimizer.update(found.grad, opt_state, phi)
         info = jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) == 0 else None, found.info)  # scalars: solutions are as large as theta
         return (project_fn(optax.apply_updates(phi, updates)), found.theta, opt_state), (found.value, info)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend import core
 
 from robustjax import arrays, base
-from robustjax.base import Bilevel
+from robustjax.base import Bilevel, HyperGradient
 
 
 def inner(a, b):
@@ -147,14 +147,23 @@ def variables(**trees) -> None:
                 )
 
 
+def is_function(function, form: str) -> None:
+    """It can be called.
+
+    Raises:
+      TypeError: it cannot.
+    """
+    if not callable(function):
+        raise TypeError(f"expected a function {form}, got {function!r} of type {type(function).__name__}.")
+
+
 def takes(function, form: str, *args) -> None:
     """A function can be called as `form` says, such as "solve(phi, theta0, batch)".
 
     Raises:
       TypeError: it is none, or other arguments are missing or too many.
     """
-    if not callable(function):
-        raise TypeError(f"expected a function {form}, got {function!r} of type {type(function).__name__}.")
+    is_function(function, form)
     inner, call = function, lambda function: function()
     if isinstance(function, base.Configured):
         inner, call = function.function, function.call_with
@@ -192,6 +201,16 @@ def alike(name: str, made, like, as_what: str) -> None:
     are_same = str(jax.tree.structure(made)) == str(jax.tree.structure(like))
     if not are_same or list(map(jnp.shape, jax.tree.leaves(made))) != list(map(jnp.shape, jax.tree.leaves(like))):
         raise ValueError(f"expected {name} like {as_what}, shapes {expected}, got {got}.")
+
+
+def is_hypergradient(found) -> None:
+    """What a method returned is a `HyperGradient`.
+
+    Raises:
+      TypeError: it is not.
+    """
+    if not isinstance(found, HyperGradient):
+        raise TypeError(f"expected the method to return a HyperGradient, got a {type(found).__name__}; pass e.g. bilevel.unrolled.")
 
 
 def optimizes(name: str, optimizer) -> None:

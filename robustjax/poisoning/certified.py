@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robustjax import arrays, base
+from robustjax import arrays, base, checks
 from robustjax.base import Array, Bilevel, Key
+from robustjax.bilevel import problem
 from robustjax.bilevel.implicit import implicit
 from robustjax.bilevel.linear import adam
+from robustjax.poisoning import arguments
 from robustjax.poisoning.craft import PoisonResult
 from robustjax.smoothing.soft import log_mean_softmax
 from robustjax.training.gaussian import noisy_logits
@@ -23,14 +25,23 @@ class Victim(NamedTuple):
     params: Any
     opt_state: Any
     linear: Any  # like params: warm start of the next system
-    residual: Array  # of the last system; above 1 its hypergradient is worth nothing
+    residual: Array  # of the last system, as in `bilevel.ImplicitInfo`: above 1 its hypergradient is worth nothing; inf before the first
 
 
 def soft_radius(apply_fn: Callable, params, keys: Array, x: Array, y: Array, *, sigma, num_noise: int, beta=16.0, smoothing=1e-3) -> Array:
     """The mean soft certified radius of a batch: sigma / 2 (Phi^-1(a(p1)) - Phi^-1(a(p2))), 0 where the prediction is wrong.
 
     p is the mean over noise of softmax(beta * logits), and a(t) = (1 - 2 smoothing) t + smoothing keeps it away from 0 and 1.
+
+    Raises:
+      TypeError, ValueError: keys, images, labels, sigma or a num_noise of another kind.
     """
+    arguments.images(x)
+    checks.positive(sigma=sigma, beta=beta)
+    checks.labels(y, len(x))
+    problem.takes(apply_fn, "apply_fn(params, model_state, x, mode)", params, None, x, "train")
+    if not jnp.ndim(smoothing) and not isinstance(smoothing, jax.core.Tracer) and not 0.0 <= smoothing < 0.5:
+        raise ValueError(f"smoothing moves probabilities away from 0 and 1: expected it in [0, .5), got {smoothing}.")
     logits, _ = noisy_logits(apply_fn, params, None, keys, x, sigma, num_noise)
     probs = (1.0 - 2.0 * smoothing) * jnp.exp(log_mean_softmax(beta * logits)) + smoothing
     margin, counted = radius_margin(probs, y)
@@ -92,13 +103,27 @@ def lower_radius(
       The poisons and, as state, the last `Victim`; losses are one per batch.
 
     Raises:
-      ValueError: fewer clean images or poisons than a batch takes.
+      TypeError: no key, no threat, numbers that are no integers, functions that cannot be called. ValueError: images, labels or targets of
+        another shape, type or range; fewer clean images or poisons than a batch takes; numbers below 1; a sigma that is not above 0.
 
     Guarantee:
       feasibility only.
     Source: Mehra et al., CVPR 2021, Algorithm 1, arXiv:2012.01274. Differs: the noise is one draw for the whole of a step; every poison
       keeps its own moments of Adam, where the authors' are shared by the places of a batch.
     """
+    problem.one_key(key)
+    arguments.images(x_poison, threat, "x_poison")
+    arguments.shaped_like(x, x_poison, "x")
+    arguments.shaped_like(x_val, x_poison, "x_val")
+    checks.counts(num_epochs=num_epochs, num_restart_epochs=num_restart_epochs, num_clean=num_clean, num_poison=num_poison)
+    checks.counts(num_victim_steps=num_victim_steps, num_linear_steps=num_linear_steps)
+    checks.positive(learning_rate=learning_rate, victim_rate=victim_rate, linear_rate=linear_rate)
+    problem.takes(init_fn, "init_fn(key)", key)
+    params = jax.eval_shape(init_fn, key)
+    num_classes = arguments.classes(apply_fn, params, None, x_val, "train")
+    for name, labels, images in (("y", y, x), ("y_poison", y_poison, x_poison), ("y_val", y_val, x_val)):
+        arguments.labelled(labels, len(images), num_classes, name)
+    problem.takes(training_loss, "training_loss(params, model_state, key, x, y)", params, None, key, x, y)
     num_batches = len(x_poison) // num_poison
     if num_batches == 0 or len(x) < num_clean:
         raise ValueError(f"a batch takes {num_clean} clean images and {num_poison} poisons; got {len(x)} and {len(x_poison)}.")

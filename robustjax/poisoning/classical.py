@@ -11,13 +11,19 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
+from robustjax import checks
+from robustjax.bilevel import problem
+from robustjax.poisoning import arguments
+
 
 class Pullback(NamedTuple):
     """A cotangent of theta as a gradient in the training set."""
 
     x: np.ndarray  # [N, D]
     y: np.ndarray  # [N] with labels as real numbers; NaN where the learner takes signs alone
-    slack: float  # how near the solution is to where its formula changes (the active set of an SVM); inf where it is smooth
+    # How near the solution is to where its formula changes (the active set of an SVM), in multipliers or margins; inf where it is smooth,
+    # and the gradient equals finite differences to 1e-7. That of an SVM does so to 1e-3 within the slack, for libsvm's own tolerance.
+    slack: float
     active: np.ndarray | None = None  # [N] the SVM's set that each point is in: 0 idle, 1 on the margin, 2 at the bound
 
 
@@ -27,9 +33,9 @@ class Poisoned(NamedTuple):
     x: np.ndarray  # [N, D]
     y: np.ndarray  # [N]
     theta: np.ndarray
-    loss: np.ndarray  # [num_steps + 1] the attacker's, without the effort
+    loss: np.ndarray  # [num_steps + 1] the attacker's, without the effort; exact, of the learner fitted again to every set
     effort: float  # |x - x0| or |y - y0|, l2 or l1
-    active_set_changes: int  # steps at which an SVM's formula changed; gradients on either side are one-sided
+    active_set_changes: int  # steps at which an SVM's formula changed: gradients there are one-sided, and a smaller step is in order
 
 
 def attack(
@@ -66,23 +72,27 @@ def attack(
       The poisoned set.
 
     Raises:
-      ValueError: another order of effort, a weight below 0, nothing that can move, labels of another length, rows beyond the set, or what
-        may move outside the box at the start.
+      TypeError: functions that cannot be called, another number of steps than an integer. ValueError: another order of effort, a weight
+        below 0, a step that is not above 0, nothing that can move, NaN, labels of another shape, rows beyond the set, or what may move
+        outside the box at the start.
 
     Source: Mei & Zhu, AAAI 2015, eq. 5 and 6.
     """
+    arguments.table(x, y)
+    arguments.box(box)
+    checks.counts(num_steps=num_steps)
+    checks.positive(step_size=step_size)
+    problem.is_function(fit_fn, "fit_fn(x, y)")
+    problem.is_function(pullback_fn, "pullback_fn(x, y, theta, v)")
+    problem.is_function(outer_fn, "outer_fn(theta)")
     data = {"x": np.asarray(x, np.float64), "y": np.asarray(y)}
     if effort_order not in (1, 2) or moving not in data:
         raise ValueError(f"effort_order must be 1 or 2 and moving 'x' or 'y', got {effort_order} and {moving!r}.")
     origin = data[moving].astype(np.float64)
-    free = np.ones(len(origin), bool) if rows is None else np.isin(np.arange(len(origin)), rows)
-    if len(data["x"]) != len(data["y"]) or (rows is not None and free.sum() != len(rows)):
-        raise ValueError(
-            f"expected as many labels as points and different rows among them, got {len(data['y'])} labels for {len(data['x'])} points and "
-            f"rows {rows}."
-        )
-    if weight < 0:
-        raise ValueError(f"expected a weight of the effort of at least 0, got {weight}.")
+    free = np.ones(len(origin), bool) if rows is None else np.isin(np.arange(len(origin)), np.asarray(rows))
+    if rows is not None and (free.sum() != len(rows) or len(rows) == 0):
+        raise ValueError(f"expected different rows from 0 to {len(origin) - 1}, one at least, got rows {rows}.")
+    problem.not_negative(weight=weight)
     if not ((origin[free] >= box[0]) & (origin[free] <= box[1])).all():
         raise ValueError(f"what may move lies from {origin[free].min():g} to {origin[free].max():g}, outside the box {box}; pass its own.")
     free = free.reshape(-1, *[1] * (origin.ndim - 1))
@@ -127,13 +137,14 @@ def ruin(x, y, *, loss: str) -> Callable:
     """
     if loss not in _LOSSES:
         raise ValueError(f"loss must be one of {sorted(_LOSSES)}, got {loss!r}.")
+    arguments.table(x, y)
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if len(x) != len(y):
-        raise ValueError(f"expected as many labels as points, got {len(y)} labels for {len(x)} points.")
     if loss != "squared" and not np.isin(y, (-1.0, 1.0)).all():
         raise ValueError(f"expected labels -1 or 1, got {np.unique(y)[:5]}; for 0 and 1 pass 2 * y - 1.")
 
     def outer(theta):
+        if np.shape(theta) not in ((x.shape[1],), (x.shape[1] + 1,)):
+            raise ValueError(f"expected theta [{x.shape[1]}], or one more with the bias last, got shape {np.shape(theta)}.")
         inputs = x if len(theta) == x.shape[1] else _with_one(x)
         value, slope = _LOSSES[loss](inputs @ theta, y)
         return -float(value.mean()), -slope @ inputs / len(y)
@@ -142,7 +153,13 @@ def ruin(x, y, *, loss: str) -> Callable:
 
 
 def ridge(x, y, *, reg: float) -> np.ndarray:
-    """(X'X + reg I)^-1 X'y; reg 0 is ordinary least squares."""
+    """(X'X + reg I)^-1 X'y; reg 0 is ordinary least squares.
+
+    Raises:
+      ValueError: x or y of another shape, NaN, reg below 0.
+    """
+    arguments.table(x, y)
+    problem.not_negative(reg=reg)
     x = np.asarray(x, np.float64)
     return np.linalg.solve(x.T @ x + reg * np.eye(x.shape[1]), x.T @ np.asarray(y, np.float64))
 
@@ -158,8 +175,20 @@ def ridge_pullback(x, y, theta, v, *, reg: float) -> Pullback:
 def least_label_change(x, y, *, coefficient: int, value: float = 0.0, reg: float = 0.0, effort_order: int = 2) -> np.ndarray:
     """The smallest change of labels [N] that gives a coefficient of `ridge` a value: spread over all for l2, one label alone for l1.
 
+    Raises:
+      TypeError: another coefficient than an integer. ValueError: x or y of another shape, NaN, a coefficient that is not there, another
+        order of effort.
+
     Source: Mei & Zhu, AAAI 2015, section on least squares.
     """
+    arguments.table(x, y)
+    checks.counts(least=0, coefficient=coefficient)
+    problem.not_negative(reg=reg)
+    if effort_order not in (1, 2) or coefficient >= np.shape(x)[1] or not np.isfinite(value):
+        raise ValueError(
+            f"expected effort_order 1 or 2, a coefficient below {np.shape(x)[1]} and a finite value, got {effort_order}, {coefficient} and "
+            f"{value}."
+        )
     x = np.asarray(x, np.float64)
     row = np.linalg.solve(x.T @ x + reg * np.eye(x.shape[1]), x.T)[coefficient]
     missing = value - row @ np.asarray(y, np.float64)
@@ -172,7 +201,13 @@ def least_label_change(x, y, *, coefficient: int, value: float = 0.0, reg: float
 
 
 def logistic(x, y, *, reg: float) -> np.ndarray:
-    """argmin of mean log(1 + exp(-y <theta, (x, 1)>)) + reg / 2 |theta|^2, y = -1 or 1; [D + 1], the bias last."""
+    """argmin of mean log(1 + exp(-y <theta, (x, 1)>)) + reg / 2 |theta|^2, y = -1 or 1; [D + 1], the bias last.
+
+    Raises:
+      ValueError: x or y of another shape, NaN, a label 0, reg that is not above 0, without which there may be no minimum.
+    """
+    arguments.table(x, y)
+    checks.positive(reg=reg)
     x, y = _with_one(x), _signs(y)
 
     def value(theta):
@@ -218,13 +253,20 @@ def svm_pullback(x, y, theta, v, *, dual, c: float, tolerance: float = 1e-6) -> 
         the margin.
 
     Raises:
-      ValueError: labels other than -1 and 1; no margin vector, so that the bias is not determined, and a cotangent that asks for it.
+      ValueError: labels other than -1 and 1, numbers of another shape; no margin vector, so that the bias is not determined, and a
+        cotangent that asks for it.
 
     Source: Mei & Zhu, AAAI 2015; Biggio et al., ICML 2012, arXiv:1206.6389.
     """
     x, y, dual = np.asarray(x, np.float64), np.asarray(y, np.float64), np.asarray(dual, np.float64)
     check_labels(x, y)
+    checks.positive(c=c)
     num_features = x.shape[1]
+    if dual.shape != y.shape or np.shape(theta) != (num_features + 1,) or np.shape(v) != (num_features + 1,):
+        raise ValueError(
+            f"expected dual [{len(y)}], one multiplier for each point, and theta and v [{num_features + 1}] with the bias last, got "
+            f"{dual.shape}, {np.shape(theta)} and {np.shape(v)}."
+        )
     margin = np.flatnonzero((dual > tolerance * c) & (dual < (1.0 - tolerance) * c))
     if len(margin) == 0 and v[num_features] != 0:
         raise ValueError("the SVM has no vector on its margin, so its bias has no derivative; ask for the weights alone, or change c.")
@@ -256,12 +298,13 @@ _LOSSES: dict[str, Callable] = {
 
 
 def check_labels(x, y) -> None:
-    """One label for each point, -1 or 1, and both of them.
+    """Rows of finite numbers and one label for each, -1 or 1, and both of them.
 
     Raises:
       ValueError: otherwise.
     """
-    if len(x) != len(y) or set(np.unique(y)) != {-1, 1}:
+    arguments.table(x, y)
+    if set(np.unique(y)) != {-1, 1}:
         raise ValueError(
             f"expected both labels -1 and 1 of {len(x)} points, got {np.unique(y)[:5]} of {len(y)}; for 0 and 1 pass 2 * y - 1."
         )

@@ -1,5 +1,6 @@
 """Crafting poisons: descent on the attacker's loss over perturbations in a threat, whatever gives its gradient."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robustjax import arrays, base, loops
+from robustjax import arrays, base, checks, loops
 from robustjax.attacks import objective
 from robustjax.base import Array, Delta, Key, Threat
+from robustjax.bilevel import problem
+from robustjax.poisoning import arguments
 
 _NUM_SPENT = 20  # rounds in which a random direction is lengthened and clipped
 
@@ -21,9 +24,11 @@ class PoisonResult(NamedTuple):
 
     x: Array  # [M, ...] the poisons, inside the threat
     delta: Delta  # x = threat.apply(base, delta)
-    loss: Array  # the attacker's loss of the last gradient
-    losses: Array  # [num_steps] of every gradient
-    state: Any  # what the gradient function carried on
+    loss: (
+        Array  # the attacker's loss of the last gradient, before the last step; what a victim does that is trained again is another number
+    )
+    losses: Array  # [num_steps] of every gradient; NaN where a gradient was not finite, which moved nothing
+    state: Any  # what the gradient function carried on; how far to trust the last gradient where it is a `Response` or a `HyperGradient`
 
 
 def craft(
@@ -53,27 +58,43 @@ def craft(
     Returns:
       The poisons after the last step.
 
+    Raises:
+      TypeError: no key, no threat, no optimizer, another number of steps than an integer, a gradient function that cannot be called.
+      ValueError: images outside the box, or none; no steps; a gradient function that returns something else.
+
     Guarantee:
-      feasibility only: the poisons lie in the threat.
+      feasibility only: the poisons lie in the threat, also where a gradient is not finite: it moves nothing there, and the loss of that
+      step is NaN.
     """
+    problem.one_key(key)
+    arguments.images(x, threat)
+    checks.counts(num_steps=num_steps)
+    problem.takes(gradient_fn, "gradient_fn(key, poisons, state)", key, x, state)
+    problem.optimizes("optimizer", optimizer)
     key_start, key_steps = jax.random.split(key)
     delta = objective.start(threat, arrays.example_keys(key_start, x.shape[0]), x, delta)
     step = base.bind(_step, key=key_steps, x=x, threat=threat, gradient_fn=gradient_fn, optimizer=optimizer)
     losses = jnp.zeros(num_steps, x.dtype)
     if state is None:
-        made = jax.eval_shape(gradient_fn, key, threat.apply(x, delta), None)[2]
+        made = jax.eval_shape(functools.partial(_gradient, gradient_fn), key, threat.apply(x, delta), None)[2]
         state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), made)
     delta, _, state, losses = loops.scan(step, (delta, optimizer.init(delta), state, losses), num_steps)
     return PoisonResult(threat.apply(x, delta), delta, losses[-1], losses, state)
 
 
 def differentiated(loss_fn: Callable) -> GradientFn:
-    """The gradient function of a loss (key, poisons [M, ...]) -> scalar; the state passes through."""
+    """The gradient function of a loss (key, poisons [M, ...]) -> scalar; the state passes through.
+
+    Raises:
+      TypeError, ValueError: when it is called, of a loss of another kind.
+    """
+    problem.is_function(loss_fn, "loss_fn(key, poisons)")
     return base.bind(_differentiated, loss_fn=loss_fn)
 
 
 def signed(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The optimizer on the sign of the gradient."""
+    problem.optimizes("optimizer", optimizer)
     return optax.chain(optax.stateless(lambda grad, _: jax.tree.map(jnp.sign, grad)), optimizer)
 
 
@@ -87,7 +108,12 @@ def random_control(key: Key, x: Array, threat: Any) -> Array:
         are given.
 
     What the box takes from a direction is spent on the coordinates that it leaves free.
+
+    Raises:
+      TypeError: no key, no threat. ValueError: images outside the box, or none.
     """
+    objective.check_threat(threat)
+    arguments.images(x, threat if hasattr(threat, "norm") else None)
     keys = arrays.example_keys(key, x.shape[0])
     if not hasattr(threat, "norm"):
         return threat.apply(x, threat.init(keys, x))
@@ -105,11 +131,25 @@ def random_control(key: Key, x: Array, threat: Any) -> Array:
 def _step(i, carry, *, key, x, threat, gradient_fn, optimizer):
     delta, opt_state, state, losses = carry
     poisons, pull = jax.vjp(lambda delta: threat.apply(x, delta), delta)
-    loss, grad, state = gradient_fn(jax.random.fold_in(key, i), poisons, state)
-    updates, opt_state = optimizer.update(pull(grad)[0], opt_state, delta)
-    return threat.project(optax.apply_updates(delta, updates), x), opt_state, state, losses.at[i].set(loss)
+    loss, grad, new_state = _gradient(gradient_fn, jax.random.fold_in(key, i), poisons, state)
+    problem.alike("the state that gradient_fn returns", new_state, state, "the state it was given")
+    grad, known = objective.finite(pull(grad.astype(poisons.dtype))[0])
+    updates, opt_state = optimizer.update(grad, opt_state, delta)
+    loss = jnp.where(known.all(), loss, jnp.nan).astype(losses.dtype)
+    return threat.project(optax.apply_updates(delta, updates), x), opt_state, new_state, losses.at[i].set(loss)
+
+
+def _gradient(gradient_fn, key, poisons, state):
+    made = gradient_fn(key, poisons, state)
+    if not isinstance(made, tuple) or len(made) != 3:
+        raise ValueError(f"expected gradient_fn to return (loss, gradient, state), got a {type(made).__name__}; see `differentiated`.")
+    problem.scalar("gradient_fn", made[0])
+    problem.alike("the gradient of gradient_fn", made[1], poisons, "the poisons")
+    return made
 
 
 def _differentiated(key, poisons, state, *, loss_fn):
-    loss, grad = jax.value_and_grad(lambda poisons: loss_fn(key, poisons))(poisons)
-    return loss, grad, state
+    problem.takes(loss_fn, "loss_fn(key, poisons)", key, poisons)
+    loss, pull = jax.vjp(lambda poisons: loss_fn(key, poisons), poisons)
+    problem.scalar("loss_fn", loss)
+    return loss, pull(jnp.ones_like(loss))[0], state

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robustjax import arrays, base
+from robustjax import arrays, base, checks
 from robustjax.base import Array, Key
+from robustjax.bilevel import problem
+from robustjax.poisoning import arguments
 from robustjax.poisoning.craft import PoisonResult, craft, differentiated
 
 
@@ -16,8 +18,8 @@ class Collision(NamedTuple):
     """Poisons whose features are the target's."""
 
     x: Array  # [M, ...] in the box
-    distance: Array  # [M] |features(x) - features(target)|
-    change: Array  # [M] |x - base|
+    distance: Array  # [M] |features(x) - features(target)|, evaluated at x: exact, whatever the descent did
+    change: Array  # [M] |x - base|, likewise
 
 
 def feature_collision(
@@ -50,11 +52,25 @@ def feature_collision(
     Returns:
       The poisons with their distances.
 
+    Raises:
+      TypeError: numbers of steps that are no integers, a features_fn that cannot be called. ValueError: images outside the box, a target or
+        features of another shape, numbers below 1, an opacity outside [0, 1], beta or step_size below 0.
+
     Guarantee:
       none: a collision is what `distance` says.
     Source: Shafahi et al., NeurIPS 2018, Algorithm 1, arXiv:1804.00792. Differs: the step is halved after every `num_memory` steps
       whose last objective is not below their mean; the authors' test fires at other steps by a slip of precedence.
     """
+    arguments.images(x)
+    arguments.box(box)
+    arguments.inside(x, box)
+    arguments.shaped_like(x_target, x, "x_target")
+    if x_target.shape[0] not in (1, x.shape[0]):
+        raise ValueError(f"expected one target [1, ...] or one for each base, {x.shape[0]}, got {x_target.shape[0]}.")
+    checks.counts(num_steps=num_steps, num_memory=num_memory)
+    problem.not_negative(step_size=step_size, beta=beta)
+    arguments.fractions(watermark=watermark)
+    _check_features(features_fn, x)
     x_target = jnp.broadcast_to(x_target, x.shape)
     origin = (1.0 - watermark) * x + watermark * x_target
     wanted = jax.lax.stop_gradient(features_fn(x_target))
@@ -101,10 +117,23 @@ def bullseye(
     Returns:
       The poisons.
 
+    Raises:
+      TypeError: no key, no threat, another number of steps than an integer, networks that cannot be called. ValueError: no network; images
+        outside the box; a target or features of another shape; numbers below 1; a rate that is not above 0.
+
     Guarantee:
       feasibility only.
     Source: Aghakhani et al., EuroS&P 2021, arXiv:2005.00191.
     """
+    problem.one_key(key)
+    arguments.images(x, threat)
+    arguments.shaped_like(x_target, x, "x_target")
+    checks.counts(num_steps=num_steps)
+    checks.positive(learning_rate=learning_rate)
+    if callable(features_fns) or len(features_fns) == 0:
+        raise ValueError(f"expected features_fns as a list of networks, one at least, got {features_fns!r}; pass [features_fn].")
+    for features_fn in features_fns:
+        _check_features(features_fn, x)
     centres = [jax.lax.stop_gradient(features_fn(x_target).mean(axis=0)) for features_fn in features_fns]
 
     def miss(key, poisons):
@@ -117,3 +146,11 @@ def bullseye(
 
     run = base.bind(craft, threat=threat, gradient_fn=differentiated(miss), num_steps=num_steps)
     return run(key, x, optimizer=optax.adam(learning_rate), delta=0.0)
+
+
+def _check_features(features_fn, x):
+    problem.takes(features_fn, "features_fn(x)", x)
+    made = jax.eval_shape(features_fn, x)
+    if not hasattr(made, "shape") or len(made.shape) < 2 or made.shape[0] != x.shape[0]:
+        got = f"shape {made.shape}" if hasattr(made, "shape") else f"a {type(made).__name__}"
+        raise ValueError(f"expected features_fn to return features [{x.shape[0]}, K] of as many images, got {got}.")

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robustjax import arrays, base, losses
+from robustjax import arrays, base, checks, losses
 from robustjax.base import Array, Key, LossFn
 from robustjax.bilevel import problem
+from robustjax.poisoning import arguments
 from robustjax.poisoning.craft import PoisonResult, craft, differentiated, signed
 
 
@@ -47,14 +48,27 @@ def gradient_matching(
     Returns:
       The poisons; their loss is 0 where the gradients are aligned, 1 where they are orthogonal, NaN if every restart broke down.
 
+    Raises:
+      TypeError: no key, no threat, numbers that are no integers, functions that cannot be called. ValueError: images, labels or targets of
+        another shape, type or range; a loss that is not one per example; numbers below 1; a rate that is not above 0.
+
     Guarantee:
       feasibility only.
     Source: Geiping et al., ICLR 2021, Algorithm 1, arXiv:2009.02276. Differs: the gradient is of all poisons at once.
     """
+    problem.one_key(key)
+    arguments.images(x, threat)
+    checks.counts(num_steps=num_steps, num_restarts=num_restarts)
+    checks.positive(learning_rate=learning_rate)
+    arguments.shaped_like(x_target, x, "x_target")
+    num_classes = arguments.classes(apply_fn, params, model_state, x)
+    arguments.labelled(y, len(x), num_classes)
+    arguments.labelled(y_adversarial, len(x_target), num_classes, "y_adversarial")
 
     def gradient(x, y):
         def mean_loss(params):
-            return loss_fn(apply_fn(params, model_state, x, "eval")[0], y).mean()
+            logits = apply_fn(params, model_state, x, "eval")[0]
+            return arguments.per_example("loss_fn", loss_fn(logits, y), len(x)).mean()
 
         return jax.grad(mean_loss)(params)
 
@@ -62,6 +76,7 @@ def gradient_matching(
 
     def mismatch(key, poisons):
         seen = poisons if augment_fn is None else augment_fn(key, poisons)
+        problem.alike("what augment_fn returns", seen, poisons, "the poisons")
         return 1.0 - cosine(gradient(seen, y), wanted)
 
     steps = [round(num_steps * share) for share in (3 / 8, 5 / 8, 7 / 8)]

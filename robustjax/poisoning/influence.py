@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robustjax import arrays, base
 from robustjax.base import Array, Bilevel, Key
@@ -33,11 +34,14 @@ class Influence(NamedTuple):
 
 
 class Response(NamedTuple):
-    """What `response_gradient` carries on: the victim, and how well its linear system was solved."""
+    """What `response_gradient` carries on: the victim, and how well its linear system was solved.
 
-    theta: Any
-    solution: Any  # of the linear system, like theta
-    residual: Any = jnp.inf  # of the last one; above 1 the gradient is worth nothing
+    The victim's own slope is not in it: let `solve` take enough steps, see `bilevel.ImplicitInfo`.
+    """
+
+    theta: Any  # the victim that the last gradient saw
+    solution: Any  # of the linear system, like theta, which the next starts from
+    residual: Any = jnp.inf  # of the last one, as in `bilevel.ImplicitInfo`; above 1 the gradient is worth nothing; inf before the first
 
 
 def influence(
@@ -71,6 +75,10 @@ def influence(
     Returns:
       The influence of every training point.
 
+    Raises:
+      TypeError: params that cannot be differentiated, functions that cannot be called. ValueError: fewer than two points; x and y of
+        different length; NaN; a loss that is no scalar; a linear_fn that gives something else; damping below 0.
+
     Guarantee:
       Exact for squared losses of linear predictions with a quadratic regularizer, at residual and stationarity 0. Exactly Newton's step
       where loss_i depends on params through one linear score (logistic and squared losses, hinges); where it has several, only the
@@ -78,7 +86,15 @@ def influence(
     Source: Koh & Liang, ICML 2017, eq. 2, arXiv:1703.04730; the correction by Sherman & Morrison, 1950, as in Cook's distance (Pregibon,
       1981). Differs: H is that of N - 1 points' regularizer; test losses are evaluated at the step, not linearised.
     """
-    num_points = x.shape[0]
+    num_points = _check_points(x, y)
+    parts.variables(params=params)
+    parts.not_negative(damping=damping)
+    losses = [("loss_fn(params, x, y)", loss_fn, (params, x[0], y[0])), ("test_loss_fn(params)", test_loss_fn, (params,))]
+    if regularizer_fn is not None:
+        losses.append(("regularizer_fn(params)", regularizer_fn, (params,)))
+    for form, loss, args in losses:
+        parts.takes(loss, form, *args)
+        parts.scalar(form.partition("(")[0], jax.eval_shape(loss, *args))
 
     def penalty(params):
         return 0.0 if regularizer_fn is None else regularizer_fn(params)
@@ -96,7 +112,7 @@ def influence(
         def damped(p):
             return jax.tree.map(lambda h, p: h + damping * p, product(p), p)
 
-        p = linear_fn(damped, v, jax.tree.map(jnp.zeros_like, v))
+        p = parts.linear_solution(linear_fn, damped, v)
         return p, parts.mismatch(product(p), v)
 
     def slope(loss):
@@ -147,6 +163,9 @@ def response_gradient(problem: Bilevel, solve: Callable, batch=None, *, linear_f
     Returns:
       (key, poisons, state) -> (loss, gradient, state); the state is a `Response`: start with `Response(theta, zeros like theta)`.
 
+    Raises:
+      TypeError, ValueError: when it is called, what `bilevel.implicit` names; a state that is no `Response`.
+
     Source: Koh & Liang, ICML 2017, section 5.2, arXiv:1703.04730; with Adam on the linear system Mehra & Hamm's ApproxGrad,
       arXiv:1911.03432.
     """
@@ -165,6 +184,9 @@ def method_gradient(problem: Bilevel, method: Callable, solve: Callable, theta0,
       (key, poisons, state) -> (loss, gradient, state); the state is the method's last `HyperGradient`, whose info says how far to trust
         it: start with None.
 
+    Raises:
+      TypeError, ValueError: when it is called, what the method names; a method that is not bound, or gives no `HyperGradient`.
+
     Source: Munoz-Gonzalez et al., AISec 2017, Algorithm 1, arXiv:1708.08689.
     """
     return base.bind(_differentiated, problem=problem, method=method, solve=solve, theta0=theta0, batch=batch)
@@ -172,11 +194,25 @@ def method_gradient(problem: Bilevel, method: Callable, solve: Callable, theta0,
 
 def _differentiated(key: Key, poisons, state, *, problem, method, solve, theta0, batch):
     del key, state
+    parts.takes(method, "method(problem, solve, phi, theta0, batch)", problem, solve, poisons, theta0, batch)
     found = method(problem, solve, poisons, theta0, batch)
+    parts.is_hypergradient(found)
     return found.value, found.grad, found
 
 
 def _respond(key: Key, poisons, state, *, problem, solve, batch, linear_fn, damping):
     del key
+    if not isinstance(state, Response):
+        raise TypeError(f"expected the state Response(theta, zeros like theta) to start with, got a {type(state).__name__}.")
     found = implicit(problem, solve, poisons, state.theta, batch, linear_fn=linear_fn, damping=damping, linear_start=state.solution)
     return found.value, found.grad, Response(found.theta, found.info.solution, found.info.residual)
+
+
+def _check_points(x, y):
+    if not hasattr(x, "shape") or not hasattr(y, "shape"):
+        raise TypeError(f"expected arrays x and y, got {type(x).__name__} and {type(y).__name__}; pass jnp.asarray(...).")
+    if x.ndim < 1 or y.shape[:1] != x.shape[:1] or x.shape[0] < 2:
+        raise ValueError(f"expected training points x [N, ...] and as many y, two at least, got x {x.shape} and y {y.shape}.")
+    if not isinstance(x, jax.core.Tracer) and not np.isfinite(np.asarray(x)).all():
+        raise ValueError("x holds NaN or infinite values, and one such point spoils every influence; leave it out.")
+    return x.shape[0]

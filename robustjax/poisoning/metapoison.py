@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from robustjax import losses
+from robustjax import checks, losses
 from robustjax.base import Array, Key
+from robustjax.bilevel import problem
+from robustjax.poisoning import arguments
 from robustjax.poisoning.craft import PoisonResult, craft
 
 _LEAST_LOSS = -100.0  # the attacker gains nothing beyond this margin
@@ -66,20 +68,31 @@ def metapoison(
       The poisons and, as state, the `Surrogates`.
 
     Raises:
-      ValueError: rows that repeat or lie beyond the set, as far as they are known at trace time; batches larger than the set.
+      TypeError: no key, no threat, no optimizer, numbers that are no integers, functions that cannot be called. ValueError: images, labels
+        or targets of another shape, type or range; rows that repeat or lie beyond the set, as far as they are known at trace time; numbers
+        below 1; batches larger than the set.
 
     Guarantee:
       feasibility only.
     Source: Huang et al., NeurIPS 2020, Algorithm 1, arXiv:2004.00225. Differs: the largest of the other logits, where the authors' code
       masks with 0; the target is looked at alone, not inside a batch.
     """
-    if batch_size > len(x) or num_surrogates < 1 or num_unroll_steps < 1:
-        raise ValueError(
-            f"expected batches of at most {len(x)} images, surrogates and unrolled steps, got batch_size={batch_size}, "
-            f"num_surrogates={num_surrogates} and num_unroll_steps={num_unroll_steps}."
-        )
+    problem.one_key(key)
+    arguments.images(x, threat)
+    checks.counts(num_steps=num_steps, num_surrogates=num_surrogates, num_epochs=num_epochs)
+    checks.counts(num_unroll_steps=num_unroll_steps, batch_size=batch_size)
+    checks.positive(step_size=step_size)
+    if batch_size > len(x):
+        raise ValueError(f"expected batches of at most {len(x)} images, got batch_size={batch_size}.")
+    if jnp.ndim(rows) != 1 or jnp.size(rows) == 0 or not jnp.issubdtype(jnp.result_type(rows), jnp.integer):
+        raise ValueError(f"expected whole rows [M], one at least, got {rows}; `poisoning.choose` draws some.")
     if not isinstance(rows, jax.core.Tracer) and (len(np.unique(rows)) < len(rows) or not np.isin(rows, np.arange(len(x))).all()):
         raise ValueError(f"expected different rows of {len(x)} images, got {np.asarray(rows)}; `poisoning.choose` draws some.")
+    problem.takes(init_fn, "init_fn(key)", key)
+    arguments.shaped_like(x_target, x, "x_target")
+    num_classes = arguments.classes(apply_fn, jax.eval_shape(init_fn, key), None, x_target)
+    arguments.labelled(y, len(x), num_classes)
+    arguments.labelled(y_adversarial, len(x_target), num_classes, "y_adversarial")
     place = jnp.full(len(x), -1).at[rows].set(jnp.arange(len(rows)))
     key_init, key_warm, key_craft = jax.random.split(key, 3)
     epoch = _Epoch(x, y, place, x_target, y_adversarial, apply_fn, init_fn, num_unroll_steps, batch_size, step_size)

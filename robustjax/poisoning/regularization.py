@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays
+from robustjax import arrays, checks
 from robustjax.base import Array, Bilevel
+from robustjax.bilevel import problem as parts
+from robustjax.poisoning import arguments
 
 
 class Regularized(NamedTuple):
@@ -16,7 +18,7 @@ class Regularized(NamedTuple):
     poisons: Array  # [M, ...]
     log_strength: Array  # Lambda: the regularizer is exp(Lambda) / 2 |theta|^2
     theta: Any
-    values: Array  # [num_steps] validation loss before each step
+    values: Array  # [num_steps] validation loss before each step; of a game, so that it need not fall
     log_strengths: Array  # [num_steps]
     info: Any  # the method's, of every step: how far to trust its hypergradients
 
@@ -51,14 +53,26 @@ def learn_regularization(
     Returns:
       The last iterates and their history: Lambda rises with the fraction of poisons.
 
+    Raises:
+      TypeError, ValueError: what the method names; poisons outside the box, or none; steps below 0, or none; a strength outside its bounds.
+
     Guarantee:
       none: alternating steps of a game.
     Source: Carnerero-Cano et al., 2020, arXiv:2003.00040.
     """
+    arguments.images(poisons, name="poisons")
+    arguments.box(box)
+    arguments.box(bounds, "bounds")
+    arguments.inside(poisons, box, "poisons")
+    arguments.inside(log_strength, bounds, "log_strength")
+    checks.counts(num_steps=num_steps)
+    parts.not_negative(poison_step=poison_step, strength_step=strength_step)
+    parts.takes(method, "method(problem, solve, phi, theta0, batch)", problem, solve, (poisons, log_strength), theta0, batch)
 
     def step(carry, _):
         poisons, log_strength, theta = carry
         found = method(problem, solve, (poisons, log_strength), theta, batch)
+        parts.is_hypergradient(found)
         by_poisons, by_strength = found.grad
         moved = jnp.clip(poisons + poison_step * arrays.normalize(by_poisons, 2), min=box[0], max=box[1])
         eased = jnp.clip(log_strength - strength_step * by_strength, min=bounds[0], max=bounds[1])
@@ -70,7 +84,13 @@ def learn_regularization(
 
 
 def penalized(training_loss: Callable, validation_loss: Callable) -> Bilevel:
-    """The problem of `learn_regularization` from (theta, poisons, batch) -> scalar and (theta, batch) -> scalar."""
+    """The problem of `learn_regularization` from (theta, poisons, batch) -> scalar and (theta, batch) -> scalar.
+
+    Raises:
+      TypeError: losses that cannot be called.
+    """
+    parts.is_function(training_loss, "training_loss(theta, poisons, batch)")
+    parts.is_function(validation_loss, "validation_loss(theta, batch)")
 
     def inner(theta, phi, batch):
         poisons, log_strength = phi

@@ -4,17 +4,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robustjax import checks
+from robustjax.attacks import objective
 from robustjax.base import Key
+from robustjax.bilevel import problem
+from robustjax.poisoning import arguments
 
 
 def choose(key: Key, y: np.ndarray, num_poisons: int, label: int | None = None) -> np.ndarray:
     """Rows to poison [M], at random, among those of a label if one is given.
 
     Raises:
-      ValueError: more poisons than such rows.
+      TypeError: no key, a number of poisons that is no integer. ValueError: labels that are not [N], one that is not among them, more
+        poisons than such rows, or none.
     """
+    problem.one_key(key)
+    checks.counts(num_poisons=num_poisons)
+    arguments.vector(y, len(y))
+    if label is not None and label not in np.asarray(y):
+        raise ValueError(f"no example has the label {label}; expected one of {np.unique(y)[:10]}.")
     rows = np.flatnonzero(np.ones(len(y), bool) if label is None else np.asarray(y) == label)
-    if not 0 < num_poisons <= len(rows):
+    if num_poisons > len(rows):
         whose = "" if label is None else f" of label {label}"
         raise ValueError(f"cannot poison {num_poisons} of {len(rows)} examples{whose}; pass between 1 and {len(rows)}.")
     return rows[np.asarray(jax.random.permutation(key, len(rows)))[:num_poisons]]
@@ -44,12 +54,18 @@ def insert(
       (x, y) as copies.
 
     Raises:
-      ValueError: more poisons than rows, or than examples; rows that repeat or are not there; poisons that are not finite, or outside the
-        box or the ball; labels of another number, unknown ones, or changed under a threat.
+      TypeError: no threat. ValueError: more poisons than rows, or than examples; rows that repeat or are not there; poisons that are real
+        numbers among integers, not finite, or outside the box or the ball; labels of another number, unknown ones, or changed under a
+        threat.
     """
     x, y, rows, poisons = np.array(x), np.array(y), np.asarray(rows), np.asarray(poisons)
-    if len(y) != len(x):
-        raise ValueError(f"expected one label for each of {len(x)} examples, got {len(y)}.")
+    arguments.vector(y, len(x))
+    if rows.ndim != 1 or rows.size == 0:
+        raise ValueError(f"expected rows [M] of at least one poison, got shape {rows.shape}; pass e.g. np.array([3, 17]).")
+    if rows.dtype == bool:
+        raise ValueError(f"expected whole rows from 0 to {len(x) - 1}, got a mask; pass np.flatnonzero(rows).")
+    if not np.can_cast(poisons.dtype, x.dtype, "same_kind"):
+        raise ValueError(f"poisons of {poisons.dtype} do not fit into x of {x.dtype}; scale x to the poisons' unit first, e.g. x / 255.")
     if len(rows) > len(x) or len(np.unique(rows)) != len(rows) or poisons.shape != (len(rows), *x.shape[1:]):
         raise ValueError(f"expected one poison {x.shape[1:]} for each of {len(rows)} different rows of {len(x)}, got {poisons.shape}.")
     if not np.issubdtype(rows.dtype, np.integer) or not np.isin(rows, np.arange(len(x))).all():
@@ -58,6 +74,9 @@ def insert(
         raise ValueError("poisons are not finite; look at the loss they were crafted with.")
     if labels is not None and (np.shape(labels) != rows.shape or not np.isin(labels, y).all()):
         raise ValueError(f"expected {len(rows)} labels among those of y, {np.unique(y)[:10]}, got {np.asarray(labels)}.")
+    arguments.box(box)
+    if threat is not None:
+        objective.check_threat(threat)
     if threat is None and not ((poisons >= box[0]) & (poisons <= box[1])).all():
         raise ValueError(f"poisons from {poisons.min():g} to {poisons.max():g} leave the box {box}; clip them, or pass the box of x.")
     if threat is not None:

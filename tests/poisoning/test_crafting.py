@@ -302,7 +302,7 @@ def test_poisoned_sets_name_what_would_make_them_meaningless():
         ({"rows": np.array([0.0, 1.0, 2.5])}, "whole rows"),
         ({"rows": np.array([0, 1, N])}, f"got 0 to {N}"),
         ({"poisons": poisons + 2}, "leave the box"),
-        ({"y": y[:-1]}, "one label for each"),
+        ({"y": y[:-1]}, "one label y for each"),
         ({"labels": np.array([0, 1, 77])}, "labels among those of y"),
         ({"labels": np.array([0, 1, 0.5])}, "labels among those of y"),
         ({"labels": np.array([1])}, "expected 3 labels"),
