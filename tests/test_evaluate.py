@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from robustjax import attacks, base, evaluate, loops, losses, parallel
+from robustjax.evaluate import running
 from robustjax.threats import L2, Linf
 
 N, D, C = 37, 30, 5
@@ -88,10 +89,10 @@ def test_a_run_cut_at_any_state_resumes_to_the_same_result():
 def test_a_new_eps_and_a_new_model_compile_nothing():
     model_fn, x, y = problem()
     last(suite(), model_fn, x, y, batch_size=8, survivors_only=False)
-    before = evaluate._compiled._cache_size()
+    before = running._compiled._cache_size()
     other = jax.tree.map(lambda w: 0.5 * w, model_fn)
     last(suite(0.01), other, x, y, batch_size=8, survivors_only=False)
-    assert evaluate._compiled._cache_size() == before
+    assert running._compiled._cache_size() == before
 
 
 def test_host_driven_attacks_equal_compiled_ones():

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from experiments.lib import checkpoint, experiment, files
-from robustjax import base, evaluate, fingerprint, loops
+from robustjax import evaluate
 
 attacked = jax.jit(lambda attack, key, model_fn, x, y: attack(key, model_fn, x, y))
 predicted = jax.jit(lambda model_fn, x: model_fn(x).argmax(axis=1))
@@ -43,28 +43,10 @@ def run(
     return state
 
 
-def identity(key, attacks, model_fn, x, y, targets=None) -> dict:
-    """What an evaluation depends on: names to be read, and digests by which any two of them are told apart.
-
-    Models and attacks are told by their arrays and programs, so that another version of JAX or of the library may make others of them.
-    """
-    model_fn, keys, x, y = base.bind(model_fn), jax.random.split(key, len(x)), np.asarray(x), np.asarray(y)
-    parts = {"model": (model_fn, fingerprint.program(_logits, keys, model_fn, x)), "x": x, "y": y, "targets": targets}
-    # Programs of attacks are taken of a stand-in, so that another model does not look like another attack.
-    logits = jax.eval_shape(_logits, keys, model_fn, x)
-    stand_in = base.bind(_stand_in, scores=np.zeros(logits.shape[1], logits.dtype))
-    for name, attack in attacks.items():
-        parts[f"attack {name}"] = (attack, fingerprint.program(loops.without_host(attack), keys, stand_in, x, y))
-    named = {"attacks": list(attacks), "key": np.asarray(jax.random.key_data(key)).tolist()}
-    return named | {name: files.digest(part) for name, part in parts.items()}
-
-
-def _logits(keys, model_fn, x):
-    return base.draw(model_fn, keys)(x)
-
-
-def _stand_in(x, *, scores):
-    return x.reshape(len(x), -1).mean(axis=1, keepdims=True) * scores[None]
+def identity(key, attacks, model_fn, x, y, targets=None) -> dict[str, str]:
+    """`evaluate.identity` in JSON: what an evaluation depends on."""
+    parts = evaluate.identity(key, attacks, model_fn, np.asarray(x), np.asarray(y), targets)
+    return {name: files.digest(part) for name, part in parts.items()}
 
 
 def interval(success) -> tuple[float, float, float]:

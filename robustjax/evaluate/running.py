@@ -1,0 +1,177 @@
+"""The attacks in turn on the examples that still stand, as a generator of states."""
+
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustjax import arrays, base, checks, fingerprint, loops, losses, parallel
+from robustjax.attacks import combinators, kinds
+from robustjax.base import Attack, Key, ModelFn
+from robustjax.evaluate import programs, reports
+
+
+def evaluate(
+    key: Key,
+    attacks: Mapping[str, Attack],
+    model_fn: ModelFn,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    batch_size: int,
+    targets: np.ndarray | None = None,
+    survivors_only: bool = True,
+    mesh=None,
+    state: reports.EvaluationState | None = None,
+) -> Iterator[reports.EvaluationState]:
+    """Runs the attacks in order, and yields the state after the clean pass and after every batch.
+
+    What the numbers say about themselves stands in `state.flags`, at no extra pass.
+
+    Args:
+      key: of the evaluation; example n of attack a gets fold_in(fold_in(key, n), a).
+      attacks: attacks by name, hyper-parameters bound with `base.bind` (then a new eps or model compiles nothing again). Fields of length N
+        (eps, mask, box, step size, target of a loss) belong to the examples.
+      model_fn: the model; a randomised one is judged on one draw (wrap it in `attacks.eot` to judge its mean).
+      x: [N, ...] inputs. y: [N] labels; if all attacks are targeted and `targets` is None, the target labels: then "accuracy" is
+        the fraction that is not taken for its target.
+      batch_size: rows given to an attack at once; the last batch is padded to it or to a quarter of it.
+      targets: [N] labels that targeted attacks aim at, where y are the true ones. They run on what is classified correctly and is not
+        the target already.
+      survivors_only: an attack skips what an earlier one has fooled (worst case, as AutoAttack does it); False runs every attack on
+        all correctly classified examples, for a table by attack.
+      mesh: devices to shard batches over (`parallel.data_mesh`), the model being replicated; None for one device.
+      state: where to resume.
+
+    Yields:
+      States; the last one is the result.
+
+    Raises:
+      TypeError: one attack instead of a mapping, a model in train mode. ValueError: labels that are not integers [N] in the model's range,
+        targeted attacks beside others without `targets`, inputs outside an attack's box, fields of another length, logits that are not
+        finite (-inf masks a class and may stand), or a state of another key, attack, model or data set, which is named.
+    """
+    _check_attacks(attacks)
+    x, y = np.asarray(x), np.asarray(y)
+    aimed = np.array([combinators.is_targeted(attack) for attack in attacks.values()])
+    if targets is None and aimed.any() and not aimed.all():
+        names = [name for name, is_aimed in zip(attacks, aimed, strict=True) if is_aimed]
+        raise ValueError(f"{', '.join(names)} are targeted and the others are not: pass y as the labels and targets=... [N] for those.")
+    targets = (y if aimed.any() else None) if targets is None else np.asarray(targets)
+    _check_data(attacks, x, y, targets, batch_size, mesh)
+    run = _Runner(key, base.bind(model_fn), x, batch_size, mesh)
+    checks.model(model_fn, jnp.asarray(x[:batch_size]))
+    identity = programs.identity(key, attacks, model_fn, x, y, targets)
+    if state is None:
+        state = _clean(run, tuple(attacks), y, targets, aimed, _kinds(attacks), identity)
+    else:
+        fingerprint.require_same(state.fingerprint, identity, "evaluation")
+        state = jax.tree.map(np.array, state._replace(names=()))._replace(names=tuple(attacks))
+    yield state
+    for index, attack in enumerate(attacks.values()):
+        rows = np.flatnonzero(state.pending(index, survivors_only))
+        for batch in np.split(rows, range(batch_size, len(rows), batch_size)) if len(rows) else ():
+            result = run(attack, index, batch, targets if aimed[index] else y)
+            fooled = result.success & np.isfinite(result.x).reshape(len(batch), -1).all(axis=1)
+            state.success[index, batch] = fooled
+            state.loss[index, batch] = result.loss
+            state.x[batch[fooled]] = result.x[fooled]
+            yield state
+
+
+class _Runner:
+    """Gathers rows, pads and shards them, runs an attack, and cuts the padding off."""
+
+    def __init__(self, key, model_fn, x, batch_size, mesh):
+        self.key, self.x, self.batch_size, self.mesh = key, x, batch_size, mesh
+        self.model_fn = model_fn if mesh is None else parallel.replicate(model_fn, mesh)
+
+    def __call__(self, attack, index, rows, y):
+        quarter = self.batch_size // 4
+        small = 0 < len(rows) <= quarter and (self.mesh is None or quarter % self.mesh.size == 0)
+        padded = parallel.pad_to(rows, quarter if small else self.batch_size)
+        keys = arrays.fold_in(jax.vmap(jax.random.fold_in, (None, 0))(self.key, padded), index)
+        batch = (keys, jnp.asarray(self.x[padded]), jnp.asarray(y[padded]))
+        if self.mesh is not None:
+            batch = parallel.shard_batch(batch, self.mesh)
+        attack = attack if isinstance(attack, base.Configured) else base.bind(attack)
+        attack = combinators.take_rows(attack, padded, len(self.x), self.x.ndim)
+        result = (_call if loops.is_host(attack) else _compiled)(attack, batch[0], self.model_fn, *batch[1:])
+        return jax.tree.map(lambda a: np.asarray(a)[: len(rows)], result)
+
+
+def _call(attack, keys, model_fn, x, y):
+    return attack(keys, model_fn, x, y)
+
+
+_compiled = jax.jit(_call)
+
+
+def _logits(keys, model_fn, x, y):
+    del y
+    return losses.as_logits(base.draw(model_fn, keys)(x))
+
+
+def _clean(run, names, y, targets, aimed, kinds, identity):
+    num_examples = len(run.x)
+    rows = np.split(np.arange(num_examples), range(run.batch_size, num_examples, run.batch_size))
+    logits = np.concatenate([run(_logits, len(names), batch, y) for batch in rows])
+    unusable = (~(logits < np.inf)).any(axis=1) | ~np.isfinite(logits).any(axis=1)  # -inf masks a class
+    if unusable.any():
+        raise ValueError(
+            f"the model's logits are not finite for {int(unusable.sum())} of {num_examples} inputs, first for input "
+            f"{int(unusable.argmax())}; check its parameters and the scale of x."
+        )
+    for name, labels in (("y", y), ("targets", targets)):
+        if labels is not None:
+            checks.labels_in_range(labels, logits.shape[1], name)
+    prediction = logits.argmax(axis=1)
+    at_target = np.zeros(num_examples, bool) if targets is None else prediction == targets
+    shape = (len(names), num_examples)
+    return reports.EvaluationState(
+        names=names,
+        correct=~at_target if targets is y else prediction == y,
+        success=np.full(shape, reports.NOT_RUN, np.int8),
+        loss=np.full(shape, np.nan, np.float32),
+        x=run.x.copy(),
+        at_goal=aimed[:, None] & at_target[None],
+        signs=_signs(logits, y),
+        kinds=kinds,
+        fingerprint=identity,
+    )
+
+
+def _signs(logits, y):
+    probabilities = (np.abs(logits.sum(axis=1) - 1.0) < 1e-5) & (logits >= 0).all(axis=1)
+    largest = logits.max(axis=1)
+    loss = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1)) - logits[np.arange(len(y)), y]
+    return np.stack([probabilities, loss < 1e-6])
+
+
+def _kinds(attacks):
+    norms = [kinds.minimised_norm(attack) for attack in attacks.values()]
+    places = [reports.NORMS.index(norm) if norm in reports.NORMS else -1 for norm in norms]
+    return np.array([[kinds.is_black_box(attack) for attack in attacks.values()], places], np.int8)
+
+
+def _check_attacks(attacks):
+    if not isinstance(attacks, Mapping):
+        raise TypeError(f"expected attacks by name, got {type(attacks).__name__}; pass {{'pgd': attack}}.")
+    if not attacks:
+        raise ValueError("expected at least one attack; pass {'pgd': attack}.")
+
+
+def _check_data(attacks, x, y, targets, batch_size, mesh):
+    checks.inputs(x)
+    if len(x) == 0:
+        raise ValueError(f"expected at least one input, got x {x.shape}.")
+    checks.labels(y, len(x))
+    if targets is not None:
+        checks.labels(targets, len(x), "targets")
+    checks.counts(batch_size=batch_size)
+    if mesh is not None and batch_size % mesh.size:
+        raise ValueError(f"batch_size={batch_size} must be a multiple of the {mesh.size} devices.")
+    for threat in (threat for attack in attacks.values() for threat in combinators.threats_of(attack)):
+        if hasattr(threat, "check"):  # a user's own need not have it
+            threat.check(x)
