@@ -132,18 +132,33 @@ def _drawn(model_fn, keys):
 
 
 def _searched(tree, keys, root):
-    """The same tree with every random model in it drawn, but for `root`; the very same object if there is none."""
+    """The same tree with every random model in it drawn, but for `root`, which used the keys; the very same object if there is none."""
     places = itertools.count(_INNER)
+    num_parts = 0
+
+    def count(part):
+        nonlocal num_parts
+        num_parts += 1
+        return part
+
+    _replaced(tree, root, count)
+    if num_parts == 1 and root is None:  # what merely wraps one random model is as random as that one
+        return _replaced(tree, root, lambda part: _drawn(part, keys))
+    return _replaced(tree, root, lambda part: _drawn(part, _fold_in(keys, next(places)))) if num_parts else tree
+
+
+def _replaced(tree, root, change):
+    """The same tree with `change` made to its outermost random models; the very same object if nothing changes."""
 
     def is_part(value):
         return value is not root and (isinstance(value, Held | Configured) or hasattr(value, "draw"))
 
     def visit(part):
-        if isinstance(part, Held):
+        if isinstance(part, Held) or part is root:
             return part
         if isinstance(part, Configured):
             return part.map_values(search)
-        return _drawn(part, _fold_in(keys, next(places))) if hasattr(part, "draw") and part is not root else part
+        return change(part) if hasattr(part, "draw") else part
 
     def search(value):
         parts, treedef = jax.tree.flatten(value, is_leaf=is_part)
