@@ -60,7 +60,8 @@ def count_predictions(
     """
 
     def votes(logits):
-        return jax.nn.one_hot(leader(logits), logits.shape[-1], dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
+        chosen = jax.nn.one_hot(leader(logits), logits.shape[-1], dtype=bool) & jnp.isfinite(logits)  # NaN and infinity lead
+        return chosen.sum(axis=1, dtype=jnp.int32)
 
     counts = _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, votes)
     return jnp.where(counts.sum(axis=1, keepdims=True) == num_samples, counts, NOT_FINITE)
@@ -69,7 +70,8 @@ def count_predictions(
 def not_finite(votes) -> np.ndarray:
     """Which rows [B] of votes [B, C] hold a sample whose logits were not finite: all their numbers are negative.
 
-    Votes that are added to such a row, up to a million in each of up to 2,000 sets, leave it so. The statistics abstain there.
+    Votes that are added to such a row leave it so, up to a million for each class, and so does the sum of up to 2,000 such rows. The
+    statistics abstain there.
     """
     return np.all(np.asarray(votes) < 0, axis=1)
 
@@ -105,7 +107,8 @@ def count_soft(
         raise ValueError(f"num_samples={num_samples} soft votes overflow 31 bits; add up calls of at most {int(SOFT_UNIT * 2**31) - 1}.")
 
     def votes(logits):
-        finite = _has_leader(logits)
+        # Comparisons: XLA:CPU's maximum of eight numbers or more passes NaN over (jax 0.10.2).
+        finite = (logits < jnp.inf).all(axis=-1) & (logits > -jnp.inf).any(axis=-1)
         logits = jnp.where(finite[..., None], logits, 0.0).astype(noise.wide(logits))  # in bfloat16 they would not sum to 1
         probs = jax.nn.softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1)
         scaled = jnp.where(finite[..., None], probs, 0.0) / SOFT_UNIT
@@ -153,25 +156,20 @@ def grouped(logits: Array, num_examples: int, num_samples: int) -> Array:
 
 
 def leader(logits: Array) -> Array:
-    """argmax over the last axis, ties to the lower class, -1 where the largest is not finite: [..., C] -> [...].
+    """argmax over the last axis, ties to the lower class; the first NaN leads: [..., C] -> [...].
 
     Over few classes it is unrolled. XLA:CPU runs a network in a loop some 5 % slower if a reduction over classes follows it
     (jax 0.10.2); `top_k` would do as well, but over a mesh it gathers the logits.
     """
     num_classes = logits.shape[-1]
     if num_classes > _FEW_CLASSES:
-        return jnp.where(_has_leader(logits), logits.argmax(axis=-1).astype(jnp.int32), -1)
+        return logits.argmax(axis=-1).astype(jnp.int32)
     best, found = logits[..., 0], jnp.zeros(logits.shape[:-1], jnp.int32)
     for label in range(1, num_classes):
         candidate = logits[..., label]
-        better = ~(candidate <= best) & (best == best)  # a NaN leads from there on
+        better = ~(candidate <= best) & (best == best)  # the first NaN leads, as in argmax
         best, found = jnp.where(better, candidate, best), jnp.where(better, label, found)
-    return jnp.where(jnp.isfinite(best), found, -1)
-
-
-def _has_leader(logits):
-    # Comparisons: XLA:CPU's maximum of eight numbers or more passes NaN over (jax 0.10.2).
-    return (logits < jnp.inf).all(axis=-1) & (logits > -jnp.inf).any(axis=-1)
+    return found
 
 
 def check_sigma(sigma, num_examples: int) -> None:

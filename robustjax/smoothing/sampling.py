@@ -152,7 +152,8 @@ def sample(
         counts = run(1, rows, first, int(num_step_samples))
         for ahead in range(turn.max() + 1):  # votes ahead of a stop are not counted
             taken = (turn == ahead) & waiting[rows] & (first < num_samples)
-            state.estimation[rows[taken]] += counts[taken]
+            cast, before = counts[taken], state.estimation[rows[taken]]
+            state.estimation[rows[taken]] = np.where(counting.not_finite(cast)[:, None], cast, before + cast)
             waiting[rows[taken]] = is_open(rows[taken])
         yield state
 
