@@ -1,11 +1,11 @@
 """Implicit differentiation: the response of an inner optimum from one linear system, whatever found the optimum."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from robustjax.base import Array, Bilevel, HyperGradient
 from robustjax.bilevel import problem as parts
@@ -62,7 +62,7 @@ def implicit(
     v = jax.tree.map(parts.wide, v)
     p = parts.linear_solution(linear_fn, product, v, linear_start)
     grad = jax.tree.map(jnp.subtract, direct, parts.response(problem.inner_loss, theta, phi, batch, p))
-    residual = parts.mismatch(jax.tree.map(lambda h, p: h - damping * p, product(p), p), v)
+    residual = parts.mismatch(jax.tree.map(jnp.subtract, product(p), parts.times(damping, p)), v)
     stationarity = parts.norm(jax.grad(problem.inner_loss)(theta, phi, batch))
     result = HyperGradient(value, grad, theta, ImplicitInfo(residual, stationarity, p))
     return parts.once(result, "differentiate outer_loss(bilevel.solution(...)(phi, theta0, batch), ...), as often as you like.")
@@ -93,10 +93,17 @@ def solution(inner_loss: Callable, solve: Callable, *, linear_fn: Callable, damp
             return jax.grad(inner_loss)(theta, phi, batch)
 
         def tangent_solve(linear, v):
-            def product(p):
-                return jax.tree.map(lambda h, p: h + damping * p, linear(p), p)
+            # Flat: custom_linear_solve has no transpose where phi moves some leaves of theta only.
+            flat, unravel = ravel_pytree(v)
 
-            return jax.lax.custom_linear_solve(product, v, functools.partial(parts.linear_solution, linear_fn), symmetric=True)
+            def product(flat):
+                p = unravel(flat)
+                return ravel_pytree(jax.tree.map(jnp.add, linear(p), parts.times(damping, p)))[0]
+
+            def by_products(product, flat):
+                return ravel_pytree(parts.linear_solution(linear_fn, lambda p: unravel(product(ravel_pytree(p)[0])), unravel(flat)))[0]
+
+            return unravel(jax.lax.custom_linear_solve(product, flat, by_products, symmetric=True))
 
         return jax.lax.custom_root(stationary, theta0, lambda _, start: parts.solved(solve, phi, start, batch), tangent_solve)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from robustjax import checks
+from robustjax import arrays, checks
 from robustjax.bilevel import problem
 
 _PROBE_STEPS = 20  # of Lanczos' iteration
@@ -29,12 +29,10 @@ def conjugate_gradient(product: Callable, v, start, *, num_steps: int, tolerance
     # Squares of a small right side underflow, and past rounding the recursion does, to 0 / 0: solved for a right side of length 1. One of
     # zero has no scale to stop at, but a known solution.
     size = problem.norm(v)
-    scale = jnp.where(size == 0, 1.0, size)
-    start = jax.tree.map(lambda p: jnp.where(size == 0, 0.0, p / scale), start)
-    tolerance = jnp.maximum(tolerance, jnp.finfo(size.dtype).eps)
-    unit = jax.tree.map(lambda v: v / scale, v)
-    solved = jax.scipy.sparse.linalg.cg(product, unit, start, tol=tolerance, maxiter=num_steps)[0]
-    return jax.tree.map(lambda p: scale * p, solved)
+    shrink = arrays.ratio(1.0, size)
+    tolerance = jnp.maximum(jnp.asarray(tolerance).astype(size.dtype), jnp.finfo(size.dtype).eps)
+    start, unit = problem.times(shrink, start), problem.times(shrink, v)
+    return problem.times(size, jax.scipy.sparse.linalg.cg(product, unit, start, tol=tolerance, maxiter=num_steps)[0])
 
 
 def neumann(product: Callable, v, start, *, step_size, num_steps: int):
@@ -46,7 +44,8 @@ def neumann(product: Callable, v, start, *, step_size, num_steps: int):
     checks.positive(step_size=step_size)
 
     def step(p, _):
-        return jax.tree.map(lambda p, v, h: p + step_size * (v - h), p, v, product(p)), None
+        missed = jax.tree.map(jnp.subtract, v, product(p))
+        return jax.tree.map(jnp.add, p, problem.times(step_size, missed)), None
 
     return jax.lax.scan(step, start, length=num_steps)[0]
 
@@ -72,7 +71,7 @@ def adam(product: Callable, v, start, *, learning_rate, num_steps: int):
         p, state = carry
         residual = jax.tree.map(jnp.subtract, product(p), v)
         updates, state = optimizer.update(product(residual), state)  # H is symmetric
-        return (jax.tree.map(lambda p, u: p - learning_rate * u, p, updates), state), None
+        return (jax.tree.map(jnp.subtract, p, problem.times(learning_rate, updates)), state), None
 
     return jax.lax.scan(step, (start, optimizer.init(start)), length=num_steps)[0][0]
 
@@ -120,13 +119,14 @@ def lissa(
     def run(key):
         def step(q, i):
             h = sampled_fn(jax.random.fold_in(key, i), q)
-            return jax.tree.map(lambda v, q, h: (v + q - (h + damping * q) / scale).astype(q.dtype), v, q, h), None
+            damped = jax.tree.map(lambda h, q: h.astype(q.dtype) + q, h, problem.times(damping, q))
+            return jax.tree.map(lambda v, q, h: v + q - h, v, q, problem.times(1.0 / scale, damped)), None
 
-        first = jax.tree.map(lambda p: (scale * p).astype(p.dtype), start)
+        first = problem.times(scale, start)
         return jax.lax.scan(step, first, jnp.arange(num_steps))[0]
 
     runs = jax.lax.map(run, jax.random.split(key, num_repeats))
-    return jax.tree.map(lambda q: q.mean(axis=0) / scale, runs)
+    return problem.times(1.0 / scale, jax.tree.map(lambda q: q.mean(axis=0), runs))
 
 
 def largest_eigenvalue(product: Callable, like, *, num_steps: int = 30):
@@ -147,7 +147,7 @@ def extreme_eigenvalues(product: Callable, like, *, num_steps: int = 50):
     """
     checks.counts(num_steps=num_steps)
     problem.takes(product, "product(p)", like)
-    alpha, beta, _ = _lanczos(product, like, jnp.zeros(num_steps))
+    alpha, beta, _ = _lanczos(product, like, jnp.zeros(num_steps, jnp.float32))
     values = jnp.linalg.eigvalsh(_tridiagonal(alpha, beta, alpha[0]))
     return values[0], values[-1]
 
@@ -175,7 +175,7 @@ def _lanczos(product, like, weights):
 
     def step(carry, weight):
         before, q, beta, total = carry
-        h = ravel_pytree(product(unravel(q)))[0]
+        h = ravel_pytree(product(unravel(q)))[0].astype(q.dtype)
         alpha = jnp.vdot(q, h)
         rest = h - alpha * q - beta * before
         beta = problem.norm(rest)

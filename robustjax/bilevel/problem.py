@@ -31,6 +31,11 @@ def mismatch(a, b):
     return arrays.ratio(miss, size, miss)
 
 
+def times(number, tree):
+    """number * tree, in the types of the tree, whatever that of the number is."""
+    return jax.tree.map(lambda leaf: jnp.asarray(number).astype(leaf.dtype) * leaf, tree)
+
+
 def wide(leaf):
     """The leaf in float32 at least: where sums and linear systems are kept."""
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
@@ -44,11 +49,7 @@ def like(tree, model):
 def hessian(inner_loss: Callable, theta, phi, batch, damping=0.0) -> Callable:
     """p -> (d^2 inner_loss / d theta^2 + damping) p: linearised once, so that each product costs about one gradient."""
     linear = jax.linearize(lambda theta: jax.grad(inner_loss)(theta, phi, batch), theta)[1]
-
-    def product(p):
-        return jax.tree.map(lambda h, p: wide(h) + damping * p, linear(like(p, theta)), p)
-
-    return product
+    return lambda p: jax.tree.map(lambda h, p: wide(h).astype(p.dtype) + p, linear(like(p, theta)), times(damping, p))
 
 
 def response(inner_loss: Callable, theta, phi, batch, p):
@@ -263,6 +264,7 @@ def linear_solution(linear_fn: Callable, product: Callable, v, start=None):
     """
     start = jax.tree.map(jnp.zeros_like, v) if start is None else start
     alike("linear_start", start, v, "theta")
+    start = like(start, v)
     takes(linear_fn, "linear_fn(product, v, start)", product, v, start)
     p = linear_fn(product, v, start)
     alike("what linear_fn returns", p, v, "v")

@@ -55,18 +55,19 @@ def value_function(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *
     checks.positive(weight=weight)
 
     def both(theta, phi, batch):
-        return problem.inner_loss(theta, phi, batch) + problem.outer_loss(theta, phi, batch) / weight
+        value = problem.outer_loss(theta, phi, batch)
+        return problem.inner_loss(theta, phi, batch) + value / jnp.asarray(weight).astype(value.dtype)
 
     theta = jax.lax.stop_gradient(parts.solved(solve, phi, theta0, batch))
     drawn = jax.lax.stop_gradient(base.bind(solve, inner_loss=both)(phi, theta, batch))
     of_phi = jax.grad(problem.inner_loss, argnums=1)
     direct = jax.grad(problem.outer_loss, argnums=1)(drawn, phi, batch)
     change = jax.tree.map(jnp.subtract, of_phi(drawn, phi, batch), of_phi(theta, phi, batch))
-    grad = jax.tree.map(lambda d, c: d + weight * c, direct, change)
+    grad = jax.tree.map(jnp.add, direct, parts.times(weight, change))
     first, second = (parts.norm(jax.grad(loss)(at, phi, batch)) for loss, at in ((problem.inner_loss, theta), (both, drawn)))
     value, v = jax.value_and_grad(problem.outer_loss)(theta, phi, batch)
     bias = parts.norm(jax.tree.map(jnp.subtract, jax.grad(problem.outer_loss)(drawn, phi, batch), v))
-    missed = weight * (first + second) + bias
+    missed = parts.times(weight, first + second) + bias
     info = ValueInfo(arrays.ratio(missed, parts.norm(v), missed), jnp.maximum(first, second))
     result = HyperGradient(value, grad, theta, info)
     return parts.once(result, "use bilevel.solution or bilevel.unrolled.")

@@ -42,7 +42,8 @@ def soft_radius(apply_fn: Callable, params, keys: Array, x: Array, y: Array, *, 
     problem.takes(apply_fn, "apply_fn(params, model_state, x, mode)", params, None, x, "train")
     if not jnp.ndim(smoothing) and not isinstance(smoothing, jax.core.Tracer) and not 0.0 <= smoothing < 0.5:
         raise ValueError(f"smoothing moves probabilities away from 0 and 1: expected it in [0, .5), got {smoothing}.")
-    logits, _ = noisy_logits(apply_fn, params, None, keys, x, sigma, num_noise)
+    logits, _ = noisy_logits(apply_fn, params, None, arrays.example_keys(keys, len(x)), x, sigma, num_noise)
+    sigma, beta, smoothing = (jnp.asarray(number).astype(logits.dtype) for number in (sigma, beta, smoothing))
     probs = (1.0 - 2.0 * smoothing) * jnp.exp(log_mean_softmax(beta * logits)) + smoothing
     margin, counted = radius_margin(probs, y)
     return jnp.where(counted, 0.5 * sigma * margin, 0.0).mean()
@@ -124,6 +125,7 @@ def lower_radius(
     for name, labels, images in (("y", y, x), ("y_poison", y_poison, x_poison), ("y_val", y_val, x_val)):
         arguments.labelled(labels, len(images), num_classes, name)
     problem.takes(training_loss, "training_loss(params, model_state, key, x, y)", params, None, key, x, y)
+    x, y, x_poison, y_poison, x_val, y_val = map(jnp.asarray, (x, y, x_poison, y_poison, x_val, y_val))
     num_batches = len(x_poison) // num_poison
     if num_batches == 0 or len(x) < num_clean:
         raise ValueError(f"a batch takes {num_clean} clean images and {num_poison} poisons; got {len(x)} and {len(x_poison)}.")
@@ -140,7 +142,8 @@ def lower_radius(
 
     def fresh(key):
         params = init_fn(key)
-        return Victim(params, victim_optimizer.init(params), jax.tree.map(jnp.zeros_like, params), jnp.float32(jnp.inf))
+        linear = jax.tree.map(lambda leaf: jnp.zeros_like(problem.wide(leaf)), params)
+        return Victim(params, victim_optimizer.init(params), linear, jnp.full_like(problem.norm(linear), jnp.inf))
 
     def train(victim, phi, batch):
         def step(carry, i):
@@ -168,7 +171,7 @@ def lower_radius(
         mine = jax.tree.map(lambda leaf: leaf[places], moments)
         updates, mine = jax.vmap(poison_optimizer.update)(found.grad, mine)
         base_images = x_poison[places]
-        delta = threat.project(phi - learning_rate * updates - base_images, base_images)
+        delta = threat.project(phi - problem.times(learning_rate, updates) - base_images, base_images)
         poisons = poisons.at[places].set(threat.apply(base_images, delta))
         moments = jax.tree.map(lambda all, some: all.at[places].set(some), moments, mine)
         return (poisons, moments, victim._replace(linear=found.info.solution, residual=found.info.residual)), found.value
@@ -183,7 +186,7 @@ def lower_radius(
         indices = epoch * num_batches + jnp.arange(num_batches), order.reshape(num_batches, num_poison)
         return jax.lax.scan(one_batch, (poisons, moments, victim), indices)
 
-    start = jnp.asarray(x_poison), jax.vmap(poison_optimizer.init)(x_poison), fresh(key)
+    start = x_poison, jax.vmap(poison_optimizer.init)(x_poison), fresh(key)
     (poisons, _, victim), losses = jax.lax.scan(one_epoch, start, jnp.arange(num_epochs))
     losses = losses.reshape(-1)
     return PoisonResult(poisons, poisons - x_poison, losses[-1], losses, victim)

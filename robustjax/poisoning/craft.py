@@ -68,6 +68,7 @@ def craft(
     """
     problem.one_key(key)
     arguments.images(x, threat)
+    x = jnp.asarray(x)
     checks.counts(num_steps=num_steps)
     problem.takes(gradient_fn, "gradient_fn(key, poisons, state)", key, x, state)
     problem.optimizes("optimizer", optimizer)
@@ -114,6 +115,7 @@ def random_control(key: Key, x: Array, threat: Any) -> Array:
     """
     objective.check_threat(threat)
     arguments.images(x, threat if hasattr(threat, "norm") else None)
+    x = jnp.asarray(x)
     keys = arrays.example_keys(key, x.shape[0])
     if not hasattr(threat, "norm"):
         return threat.apply(x, threat.init(keys, x))
@@ -122,7 +124,7 @@ def random_control(key: Key, x: Array, threat: Any) -> Array:
 
     def spend(_, delta):
         size = threat.norm(delta)
-        factor = jnp.where(size > 0, threat.radius() / jnp.where(size > 0, size, 1.0), 0.0)
+        factor = arrays.ratio(jnp.asarray(threat.radius()).astype(size.dtype), size)
         return threat.project(arrays.per_example(factor, noise) * delta, x)
 
     return threat.apply(x, jax.lax.fori_loop(0, _NUM_SPENT, spend, unit))
@@ -133,6 +135,9 @@ def _step(i, carry, *, key, x, threat, gradient_fn, optimizer):
     poisons, pull = jax.vjp(lambda delta: threat.apply(x, delta), delta)
     loss, grad, new_state = _gradient(gradient_fn, jax.random.fold_in(key, i), poisons, state)
     problem.alike("the state that gradient_fn returns", new_state, state, "the state it was given")
+    new_state = jax.tree.map(
+        lambda new, old: new if new.dtype == jnp.result_type(old) else new.astype(jnp.result_type(old)), new_state, state
+    )
     grad, known = objective.finite(pull(grad.astype(poisons.dtype))[0])
     updates, opt_state = optimizer.update(grad, opt_state, delta)
     loss = jnp.where(known.all(), loss, jnp.nan).astype(losses.dtype)

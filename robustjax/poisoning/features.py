@@ -71,12 +71,14 @@ def feature_collision(
     problem.not_negative(step_size=step_size, beta=beta)
     arguments.fractions(watermark=watermark)
     _check_features(features_fn, x)
-    x_target = jnp.broadcast_to(x_target, x.shape)
+    x, x_target = jnp.asarray(x), jnp.broadcast_to(x_target, x.shape)
+    step_size, beta, watermark = (jnp.asarray(number).astype(x.dtype) for number in (step_size, beta, watermark))
     origin = (1.0 - watermark) * x + watermark * x_target
-    wanted = jax.lax.stop_gradient(features_fn(x_target))
+    low, high = (jnp.asarray(bound).astype(x.dtype) for bound in box)
+    wanted = jax.lax.stop_gradient(problem.wide(features_fn(x_target)))
 
     def distance(x):
-        return arrays.norm(features_fn(x) - wanted, 2)
+        return arrays.norm(problem.wide(features_fn(x)) - wanted, 2).astype(x.dtype)
 
     def step(carry, i):
         poisons, size, total = carry
@@ -87,7 +89,7 @@ def feature_collision(
         size = jnp.where(look & (cost >= total / num_memory), 0.5 * size, size)
         scale = arrays.per_example(size, x)
         moved = (poisons - scale * grad + scale * beta * origin) / (1.0 + scale * beta)
-        return (jnp.clip(moved, min=box[0], max=box[1]), size, jnp.where(look, 0.0, total)), None
+        return (jnp.clip(moved, min=low, max=high), size, jnp.where(look, 0.0, total)), None
 
     zeros = jnp.zeros(x.shape[0], x.dtype)
     (poisons, _, _), _ = jax.lax.scan(step, (origin, zeros + step_size, zeros), jnp.arange(num_steps))
@@ -134,14 +136,15 @@ def bullseye(
         raise ValueError(f"expected features_fns as a list of networks, one at least, got {features_fns!r}; pass [features_fn].")
     for features_fn in features_fns:
         _check_features(features_fn, x)
-    centres = [jax.lax.stop_gradient(features_fn(x_target).mean(axis=0)) for features_fn in features_fns]
+    centres = [jax.lax.stop_gradient(problem.wide(features_fn(x_target)).mean(axis=0)) for features_fn in features_fns]
 
     def miss(key, poisons):
         del key
-        gaps = [
-            jnp.square(features_fn(poisons).mean(axis=0) - centre).sum() / jnp.square(centre).sum()
-            for features_fn, centre in zip(features_fns, centres, strict=True)
-        ]
+        gaps = []
+        for features_fn, centre in zip(features_fns, centres, strict=True):
+            gap = problem.wide(features_fn(poisons)).mean(axis=0) - centre
+            size = problem.norm(centre)  # features that are all zero are nothing to be relative to
+            gaps.append(jnp.square(gap / jnp.where(size == 0, 1.0, size)).sum())
         return jnp.stack(gaps).mean()
 
     run = base.bind(craft, threat=threat, gradient_fn=differentiated(miss), num_steps=num_steps)

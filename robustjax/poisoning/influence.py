@@ -110,7 +110,7 @@ def influence(
 
     def solve(v):
         def damped(p):
-            return jax.tree.map(lambda h, p: h + damping * p, product(p), p)
+            return jax.tree.map(jnp.add, product(p), parts.times(damping, p))
 
         p = parts.linear_solution(linear_fn, damped, v)
         return p, parts.mismatch(product(p), v)

@@ -93,6 +93,7 @@ def metapoison(
     num_classes = arguments.classes(apply_fn, jax.eval_shape(init_fn, key), None, x_target)
     arguments.labelled(y, len(x), num_classes)
     arguments.labelled(y_adversarial, len(x_target), num_classes, "y_adversarial")
+    x, y = jnp.asarray(x), jnp.asarray(y)
     place = jnp.full(len(x), -1).at[rows].set(jnp.arange(len(rows)))
     key_init, key_warm, key_craft = jax.random.split(key, 3)
     epoch = _Epoch(x, y, place, x_target, y_adversarial, apply_fn, init_fn, num_unroll_steps, batch_size, step_size)
@@ -136,7 +137,7 @@ class _Epoch(NamedTuple):
     def step(self, params, x, y):
         """One step of gradient descent."""
         grad = jax.grad(lambda params: losses.cross_entropy(self.apply_fn(params, None, x, "train")[0], y).mean())(params)
-        return jax.tree.map(lambda p, g: p - self.step_size * g, params, grad)
+        return jax.tree.map(jnp.subtract, params, problem.times(self.step_size, grad))
 
     def clean(self, key, params):
         """The parameters after an epoch."""

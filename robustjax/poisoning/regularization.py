@@ -69,13 +69,16 @@ def learn_regularization(
     parts.not_negative(poison_step=poison_step, strength_step=strength_step)
     parts.takes(method, "method(problem, solve, phi, theta0, batch)", problem, solve, (poisons, log_strength), theta0, batch)
 
+    within, limits = (tuple(jnp.asarray(bound).astype(poisons.dtype) for bound in pair) for pair in (box, bounds))
+
     def step(carry, _):
         poisons, log_strength, theta = carry
         found = method(problem, solve, (poisons, log_strength), theta, batch)
         parts.is_hypergradient(found)
         by_poisons, by_strength = found.grad
-        moved = jnp.clip(poisons + poison_step * arrays.normalize(by_poisons, 2), min=box[0], max=box[1])
-        eased = jnp.clip(log_strength - strength_step * by_strength, min=bounds[0], max=bounds[1])
+        moved = poisons + parts.times(poison_step, arrays.normalize(by_poisons, 2))
+        eased = log_strength - parts.times(strength_step, by_strength)
+        moved, eased = jnp.clip(moved, *within), jnp.clip(eased, *limits)
         return (moved, eased, found.theta), (found.value, log_strength, found.info)
 
     start = poisons, jnp.asarray(log_strength, poisons.dtype), theta0

@@ -166,6 +166,14 @@ def test_the_implicit_solution_differentiates_twice_and_in_both_modes():
             np.testing.assert_allclose(derivative(ours)(1.3), derivative(truth)(1.3), rtol=1e-6)
 
 
+def test_the_implicit_solution_differentiates_where_phi_moves_some_leaves_of_theta_only():
+    loss = lambda theta, phi, batch: 0.5 * jnp.sum((theta["w"] - phi) ** 2) + 0.5 * (theta["b"] - 1.0) ** 2  # noqa: E731
+    solve, start = descent(loss, 60, step_size=0.5), {"w": jnp.zeros(3), "b": jnp.zeros(())}
+    solved = bilevel.solution(loss, solve, linear_fn=base.bind(bilevel.conjugate_gradient, num_steps=5))
+    grad = jax.grad(lambda phi: jnp.sum(solved(phi, start)["w"] ** 2) * solved(phi, start)["b"])(jnp.arange(3.0))
+    np.testing.assert_allclose(grad, 2.0 * jnp.arange(3.0), rtol=1e-5)
+
+
 def test_vmap_over_phi_equals_a_loop():
     with jax.enable_x64(True):
         phi, theta0, batch = setting()

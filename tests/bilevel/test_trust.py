@@ -235,3 +235,20 @@ def test_extreme_eigenvalues(spectrum):
     np.testing.assert_allclose(direction @ matrix @ direction, spectrum.min(), atol=2e-4)
     scalar = bilevel.extreme_eigenvalues(lambda p: -2 * p, jnp.zeros(()))
     np.testing.assert_allclose(scalar, (-2.0, -2.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "linear_fn", [bilevel.dense, _CG, base.bind(bilevel.neumann, step_size=1.0, num_steps=300)], ids=["dense", "cg", "neumann"]
+)
+def test_the_scale_of_the_outer_loss_scales_the_hypergradient_and_no_residual(linear_fn):
+    phi, theta0 = jnp.array([1.0, -2.0, 0.5]), jnp.zeros(3)
+
+    @jax.jit
+    def run(scale):
+        problem = _QUADRATIC._replace(outer_loss=lambda theta, phi, batch: scale * 0.5 * jnp.sum((theta - 2.0) ** 2))
+        return bilevel.implicit(problem, lambda phi, theta0, batch: phi, phi, theta0, _CURVES, linear_fn=linear_fn)
+
+    for scale in (1e-25, 1.0, 1e25):
+        found = run(scale)
+        np.testing.assert_allclose(found.grad / scale, phi - 2.0, rtol=1e-3)
+        assert float(found.info.residual) < 1e-4

@@ -315,3 +315,26 @@ def test_poisoned_sets_name_what_would_make_them_meaningless():
             KEY, X[:5], Y[:5], X[:8], Y[:8], X[:8], Y[:8], apply_fn=apply_fn, init_fn=init_fn, training_loss=TRAINING["gaussian"],
             threat=threat, sigma=0.2, num_noise=2, num_epochs=1, num_clean=24, num_poison=8,
         )  # fmt: skip
+
+
+def test_directions_and_distances_hold_at_any_scale():
+    a, b = {"a": jnp.array([1.0, -2.0])}, {"a": jnp.array([0.5, 1.0])}
+    for scale in (1e-25, 1e25):
+        scaled = jax.tree.map(lambda leaf, scale=scale: scale * leaf, a)
+        np.testing.assert_allclose(poisoning.cosine(scaled, scaled), 1.0, rtol=1e-5)
+        np.testing.assert_allclose(poisoning.cosine(scaled, b), poisoning.cosine(a, b), rtol=1e-5)
+    dark = jnp.zeros((1, D))
+    found = poisoning.bullseye(KEY, [lambda x: x], X[:3], dark, threat=Linf(0.1), num_steps=3, learning_rate=0.05)
+    assert np.isfinite(found.losses).all() and bool((found.x < X[:3]).all())
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing_and_marks_its_step():
+    def broken(key, poisons, state):
+        count = state + 1
+        return poisons.sum(), jnp.where((count == 2) & (jnp.arange(3)[:, None] == 0), jnp.nan, jnp.ones_like(poisons)), count
+
+    found = poisoning.craft(
+        KEY, X[:3], threat=Linf(0.5, box=(-9.0, 9.0)), gradient_fn=broken, optimizer=optax.sgd(0.1), num_steps=3, state=jnp.int32(0)
+    )
+    assert np.isnan(found.losses).tolist() == [False, True, False]
+    np.testing.assert_allclose(found.delta, -0.1 * np.array([[2.0], [3.0], [3.0]]) * np.ones((1, D)), rtol=1e-5)
