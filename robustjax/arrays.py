@@ -29,7 +29,12 @@ def example_keys(key: Key, num_examples: int) -> Array:
         got = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else f"{key!r} of type {type(key).__name__}"
         raise TypeError(f"expected a key, got {got}; pass jax.random.key(0), or jax.random.split of one for one key per example.")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
+        try:
+            key = jax.random.wrap_key_data(key)
+        except TypeError:
+            raise ValueError(
+                f"expected the raw data of a key, got shape {key.shape}; pass jax.random.key(0), or jax.random.PRNGKey(0) whole."
+            ) from None
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_examples))
     if key.shape != (num_examples,):

@@ -53,7 +53,7 @@ def labels(y, num_examples: int, name: str = "y") -> None:
     Raises:
       ValueError: they are of another shape, or no integers.
     """
-    shape, dtype = jnp.shape(y), jnp.result_type(y)
+    shape, dtype = jnp.shape(y), y.dtype if hasattr(y, "dtype") else np.asarray(y).dtype
     if shape != (num_examples,) or not jnp.issubdtype(dtype, jnp.integer):
         remedy = ""
         if len(shape) == 2 and shape[1] == 1:
@@ -96,13 +96,34 @@ def positive(**numbers) -> None:
             raise ValueError(f"{name} must be positive and finite, got {number}.")
 
 
+def functions(**values) -> None:
+    """Each named value can be called.
+
+    Raises:
+      TypeError: it cannot.
+    """
+    for name, value in values.items():
+        if not callable(value) or isinstance(value, type):
+            raise TypeError(f"expected {name} as a function, got {value!r:.60} of type {type(value).__name__}; bind its parameters to one.")
+
+
+def on_host(*values) -> None:
+    """None of the values is traced: statistics are numpy in float64.
+
+    Raises:
+      TypeError: one is.
+    """
+    if any(isinstance(value, jax.core.Tracer) for value in values):
+        raise TypeError("statistics run on the host in float64, got traced values; call them outside jit, vmap and grad.")
+
+
 def model(model_fn, x) -> None:
     """It can be called, and no Flax module in it is in train mode, where every pass would change it.
 
     Raises:
       TypeError: it cannot be called. ValueError: it is in train mode; the first layer that is, is named.
     """
-    if not callable(model_fn) or isinstance(model_fn, type):
+    if not (callable(model_fn) or hasattr(model_fn, "draw")) or isinstance(model_fn, type):
         raise TypeError(f"expected a model, a function x [B, ...] -> logits [B, C], got {model_fn!r} of type {type(model_fn).__name__}.")
     nnx = sys.modules.get("flax.nnx")  # whoever has such a module has imported it
     if nnx is None:

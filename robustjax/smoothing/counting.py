@@ -131,14 +131,20 @@ def noisy(keys: Array, x: Array, sigma, num_samples: int, noise_fn=noise.gaussia
         sample_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(num_samples, dtype=jnp.int32))
         return jax.vmap(noise_fn, (0, None, None))(sample_keys, x, sigma), sample_keys
 
-    return jax.vmap(samples)(keys, x, sigma, first)
+    noisy_x, sample_keys = jax.vmap(samples)(keys, x, sigma, first)
+    expected = (x.shape[0], num_samples, *x.shape[1:])
+    if noisy_x.shape != expected or not jnp.issubdtype(noisy_x.dtype, jnp.floating):
+        raise ValueError(
+            f"noise_fn made {noisy_x.shape[2:]} of {noisy_x.dtype} from an example {x.shape[1:]} of {x.dtype}; it must keep shape and type."
+        )
+    return noisy_x, sample_keys
 
 
 def logits_of(model_fn: ModelFn, samples: Array, keys: Array) -> Array:
     """Logits [B, S, C] of samples [B, S, ...]; a randomised model draws from keys [B, S]."""
     num_examples, num_samples = samples.shape[:2]
     model_fn = base.draw(model_fn, arrays.fold_in(keys.reshape(-1), 1))
-    return grouped(model_fn(samples.reshape(-1, *samples.shape[2:])), num_examples, num_samples)
+    return grouped(checks.called(model_fn, samples.reshape(-1, *samples.shape[2:])), num_examples, num_samples)
 
 
 def grouped(logits: Array, num_examples: int, num_samples: int) -> Array:
@@ -195,6 +201,8 @@ def _check_first(first_sample, num_examples):
 
 def _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, votes):
     checks.inputs(x, is_half_allowed=True)
+    checks.model(model_fn, x)
+    checks.functions(noise_fn=noise_fn)
     checks.counts(num_samples=num_samples, chunk_size=chunk_size)
     _check_first(first_sample, x.shape[0])
     if num_samples % chunk_size:

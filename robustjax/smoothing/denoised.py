@@ -23,7 +23,7 @@ def denoised(model_fn: ModelFn, denoiser: Callable) -> ModelFn:
 
     Source: Salman et al., NeurIPS 2020, arXiv:2003.01908.
     """
-    _require_callable(model_fn=model_fn, denoiser=denoiser)
+    checks.functions(model_fn=model_fn, denoiser=denoiser)
     return base.bind(_composed, model_fn=model_fn, denoiser=denoiser)
 
 
@@ -47,7 +47,7 @@ def diffusion_denoiser(noise_fn: Callable, alpha_bars: Array, *, sigma) -> Calla
     Source: Carlini et al., ICLR 2023, Algorithm 1, arXiv:2206.10550. Differs: the noise is what smoothing drew, exactly sigma; theirs is
       drawn at time t, and at least sigma.
     """
-    _require_callable(noise_fn=noise_fn)
+    checks.functions(noise_fn=noise_fn)
     checks.positive(sigma=sigma)
     if not isinstance(alpha_bars, jax.core.Tracer):
         schedule = np.asarray(alpha_bars)
@@ -69,15 +69,6 @@ def check_restored(restored: Array, x: Array) -> None:
     shape = getattr(restored, "shape", type(restored).__name__)
     if shape != x.shape:
         raise ValueError(f"the denoiser makes {shape} of inputs {x.shape}; they must agree, let it return denoised inputs alone.")
-
-
-def _require_callable(**functions):
-    for name, function in functions.items():
-        if not callable(function):
-            raise TypeError(
-                f"expected {name} as a function of inputs, got a {type(function).__name__}; bind parameters to the function that takes "
-                "them, e.g. base.bind(apply, params=params)."
-            )
 
 
 def _composed(x, *, model_fn, denoiser):

@@ -10,22 +10,27 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from robustjax import checks
 from robustjax.base import Array, Key
 
 
 def gaussian(key: Key, x: Array, sigma) -> Array:
     """x + sigma * normal: for l2, and through it for every lp."""
+    _check(sigma)
     return _plus(x, sigma, jax.random.normal(key, (x.size,), wide(x)))
 
 
 def laplace(key: Key, x: Array, sigma) -> Array:
     """x + Laplace noise of scale sigma / sqrt(2): for l1."""
+    _check(sigma)
     return _plus(x, sigma / math.sqrt(2.0), jax.random.laplace(key, (x.size,), wide(x)))
 
 
 def uniform(key: Key, x: Array, sigma) -> Array:
     """x + uniform noise on [-sqrt(3) sigma, sqrt(3) sigma]: for l1 and linf."""
+    _check(sigma)
     return _plus(x, math.sqrt(3.0) * sigma, jax.random.uniform(key, (x.size,), wide(x), -1.0, 1.0))
 
 
@@ -36,6 +41,7 @@ def splitting(key: Key, x: Array, sigma) -> Array:
 
     Source: Levine & Feizi, ICML 2021, section 4, arXiv:2103.10834.
     """
+    _check(sigma)
     x, narrow = x.astype(wide(x)), x.dtype
     length = 2.0 * math.sqrt(3.0) * jnp.asarray(sigma, x.dtype)
     split = length * jax.random.uniform(key, (x.size,), x.dtype).reshape(x.shape)
@@ -56,3 +62,9 @@ def wide(x: Array):
 
 def _plus(x, scale, drawn):
     return (x.astype(drawn.dtype) + jnp.asarray(scale, drawn.dtype) * drawn.reshape(x.shape)).astype(x.dtype)
+
+
+def _check(sigma):
+    checks.positive(sigma=sigma)
+    if np.ndim(sigma):
+        raise ValueError(f"expected one sigma for one example, got shape {np.shape(sigma)}; use jax.vmap for several.")

@@ -101,6 +101,7 @@ def laplace_l1(p_lower, sigma):
 
 
 def _probability(p_lower, sigma):
+    checks.on_host(p_lower, sigma)
     checks.positive(sigma=sigma)
     p = np.asarray(p_lower, np.float64)
     if not np.all((p >= 0) & (p <= 1)):

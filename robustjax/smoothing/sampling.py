@@ -110,8 +110,11 @@ def sample(
         noise, or a state of another key, model, data set or plan: what differs is named.
       TypeError: a number of samples that is no integer, a model that returns a tuple, several keys, or a state that is none.
     """
+    checks.on_host(x)
     x = np.asarray(x)
     checks.inputs(x, is_half_allowed=True)
+    checks.model(model_fn, x[:1])
+    checks.functions(noise_fn=noise_fn, **({} if undecided_fn is None else {"undecided_fn": undecided_fn}))
     checks.counts(batch_size=batch_size, num_samples=num_samples, num_step_samples=num_step_samples)
     if mesh is not None and batch_size % mesh.size:
         raise ValueError(f"batch_size={batch_size} is not a multiple of the {mesh.size} devices; pass e.g. {mesh.size}.")

@@ -21,7 +21,7 @@ class Smoothed:
 
     def draw(self, keys: Array) -> ModelFn:
         """The average over the noise of these keys [B]; attacked as it is, it keeps that noise in all steps."""
-        return base.bind(self.bound, keys=arrays.example_keys(keys, keys.shape[0]))
+        return base.bind(self.bound, keys=keys)
 
 
 def soft(model_fn: ModelFn, *, sigma, num_samples: int, temperature=1.0, gradient_free: bool = False, noise_fn=noise.gaussian) -> Smoothed:
@@ -48,6 +48,7 @@ def soft(model_fn: ModelFn, *, sigma, num_samples: int, temperature=1.0, gradien
     Source: Salman et al., NeurIPS 2019, eq. 6, arXiv:1906.04584.
     """
     checks.counts(num_samples=num_samples)
+    checks.functions(noise_fn=noise_fn)
     checks.positive(sigma=sigma, temperature=temperature)
     if gradient_free and noise_fn is not noise.gaussian:
         raise ValueError("the gradient-free form is Stein's, for Gaussian noise; pass noise_fn=noise.gaussian, or gradient_free=False.")
@@ -63,12 +64,19 @@ def log_mean_softmax(logits: Array) -> Array:
     """log of the mean over axis 1 of softmax: [B, S, C] -> [B, C], without an exponential that could vanish.
 
     A class that is masked by -inf in all samples stays so, and has no gradient.
+
+    Raises:
+      ValueError: logits of another rank.
     """
+    if logits.ndim != 3:
+        raise ValueError(f"expected logits [B, S, C] of S samples of each example, got {logits.shape}.")
     return _log_mean_exp(jax.nn.log_softmax(logits, axis=-1))
 
 
 def _log_mean(x, *, keys, model, sigma, num_samples, temperature, gradient_free, noise_fn):
     checks.inputs(x)
+    checks.model(model.model_fn, x)
+    keys = arrays.example_keys(keys, x.shape[0])
     where = jax.lax.stop_gradient(x) if gradient_free else x
     samples, sample_keys = counting.noisy(keys, where, sigma, num_samples, noise_fn)
     logits = counting.logits_of(model.model_fn, samples, sample_keys)

@@ -238,9 +238,16 @@ def bonferroni(alpha: float, num_examples: int) -> float:
 
 
 def certificate(chosen, p_lower, sigma, radius_fn: Callable) -> Certificate:
-    """The certificate of the chosen classes [B] whose probability is at least p_lower [B]; below 1/2 it abstains."""
+    """The certificate of the chosen classes [B] whose probability is at least p_lower [B]; below 1/2 it abstains.
+
+    Raises:
+      ValueError: a radius_fn that does not give one number for each. TypeError: it cannot be called.
+    """
+    checks.functions(radius_fn=radius_fn)
     radius = np.asarray(radius_fn(p_lower, sigma), np.float64)
     abstained = p_lower < 0.5
+    if radius.shape != np.shape(p_lower) or np.isnan(radius[~abstained]).any():
+        raise ValueError(f"radius_fn gave {radius} for the probabilities of {len(p_lower)} inputs; it must give a number for each.")
     radius = np.where(abstained, 0.0, np.maximum(radius, 0.0))
     return Certificate(np.where(abstained, -1, chosen), radius, radius > 0)
 
@@ -253,14 +260,21 @@ def selected(selection, estimation, sigma, alpha, fingerprint: Mapping | None = 
     selection, estimation = whole_votes(selection, estimation)
     check_alpha(alpha)
     counting.check_sigma(sigma, len(selection))
-    cast = None if fingerprint is None else fingerprint["sigma"]
-    if cast is not None and not np.allclose(sigma, cast, rtol=1e-6, atol=0.0):
-        raise ValueError(f"the votes were cast under sigma={cast}, not under sigma={sigma}; pass theirs, or cast votes anew.")
+    if fingerprint is not None:
+        _require_cast_under(sigma, fingerprint)
     split = (selection > 0).sum(axis=1) > 1
     if split.any() and np.array_equal(selection[split], estimation[split]):
         raise ValueError("selection and estimation are the same votes; draw them with different keys, or the bound does not hold.")
     chosen = selection.argmax(axis=1)
     return chosen, estimation[np.arange(len(chosen)), chosen], estimation.sum(axis=1)
+
+
+def _require_cast_under(sigma, fingerprint):
+    if not isinstance(fingerprint, Mapping) or "sigma" not in fingerprint:
+        raise TypeError(f"expected the fingerprint of a VoteState, got a {type(fingerprint).__name__}; pass state.fingerprint.")
+    cast = fingerprint["sigma"]
+    if not np.allclose(sigma, cast, rtol=1e-6, atol=0.0):
+        raise ValueError(f"the votes were cast under sigma={cast}, not under sigma={sigma}; pass theirs, or cast votes anew.")
 
 
 def whole_votes(*sets, least: int = 1) -> list[np.ndarray]:
@@ -273,6 +287,7 @@ def whole_votes(*sets, least: int = 1) -> list[np.ndarray]:
     Raises:
       ValueError: they are no integers [B, C], of different shapes, negative, or too few.
     """
+    checks.on_host(*sets)
     given = [np.asarray(counts) for counts in sets]
     for counts in given:
         if counts.ndim != 2 or not np.issubdtype(counts.dtype, np.integer) or counts.shape[1] < 2:
@@ -297,7 +312,13 @@ def possible(num_votes, num_samples) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       ValueError: they are not.
     """
+    checks.on_host(num_votes, num_samples)
     votes, samples = np.asarray(num_votes, np.float64), np.asarray(num_samples, np.float64)
+    if any(1 not in sizes and len(set(sizes)) > 1 for sizes in zip(votes.shape[::-1], samples.shape[::-1], strict=False)):
+        raise ValueError(
+            f"expected votes and samples of shapes that broadcast, got {votes.shape} and {samples.shape}; of votes [B, C] the samples are "
+            "votes.sum(axis=1, keepdims=True)."
+        )
     is_wrong = ~((votes >= 0) & (votes <= samples) & np.isfinite(samples))
     if is_wrong.any():
         got, of = (np.broadcast_to(part, is_wrong.shape)[is_wrong][0] for part in (votes, samples))
@@ -389,6 +410,9 @@ def _moments(mean, variance, num_samples, least):
 
 
 def _right(certificate, y):
+    if not isinstance(certificate, Certificate):
+        raise TypeError(f"expected the Certificate first and the labels second, got a {type(certificate).__name__} first.")
+    checks.on_host(y)
     y = np.asarray(y)
     checks.labels(y, len(certificate.prediction))
     if len(y) == 0:
