@@ -24,7 +24,7 @@ class Scatter(NamedTuple):
     predicted: np.ndarray  # [N] for every training image
     rows: np.ndarray  # which of them were left out
     exact: np.ndarray  # the change of the test loss for each of these
-    residual: float  # of the linear system
+    residual: float  # of the worst linear system
     test: int  # the test image
 
     def pearson(self, part: slice = slice(None)) -> float:
@@ -45,9 +45,9 @@ def run(settings: experiment.Settings) -> report.Section:
     num_top, num_random = (4, 3) if settings.quick else (60, 40)
     found = scatter(x, y, x_test, y_test, num_top, num_random, settings.seed)
     text = (
-        "One linear system with the Hessian predicts, for all training images at once, what leaving each of them out would do to a test "
-        "loss. The images that matter most look like the test image: those of its own class hold its loss down, those of the other class "
-        "drive it up."
+        "Newton's step to the minimum without an image, one linear system for each of them, predicts what leaving it out would do to a "
+        "test loss. The images that matter most look like the test image: those of its own class hold its loss down, those of the other "
+        "class drive it up."
     )
     pictures = _pictures(found, x, x_test, dataset.x_train.shape[1:3])
     return report.Section(
@@ -131,7 +131,7 @@ def _plot(found, num_top, num_random, num_images):
     axis.grid(alpha=0.3)
     caption = (
         f"Logistic regression of digits {CLASSES[0]} and {CLASSES[1]}, {num_images} training images, weight decay {REG}; the test image is "
-        f"the hardest that is classified rightly. First order, so large changes are underestimated."
+        f"the hardest that is classified rightly."
     )
     return report.figure("Influence against leaving out", caption, plot)
 
@@ -141,7 +141,7 @@ def _table(found, num_top):
     rows = [[name, str(len(found.exact[part])), f"{found.pearson(part):.4f}", f"{found.slope(part):.2f}"] for name, part in parts.items()]
     caption = (
         f"Predicted change of the test loss against that after training again without an image. Bar: Pearson at least {_BAR} for all: "
-        f"{'met' if found.pearson() >= _BAR else 'MISSED'}. Residual of the linear system: {found.residual:.0e}."
+        f"{'met' if found.pearson() >= _BAR else 'MISSED'}. Residual of the worst linear system: {found.residual:.0e}."
     )
     return report.Table("Prediction and truth", caption, ["images left out", "number", "Pearson", "slope"], rows)
 
