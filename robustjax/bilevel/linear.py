@@ -23,8 +23,12 @@ def conjugate_gradient(product: Callable, v, start, *, num_steps: int, tolerance
       num_steps: products, at most.
       tolerance: of |H p - v| / |v|, where to stop before; at least the rounding of v's type.
 
+    Raises:
+      TypeError: a product that cannot be called, another number of steps than an integer. ValueError: no steps.
+
     Source: Hestenes & Stiefel, 1952, as in `jax.scipy`; for hypergradients Pedregosa, ICML 2016, arXiv:1602.02355.
     """
+    problem.takes(product, "product(p)", v)
     checks.counts(num_steps=num_steps)
     # Squares of a small right side underflow, and past rounding the recursion does, to 0 / 0: solved for a right side of length 1. One of
     # zero has no scale to stop at, but a known solution.
@@ -38,8 +42,12 @@ def conjugate_gradient(product: Callable, v, start, *, num_steps: int, tolerance
 def neumann(product: Callable, v, start, *, step_size, num_steps: int):
     """p <- p + step_size (v - H p): the Neumann series; step_size below 2 / lambda_max. From zero, `num_steps` terms.
 
+    Raises:
+      TypeError, ValueError: as `conjugate_gradient`; a step that is not above 0.
+
     Source: Lorraine et al., AISTATS 2020, arXiv:1911.02590.
     """
+    problem.takes(product, "product(p)", v)
     checks.counts(num_steps=num_steps)
     checks.positive(step_size=step_size)
 
@@ -51,8 +59,13 @@ def neumann(product: Callable, v, start, *, step_size, num_steps: int):
 
 
 def dense(product: Callable, v, start):
-    """The matrix itself, column by column, and a direct solution: for few parameters, and as the judge of the others."""
+    """The matrix itself, column by column, and a direct solution: for few parameters, and as the judge of the others.
+
+    Raises:
+      TypeError: a product that cannot be called.
+    """
     del start
+    problem.takes(product, "product(p)", v)
     flat, unravel = ravel_pytree(v)
     matrix = jax.vmap(lambda column: ravel_pytree(product(unravel(column)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
     return unravel(jnp.linalg.solve(matrix, flat))
@@ -61,8 +74,12 @@ def dense(product: Callable, v, start):
 def adam(product: Callable, v, start, *, learning_rate, num_steps: int):
     """Adam on |H p - v|^2 / 2, warm-started: the linear system of ApproxGrad. Rough; its residual says how rough.
 
+    Raises:
+      TypeError, ValueError: as `conjugate_gradient`; a rate that is not above 0.
+
     Source: Mehra & Hamm, ACML 2021, arXiv:1911.03432, as released. Differs: Adam's moments start afresh in every call.
     """
+    problem.takes(product, "product(p)", v)
     checks.counts(num_steps=num_steps)
     checks.positive(learning_rate=learning_rate)
     optimizer = optax.scale_by_adam()
@@ -101,6 +118,9 @@ def lissa(
       damping: above minus the most negative eigenvalue of H. None: 1.1 times that of the product, 0 where it has none.
       num_steps: of one run.
       num_repeats: runs.
+
+    Raises:
+      TypeError: no key, a sampled_fn that cannot be called, numbers that are no integers. ValueError: several keys, numbers below 1.
 
     Source: Agarwal et al., JMLR 2017, arXiv:1602.03943; Koh & Liang, ICML 2017, arXiv:1703.04730. Differs: damping has the unit of H;
       theirs is divided by scale.

@@ -120,9 +120,21 @@ def attack(
 
 
 def reach(target) -> Callable:
-    """The outer function of an attacker who wants a certain theta: |theta - target|^2."""
+    """The outer function of an attacker who wants a certain theta: |theta - target|^2.
+
+    Raises:
+      ValueError: a target that is not finite; when it is called, a theta of another shape.
+    """
     target = np.asarray(target, np.float64)
-    return lambda theta: (float(np.sum((theta - target) ** 2)), 2.0 * (theta - target))
+    if not np.isfinite(target).all():
+        raise ValueError(f"the target theta is not finite: {target}.")
+
+    def outer(theta):
+        if np.shape(theta) != target.shape:
+            raise ValueError(f"expected theta like the target {target.shape}, got shape {np.shape(theta)}; a bias comes last.")
+        return float(np.sum((theta - target) ** 2)), 2.0 * (theta - target)
+
+    return outer
 
 
 def ruin(x, y, *, loss: str) -> Callable:
@@ -165,7 +177,12 @@ def ridge(x, y, *, reg: float) -> np.ndarray:
 
 
 def ridge_pullback(x, y, theta, v, *, reg: float) -> Pullback:
-    """With a = (X'X + reg I)^-1 v and residuals r: r_c a - <a, x_c> theta in x_c, and <a, x_c> in y_c."""
+    """With a = (X'X + reg I)^-1 v and residuals r: r_c a - <a, x_c> theta in x_c, and <a, x_c> in y_c.
+
+    Raises:
+      ValueError: x, y, theta or v of another shape, NaN.
+    """
+    _check_pullback(x, y, theta, v, 0)
     a = np.linalg.solve(x.T @ x + reg * np.eye(x.shape[1]), v)
     along = x @ a
     residual = y - x @ theta
@@ -228,7 +245,12 @@ def logistic(x, y, *, reg: float) -> np.ndarray:
 
 
 def logistic_pullback(x, y, theta, v, *, reg: float) -> Pullback:
-    """With a = H^-1 v and p = sigma(-y <theta, x>): (y p a - p (1 - p) <a, x> theta) / N in x, without the entry of the bias."""
+    """With a = H^-1 v and p = sigma(-y <theta, x>): (y p a - p (1 - p) <a, x> theta) / N in x, without the entry of the bias.
+
+    Raises:
+      ValueError: x, y, theta or v of another shape, NaN, a label 0.
+    """
+    _check_pullback(x, y, theta, v, 1)
     ones, y = _with_one(x), _signs(y)
     a = np.linalg.solve(_logistic_hessian(ones, y, theta, reg), v)
     score, along = ones @ theta, ones @ a
@@ -262,11 +284,9 @@ def svm_pullback(x, y, theta, v, *, dual, c: float, tolerance: float = 1e-6) -> 
     check_labels(x, y)
     checks.positive(c=c)
     num_features = x.shape[1]
-    if dual.shape != y.shape or np.shape(theta) != (num_features + 1,) or np.shape(v) != (num_features + 1,):
-        raise ValueError(
-            f"expected dual [{len(y)}], one multiplier for each point, and theta and v [{num_features + 1}] with the bias last, got "
-            f"{dual.shape}, {np.shape(theta)} and {np.shape(v)}."
-        )
+    _check_pullback(x, y, theta, v, 1)
+    if dual.shape != y.shape:
+        raise ValueError(f"expected dual [{len(y)}], one multiplier for each point, got {dual.shape}.")
     margin = np.flatnonzero((dual > tolerance * c) & (dual < (1.0 - tolerance) * c))
     if len(margin) == 0 and v[num_features] != 0:
         raise ValueError("the SVM has no vector on its margin, so its bias has no derivative; ask for the weights alone, or change c.")
@@ -308,6 +328,14 @@ def check_labels(x, y) -> None:
         raise ValueError(
             f"expected both labels -1 and 1 of {len(x)} points, got {np.unique(y)[:5]} of {len(y)}; for 0 and 1 pass 2 * y - 1."
         )
+
+
+def _check_pullback(x, y, theta, v, num_biases):
+    arguments.table(x, y)
+    expected = (np.shape(x)[1] + num_biases,)
+    if np.shape(theta) != expected or np.shape(v) != expected:
+        last = ", the bias last" if num_biases else ""
+        raise ValueError(f"expected theta and v {list(expected)}{last}, got shapes {np.shape(theta)} and {np.shape(v)}.")
 
 
 def _signs(y):

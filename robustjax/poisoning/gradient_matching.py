@@ -92,7 +92,12 @@ def gradient_matching(
 
 
 def cosine(a, b) -> Array:
-    """<a, b> / (|a| |b|) over pytrees of any scale; 0 where one vanishes, with a gradient of zero; NaN stays NaN."""
+    """<a, b> / (|a| |b|) over pytrees of any scale; 0 where one vanishes, with a gradient of zero; NaN stays NaN.
+
+    Raises:
+      ValueError: pytrees of different structure or shapes.
+    """
+    problem.alike("b", b, a, "a")
     return problem.inner(_unit(a), _unit(b))
 
 

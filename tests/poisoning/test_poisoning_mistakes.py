@@ -246,6 +246,15 @@ MISTAKES = {
     "ridge with reg -1": (lambda: classical.ridge(ROWS, SIGNS, reg=-1.0), "reg", "at least 0"),
     "logistic regression with reg 0": (lambda: classical.logistic(ROWS, SIGNS, reg=0.0), "reg", "positive"),
     "logistic regression of 0 and 1": (lambda: classical.logistic(ROWS, SIGNS > 0, reg=0.1), "labels -1 or 1", "2 * y - 1"),
+    "a target without its bias": (lambda: classical.reach(np.zeros(D))(np.zeros(D + 1)), "like the target (4,)", "bias comes last"),
+    "a target of NaN": (lambda: classical.reach([np.nan]), "not finite"),
+    "a pullback without a bias": (
+        lambda: classical.logistic_pullback(ROWS, SIGNS, np.ones(D), np.ones(D), reg=0.1), "theta and v [5], the bias last", "(4,)",
+    ),
+    "a pullback of other rows": (
+        lambda: classical.ridge_pullback(ROWS[:3], SIGNS, np.ones(D), np.ones(D), reg=0.1), "one label y for each",
+    ),
+    "the cosine of other gradients": (lambda: poisoning.cosine({"a": X}, {"b": X}), "expected b like a"),
     "an SVM with other multipliers": (
         lambda: classical.svm_pullback(ROWS, SIGNS, np.ones(D + 1), np.ones(D + 1), dual=np.ones(3), c=1.0), "dual [12]", "(3,)",
     ),

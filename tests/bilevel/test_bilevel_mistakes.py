@@ -93,6 +93,7 @@ MISTAKES = {
     "damping NaN": (implicit(damping=float("nan")), "damping is not finite"),
     "no steps of CG": (implicit(linear_fn=base.bind(bilevel.conjugate_gradient, num_steps=0)), "num_steps=0", "pass num_steps >= 1"),
     "steps as a float": (implicit(linear_fn=base.bind(bilevel.neumann, step_size=0.1, num_steps=10.0)), "num_steps", "10.0 of type float"),
+    "a matrix for a product": (lambda: bilevel.conjugate_gradient(jnp.eye(3), PHI, PHI, num_steps=3), "expected a function product(p)"),
     "a negative step of Neumann": (implicit(linear_fn=base.bind(bilevel.neumann, step_size=-0.1, num_steps=3)), "step_size", "-0.1"),
     "an infinite rate of Adam": (implicit(linear_fn=base.bind(bilevel.adam, learning_rate=jnp.inf, num_steps=3)), "learning_rate", "inf"),
     "lissa without a key": (lissa(key=0), "expected a key", "jax.random.key"),
