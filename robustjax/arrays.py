@@ -111,9 +111,12 @@ def norm(x: Array, order) -> Array:
     if order == jnp.inf:
         return _largest(absolute(x))
     scale = scale_of(x)
-    squared = jnp.square(x / scale[:, None]).sum(axis=1)
+    return scale * _root(jnp.square(x * (1.0 / scale)[:, None]).sum(axis=1))
+
+
+def _root(squared):
     zero = squared == 0  # not > 0: NaN stays NaN
-    return scale * jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))
 
 
 @jax.custom_jvp
@@ -132,8 +135,9 @@ def _largest_jvp(primals, tangents):
 
 def normalize(x: Array, order) -> Array:
     """x / |x| at any scale that the type holds, and zero where x is zero: [B, ...] -> [B, ...]."""
-    unit = x / per_example(scale_of(flat(x)), x)
-    return unit * per_example(ratio(1.0, norm(unit, order)), x)
+    unit = x * per_example(1.0 / scale_of(flat(x)), x)
+    size = _root(jnp.square(flat(unit)).sum(axis=1)) if order == 2 else norm(unit, order)  # no square of a unit vector can vanish
+    return unit * per_example(ratio(1.0, size), x)
 
 
 def scale_of(x: Array) -> Array:
@@ -142,7 +146,8 @@ def scale_of(x: Array) -> Array:
     For that reason it is a constant for derivatives.
     """
     largest = jax.lax.stop_gradient(jnp.abs(x).max(axis=1, initial=0.0))
-    return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    smallest = 1.2 * jnp.finfo(x.dtype).tiny  # what can be inverted
+    return jnp.where((largest > 0) & jnp.isfinite(largest), jnp.maximum(largest, smallest), 1.0)
 
 
 def top_k_mask(scores: Array, k) -> Array:

@@ -79,7 +79,7 @@ class Configured:
         return self._values().get(name, default)
 
     def children(self) -> list[Callable]:
-        """Every bound value that can be called, those in tuples too: the attacks of a combination, a loss, a loop."""
+        """Every bound value that can be called, those in tuples, lists and dictionaries too: attacks of a combination, a loss, a loop."""
         found: list[Callable] = []
 
         def collect(child):
@@ -93,8 +93,12 @@ class Configured:
         """The same function with `change` applied to every child."""
 
         def changed(value):
-            if isinstance(value, tuple) and not hasattr(value, "_fields") and any(callable(part) for part in value):
-                return tuple(changed(part) for part in value)
+            if isinstance(value, dict):
+                named = {name: changed(part) for name, part in value.items()}
+                return named if any(named[name] is not value[name] for name in value) else value
+            if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+                found = type(value)(changed(part) for part in value)
+                return found if any(new is not old for new, old in zip(found, value, strict=True)) else value
             return change(value) if callable(value) else value
 
         return Configured(self._function, _changed(self._options, self._values(), changed))
@@ -149,8 +153,8 @@ def bind(function: Callable, /, **options: Any) -> Configured:
 
 def walk(value: Any) -> Iterator[Callable]:
     """Every callable inside a configured function or a partial: itself, what it calls, and the children of its children."""
-    if isinstance(value, tuple | list):
-        for part in value:
+    if isinstance(value, tuple | list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
             yield from walk(part)
     elif isinstance(value, functools.partial):
         yield value
@@ -160,6 +164,12 @@ def walk(value: Any) -> Iterator[Callable]:
         yield from walk([value.function, *value.children()])
     elif callable(value):
         yield value
+
+
+def statics(tree: Any) -> list[Any]:
+    """What is static in a pytree: functions, strings, the integers that `bind` was given, and what was marked."""
+    parts = jax.tree.leaves(wrap(tree), is_leaf=lambda part: isinstance(part, Static))
+    return [part.value for part in parts if isinstance(part, Static)]
 
 
 def is_number(leaf) -> bool:

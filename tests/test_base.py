@@ -42,9 +42,7 @@ def test_arrays_and_floats_are_leaves_and_the_rest_is_static():
     assert (doubled["eps"], float(doubled["scalar"])) == (1.0, 4.0)
     np.testing.assert_array_equal(doubled["array"], 2.0)
     np.testing.assert_array_equal(doubled["numpy"], 2.0)
-    unchanged = {
-        name: doubled[name] for name in ("function", "name", "flag", "nothing", "steps", "marked", "shape")
-    }
+    unchanged = {name: doubled[name] for name in ("function", "name", "flag", "nothing", "steps", "marked", "shape")}
     assert unchanged == {
         "function": jnp.tanh,
         "name": "text",
@@ -263,3 +261,30 @@ def test_two_random_parts_share_no_key():
 def test_the_threat_protocol_is_recognised_by_its_methods():
     assert isinstance(threats.Linf(0.1), base.Threat)
     assert not isinstance(jnp.tanh, base.Threat)
+
+
+def _both(key, model_fn, x, y, *, members):
+    first, *others = members.values() if isinstance(members, dict) else members
+    result = first(key, model_fn, x, y)
+    for other in others:
+        result = other(key, model_fn, x, y)
+    return result
+
+
+def _loop(step, carry, num_steps, done_fn):
+    del done_fn
+    for i in range(num_steps):
+        carry = step(i, carry)
+    return carry
+
+
+def test_a_users_combinator_and_loop_are_told_apart_whatever_their_arguments_are_called():
+    pgd = base.bind(attacks.pgd, threat=threats.Linf(0.1), step_size=0.1, num_steps=1)
+    for members in ((pgd, pgd), [pgd, pgd], {"u": pgd, "v": pgd}):
+        combination = base.bind(_both, members=members)
+        assert [part.function for part in attacks.parts(combination)] == [attacks.pgd, attacks.pgd]
+        assert len(attacks.combinators.threats_of(combination)) == 2
+        assert attacks.combinators.is_targeted(attacks.targeted(combination))
+    looped = base.bind(pgd, loop_fn=_loop)
+    assert attacks.parts(looped)[0].get("loop_fn") is _loop
+    assert attacks.targeted(looped).get("loop_fn") is _loop

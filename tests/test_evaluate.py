@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 
-from robustjax import attacks, base, evaluate, loops, losses, parallel
+from robustjax import attacks, base, evaluate, fingerprint, loops, losses, parallel, threats
 from robustjax.evaluate import running
 from robustjax.threats import L2, Linf
 
@@ -260,6 +261,46 @@ def test_what_belongs_to_an_example_follows_it(field):
     for batch_size in (n, 4, 8):
         state = last({"p": attack}, model_fn, x, np.zeros(n, int), batch_size=batch_size)
         assert state.success[0].tolist() == [-1] * 4 + [0] * 7 + [1], batch_size
+
+
+def _weighted(logits, y, *, weights):
+    return losses.cross_entropy(logits, y) * weights[y]
+
+
+def test_weights_of_classes_are_no_field_of_the_examples():
+    n = 10
+    x = np.random.default_rng(0).uniform(size=(n, n)).astype(np.float32)
+    model_fn = jax.tree_util.Partial(lambda w, x: x @ w, jnp.eye(n))
+    y = np.asarray(x.argmax(axis=1))
+    attack = base.bind(attacks.fgsm, threat=Linf(0.01), loss_fn=base.bind(_weighted, weights=jnp.arange(1.0, n + 1)))
+    state = last({"f": attack}, model_fn, x, y, batch_size=5)
+    np.testing.assert_allclose(state.loss[0], attack(KEY, model_fn, jnp.asarray(x), jnp.asarray(y)).loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["jitted model", "jitted inside", "optimizer", "closure of a threat", "closure of an attack"])
+def test_what_hides_in_functions_is_told_apart(kind):
+    x, y = _CORNERS, _CORNERS.argmax(axis=1)
+
+    def made(value):
+        weight = value * np.eye(3, dtype=np.float32)
+        model_fn, plan = _LINEAR, base.bind(attacks.pgd, threat=Linf(0.1), step_size=0.1, num_steps=2)
+        if kind == "jitted model":
+            model_fn = jax.jit(lambda x: x @ weight)
+        elif kind == "jitted inside":
+            inner = jax.jit(lambda x: x @ weight)
+            model_fn = lambda x: inner(x)  # noqa: E731
+        elif kind == "optimizer":
+            plan = base.bind(plan, optimizer=optax.adam(value))
+        elif kind == "closure of a threat":
+            plan = base.bind(plan, threat=threats.Latent(lambda z: z @ weight, 0.1))
+        else:
+            plan = lambda key, model_fn, x, y: attacks.fgsm(key, model_fn, x, y, threat=Linf(value / 100))  # noqa: E731
+        return {"a": plan}, model_fn
+
+    first = evaluate.identity(KEY, *made(1.0), x, y)
+    fingerprint.require_same(first, evaluate.identity(KEY, *made(1.0), x, y), "evaluation")
+    with pytest.raises(ValueError, match="model" if "jitted" in kind else "attack a"):
+        fingerprint.require_same(first, evaluate.identity(KEY, *made(1.5), x, y), "evaluation")
 
 
 def test_masked_classes_are_no_mistake():

@@ -97,7 +97,7 @@ def _initial(delta, x, threat):
         best_loss=lowest,
         checked_loss=lowest,
         last_loss=zero,
-        step_size=zero + 2.0 * threat.radius().astype(x.dtype),
+        step_size=zero + 2.0 * threat.reach(x),
         num_rises=jnp.zeros(x.shape[0], jnp.int32),
         reduced=jnp.ones(x.shape[0], bool),
         found=objective.nothing(delta, x),

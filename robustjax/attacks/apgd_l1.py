@@ -91,7 +91,7 @@ def _plan(num_steps):
 def _step(i, state, *, model_fn, x, y, keys, plan, goal):
     threat = goal.threat
     factor, first, checked = (plan[name][i] for name in ("factor", "first", "checked"))
-    ball = threat.resized(factor * threat.radius() * jnp.ones(x.shape[0], x.dtype))
+    ball = threat.resized(factor * threat.reach(x))
     later = first & (i > 0)
     num_coordinates = arrays.size(x)
 

@@ -15,8 +15,8 @@ def linearize(model_fn, x: Array, y: Array, delta, *, threat, boundary_fn, candi
       candidates: the boundaries to consider [B, k]; None for all. Their gradients are in memory at once.
 
     Returns:
-      value [B] of that boundary at delta, its gradient [B, ...] in delta, and its distance [B] in the threat's norm. One forward
-      pass and as many backward passes as boundaries.
+      value [B] of that boundary at delta, its gradient [B, ...] in delta, its distance [B] in the threat's norm, and where all of it is
+      known [B]: no value NaN, no gradient NaN or infinite. One forward pass and as many backward passes as boundaries.
     """
 
     def values(delta):
@@ -27,6 +27,7 @@ def linearize(model_fn, x: Array, y: Array, delta, *, threat, boundary_fn, candi
     num_boundaries = value.shape[1]
     unit = jnp.broadcast_to(jnp.eye(num_boundaries, dtype=value.dtype)[:, None], (num_boundaries, *value.shape))
     normal = jax.vmap(lambda cotangent: pullback(cotangent)[0])(unit)
+    known = jnp.isfinite(normal).all(axis=(0, *range(2, normal.ndim))) & ~jnp.isnan(value).any(axis=1)
     normal = jnp.where(jnp.isfinite(normal), normal, 0.0)
     slope = jax.vmap(threat.dual_norm)(normal).T
     exists = value > -jnp.inf
@@ -36,7 +37,7 @@ def linearize(model_fn, x: Array, y: Array, delta, *, threat, boundary_fn, candi
     def pick(table):
         return jnp.take_along_axis(table, nearest[:, None], axis=1)[:, 0]
 
-    return pick(value), normal[nearest, jnp.arange(x.shape[0])], pick(distance)
+    return pick(value), normal[nearest, jnp.arange(x.shape[0])], pick(distance), known
 
 
 def likeliest(boundaries: Array, num_candidates: int | None) -> Array:

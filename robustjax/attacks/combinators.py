@@ -161,7 +161,7 @@ def map_attacks(function: Callable, change: Callable[[Attack], Attack]) -> Calla
 def take_rows(function: Callable, rows: Array, num_examples: int, rank: int) -> Callable:
     """A configured function whose attacks' fields of every example, [N] or [N, ...], are cut to some rows.
 
-    Threats (`Threat.take_rows`), step sizes, target labels and starts are such fields, wherever they are bound. Others stay.
+    Such fields are those of a threat (`Ball.take_rows`), and `step_size`, `delta` and `target`, also of a bound loss. Others stay.
 
     Args:
       function: an attack, or a function with attacks inside, such as a training step.
@@ -169,28 +169,40 @@ def take_rows(function: Callable, rows: Array, num_examples: int, rank: int) -> 
       rank: of the inputs x [N, ...].
 
     Raises:
-      ValueError: a field as long as the batch but not as the data set, whose entries would go to other examples in every batch.
+      ValueError: a field [K] of another length than the data set, whose entries would go to other examples in every batch.
     """
 
-    def taken(value):
+    def taken(name, value):
         if isinstance(value, base.Configured):
-            return value.map_values(taken)
+            return cut(value)
         if hasattr(value, "take_rows"):
             return value.take_rows(rows, num_examples, rank)
-        if not isinstance(value, jax.Array | np.ndarray) or value.ndim not in (1, rank) or num_examples == 1:
+        if name not in _PER_EXAMPLE or not isinstance(value, jax.Array | np.ndarray) or value.ndim == 0 or num_examples == 1:
             return value
-        if len(value) == len(rows) and len(rows) not in (1, num_examples):
+        if value.ndim == 1 and len(value) not in (1, num_examples):
             raise ValueError(
-                f"an attack has a field of shape {value.shape}, one entry for each example of a batch; pass one for each of the "
-                f"{num_examples} examples of the data set, or a scalar."
+                f"expected {name} as a number, or one for each of the {num_examples} examples of the data set, got shape {value.shape}."
             )
         return jnp.asarray(value)[rows] if len(value) == num_examples else value
 
-    return map_attacks(function, lambda attack: taken(attack) if isinstance(attack, base.Configured) else attack)
+    def cut(attack):
+        if not isinstance(attack, base.Configured):
+            return attack
+        values = attack.call_with(dict)
+        changed = {name: taken(name, value) for name, value in values.items()}
+        return base.bind(attack, **{name: value for name, value in changed.items() if value is not values[name]})
+
+    return map_attacks(function, cut)
+
+
+_PER_EXAMPLE = ("step_size", "delta", "target")  # what may have an entry for every example, beside a threat's fields
 
 
 def is_attack(value) -> bool:
-    """Whether it is a function of exactly (key, model_fn, x, y), once what is bound or has a default is left out."""
+    """Whether it is a function of exactly (key, model_fn, x, y), once what is bound or has a default is left out.
+
+    A loop `(step, carry, num_steps, done_fn)` has as many arguments, and is told by the second.
+    """
     if not callable(value):
         return False
     function, bound = (value.function, value) if isinstance(value, base.Configured) else (value, None)
@@ -199,7 +211,8 @@ def is_attack(value) -> bool:
     except (TypeError, ValueError):  # a builtin tells nothing
         return False
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
-    return sum(bound is None or bound.get(p.name, p.empty) is p.empty for p in positional) == 4
+    free = [p.name for p in positional if bound is None or bound.get(p.name, p.empty) is p.empty]
+    return len(free) == 4 and free[1] != "carry"
 
 
 def expands_to(attack: Callable, make_fn: Callable[..., Attack]) -> None:

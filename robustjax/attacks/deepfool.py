@@ -72,10 +72,11 @@ def _step(i, carry, *, model_fn, x, y, keys, candidates, boundary_fn, overshoot,
     model_fn = objective.step_model(model_fn, keys, i)
     candidate = _test(model_fn, x, y, walk, overshoot, goal)
     found = objective.keep_best(found, candidate)
-    _, normal, distance = boundary.linearize(
+    _, normal, distance, known = boundary.linearize(
         model_fn, x, y, jnp.clip((1.0 + overshoot) * walk, min=low, max=high),
         threat=threat, boundary_fn=boundary_fn, candidates=candidates,
     )  # fmt: skip
     moved = walk + arrays.per_example(distance + 1e-4, x) * threat.steepest(normal, x, walk)
     moved = jnp.clip(moved, min=low / (1.0 + overshoot), max=high / (1.0 + overshoot))  # as the point that is tested
+    found = found._replace(known=found.known & known)
     return arrays.select(objective.was_fooled(found), walk, moved), found

@@ -77,7 +77,7 @@ def _step(i, carry, *, model_fn, x, y, keys, boundary_fn, candidates, max_bias, 
     delta, found = carry
     threat = goal.threat
     model_fn = objective.step_model(model_fn, keys, i)
-    value, normal, _ = boundary.linearize(model_fn, x, y, delta, threat=threat, boundary_fn=boundary_fn, candidates=candidates)
+    value, normal, _, known = boundary.linearize(model_fn, x, y, delta, threat=threat, boundary_fn=boundary_fn, candidates=candidates)
     from_iterate = threat.hyperplane(threat.apply(x, delta), normal, -value)
     from_origin = threat.hyperplane(x, normal, arrays.total(normal * delta) - value)
     near, far = threat.norm(from_iterate), threat.norm(from_origin)
@@ -86,5 +86,6 @@ def _step(i, carry, *, model_fn, x, y, keys, boundary_fn, candidates, max_bias, 
     low, high = threat.room(x)
     delta = jnp.clip(delta, min=low, max=high)
     candidate = objective.evaluate(model_fn, x, y, delta, goal)
+    candidate = candidate._replace(known=candidate.known & known)
     back = jnp.where(arrays.per_example(candidate.success, x), backward * delta, delta)
     return back, objective.keep_best(found, objective.by_norm(candidate, threat))

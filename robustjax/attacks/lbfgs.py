@@ -68,7 +68,7 @@ def lbfgs(
     return penalty.search(
         key, model_fn, x, y, threat=threat, num_rounds=num_binary_search_steps, num_steps=num_steps, init_weight=init_weight,
         violation_fn=jnp.negative, origin=jnp.zeros_like(x), decode_fn=_from_unit, init_fn=base.bind(_init, optimizer=optimizer),
-        update_fn=base.bind(_update, optimizer=optimizer, low=low, high=high),
+        update_fn=base.bind(_update, optimizer=optimizer, low=low, high=high, threat=threat),
         goal=objective.Goal(threat, loss_fn, success_fn), loop_fn=loop_fn,
     )  # fmt: skip
 
@@ -83,7 +83,7 @@ def _init(delta, *, optimizer):
     return _Memory(delta, jnp.inf * ones, zeros, zeros, ones, 0.0 * ones, jax.vmap(optimizer.init)(delta))
 
 
-def _update(value, grad, memory, delta, *, optimizer, low, high):
+def _update(value, grad, memory, delta, *, optimizer, low, high, threat):
     """The next point to try: along a new direction if this one is accepted, else half as far along the old."""
     accepted = value <= memory.value + memory.promise
     grad = jnp.where((delta <= low) & (grad > 0) | (delta >= high) & (grad < 0), 0.0, grad)
@@ -91,7 +91,7 @@ def _update(value, grad, memory, delta, *, optimizer, low, high):
     direction = jnp.where(grad == 0, 0.0, jax.lax.stop_gradient(grad) - step - grad)
     uphill = arrays.total(grad * direction) >= 0  # curvature of the wrong sign: fall back on the gradient
     direction = jnp.where(arrays.per_example(uphill, grad), -grad, direction)
-    length = jnp.minimum(1.0, arrays.ratio(_MAX_MOVE, arrays.norm(direction, jnp.inf), 1.0))
+    length = jnp.minimum(1.0, arrays.ratio(_MAX_MOVE, arrays.norm(threat.from_unit(direction), jnp.inf), 1.0))
     fresh = memory._replace(base=delta, value=value, grad=grad, direction=direction, length=length, history=history)
     memory = arrays.select(accepted, fresh, memory._replace(length=_BACKTRACK * memory.length))
     tried = jnp.clip(memory.base + arrays.per_example(memory.length, delta) * memory.direction, min=low, max=high)

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -62,6 +61,8 @@ def check(model_fn: ModelFn, x: Array, y: Array, threat, **counts) -> None:
             "give a single input a leading axis: x[None], y[None]."
         )
     check_threat(threat)
+    if hasattr(threat, "check_shapes"):  # a user's own need not have it
+        threat.check_shapes(x.shape)
     checks.model(model_fn, x)
     checks.counts(**counts)
 
@@ -108,7 +109,9 @@ def start(threat: Threat, keys: Array, x: Array, delta: Delta | None) -> Delta:
     if jax.tree_util.all_leaves([delta]) and jnp.ndim(delta) == 0:
         value = jnp.asarray(delta)
         delta = jax.tree.map(lambda s: jnp.full(s.shape, value, s.dtype), shapes)
-    chex.assert_trees_all_equal_shapes(delta, shapes)
+    got, wanted = (jax.tree.map(lambda leaf: tuple(jnp.shape(leaf)), tree) for tree in (delta, shapes))
+    if got != wanted:
+        raise ValueError(f"expected delta of shape {wanted}, as the threat's own, got {got}; pass a number for the same everywhere.")
     return _typed(threat.project(delta, x), shapes)
 
 
@@ -133,7 +136,12 @@ def evaluate(model_fn: ModelFn, x: Array, y: Array, delta: Delta, goal: Goal) ->
     Raises:
       ValueError: a loss or a success that is not one value per example.
     """
+    for name, function in (("loss_fn", goal.loss_fn), ("success_fn", goal.success_fn)):
+        if not callable(function):
+            raise TypeError(f"expected {name} as a function (logits, y) -> [B], got {function!r}; see robustjax.losses.")
     logits = checks.called(model_fn, goal.threat.apply(x, delta))
+    if getattr(logits, "ndim", 0) == 2 and y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer):
+        checks.labels_in_range(y, logits.shape[1])
     loss, success = goal.loss_fn(logits, y), goal.success_fn(logits, y)
     for name, value in (("loss_fn", loss), ("success_fn", success)):
         if jnp.shape(value) != x.shape[:1]:
@@ -143,7 +151,10 @@ def evaluate(model_fn: ModelFn, x: Array, y: Array, delta: Delta, goal: Goal) ->
             )
     if success.dtype != bool:
         raise ValueError(f"success_fn returned {success.dtype}, expected booleans [B]; compare with a threshold.")
-    return Found(delta, loss.astype(x.dtype), success, ~jnp.isnan(loss))
+    known = ~jnp.isnan(loss)
+    if jnp.ndim(logits) == 2 and jnp.issubdtype(logits.dtype, jnp.floating):
+        known &= ~jnp.isnan(logits).any(axis=1)  # XLA's maximum on CPU may drop a NaN, and a margin with it
+    return Found(delta, loss.astype(x.dtype), success, known)
 
 
 def ascend(model_fn: ModelFn, x: Array, y: Array, delta: Delta, goal: Goal) -> tuple[Found, Delta]:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from robustjax import arrays, base, loops, losses, threats
+from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective
 from robustjax.base import Array, AttackResult, Delta, Key, LossFn, ModelFn, SuccessFn, Threat
 
@@ -57,6 +57,10 @@ def pgd(
     objective.check(model_fn, x, y, threat, num_steps=num_steps)
     keys = objective.streams(key, x)
     delta = objective.start(threat, keys.start, x, delta)
+    if isinstance(step_size, int | float):
+        checks.positive(step_size=step_size)
+    if optimizer is not None and not hasattr(optimizer, "update"):
+        raise TypeError(f"expected an optax transformation as optimizer, got {optimizer!r}; call it first, e.g. optax.scale_by_adam().")
     optimizer = optimizer and optax.with_extra_args_support(optimizer)
     state = jax.vmap(optimizer.init)(delta) if optimizer else ()
     goal = objective.Goal(threat, loss_fn, success_fn)
@@ -112,7 +116,7 @@ def fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, delta:
     Source: Goodfellow et al., ICLR 2015, arXiv:1412.6572.
     """
     objective.check(model_fn, x, y, threat)
-    options = {"step_size": threat.radius(), "keep_fn": objective.keep_last} | options
+    options = {"step_size": threat.reach(x), "keep_fn": objective.keep_last} | options
     return pgd(key, model_fn, x, y, threat=threat, delta=delta, num_steps=1, **options)
 
 
@@ -134,7 +138,7 @@ def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, alph
     objective.require(threat, (threats.Ball,), "r_fgsm")
     noise = arrays.sample(jax.random.normal, objective.streams(key, x).own, x)
     delta = arrays.per_example(alpha, x) * threat.steepest(noise, x, jax.numpy.zeros_like(x))
-    return fgsm(key, model_fn, x, y, threat=threat, delta=delta, step_size=threat.radius() - alpha, **options)
+    return fgsm(key, model_fn, x, y, threat=threat, delta=delta, step_size=threat.reach(x) - alpha, **options)
 
 
 def rs_fgsm(
@@ -167,7 +171,7 @@ def rs_fgsm(
     objective.check(model_fn, x, y, threat)
     objective.require(threat, (threats.Ball,), "rs_fgsm", latent=False)
     unboxed = threat.replace(box=(-jax.numpy.inf, jax.numpy.inf))
-    step_size = 1.25 * threat.radius() if step_size is None else step_size
+    step_size = 1.25 * threat.reach(x) if step_size is None else step_size
     moved = fgsm(key, model_fn, x, y, threat=unboxed, delta=None, step_size=step_size, loss_fn=loss_fn).delta
     last = objective.step_model(model_fn, objective.streams(key, x).own, 0)
     found = objective.evaluate(last, x, y, threat.project(moved, x), objective.Goal(threat, loss_fn, success_fn))
@@ -190,7 +194,7 @@ def n_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, nois
     """
     objective.check(model_fn, x, y, threat)
     objective.require(threat, (threats.Ball,), "n_fgsm")
-    radius = threat.radius()
+    radius = threat.reach(x)
     options = {"step_size": radius, "delta": threat.resized(noise * radius).init(objective.streams(key, x).own, x)} | options
     return fgsm(key, model_fn, x, y, threat=threat.resized((noise + 1.0) * radius), **options)
 

@@ -55,6 +55,8 @@ def square(
     if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[2] == x.shape[3] > 4:
         raise ValueError(f"square needs images [B, H, W, C], and {x.shape} looks like [B, C, H, W]; pass x.transpose(0, 2, 3, 1).")
     objective.require(threat, (threats.Linf, threats.L2, threats.L1), "square", latent=False)
+    if isinstance(initial_fraction, int | float) and not 0 < initial_fraction <= 1:
+        raise ValueError(f"initial_fraction={initial_fraction} must lie in (0, 1]; .8 is AutoAttack's.")
     frame = _frame(x)
     is_linf = isinstance(threat, threats.Linf)
     sizes = _sizes(num_queries, initial_fraction, rescaled, frame, least=1 if is_linf else 3)
@@ -120,7 +122,7 @@ def _stripes(keys, x, frame, threat):
     if frame.width == 1:  # on a vector every coordinate has its own sign
         signs = jax.vmap(lambda k: jax.random.rademacher(k, (frame.height, 1, 1), x.dtype))(keys)
     signs = jnp.broadcast_to(signs, (x.shape[0], *frame)).reshape(x.shape)
-    return threat.project(_whole(signs, threat), x)
+    return threat.project(_whole(signs, x, threat), x)
 
 
 def _squares(keys, x, delta, size, threat):
@@ -128,12 +130,12 @@ def _squares(keys, x, delta, size, threat):
     inside, _ = _window(arrays.fold_in(keys, 0), frame, size)
     signs = jax.vmap(lambda k: jax.random.rademacher(jax.random.fold_in(k, 1), (1, 1, frame.channels), x.dtype))(keys)
     change = jnp.where(inside, signs, 0.0).reshape(x.shape)
-    return threat.project(delta + 2.0 * _whole(change, threat), x)
+    return threat.project(delta + 2.0 * _whole(change, x, threat), x)
 
 
-def _whole(signs, threat):
+def _whole(signs, x, threat):
     # Signs at the full radius.
-    return threat.from_unit(arrays.per_example(threat.radius().astype(signs.dtype), signs) * signs)
+    return threat.from_unit(arrays.per_example(threat.reach(x), x) * signs)
 
 
 def _window(keys, frame, size):
@@ -176,7 +178,7 @@ def _order(threat):
 
 
 def _rescale(delta, x, threat):
-    return threat.project(delta * arrays.per_example(arrays.ratio(threat.radius().astype(x.dtype), threat.norm(delta)), x), x)
+    return threat.project(delta * arrays.per_example(arrays.ratio(threat.reach(x), threat.norm(delta)), x), x)
 
 
 def _tiles(keys, x, frame, threat):
@@ -212,7 +214,7 @@ def _windows(keys, x, delta, size, threat):
     inside = jnp.where(into, current, 0.0)
     per_channel = mass(inside, (1, 2)) ** (1 / order)
     bump = bump + arrays.ratio(1.0, per_channel) * inside
-    budget = jnp.reshape(threat.radius(), (-1, 1, 1, 1)) ** order - mass(current, (1, 2, 3))
+    budget = jnp.reshape(threat.reach(x), (-1, 1, 1, 1)) ** order - mass(current, (1, 2, 3))
     gained = (jnp.maximum(budget, 0.0) + mass(jnp.where(into | out, current, 0.0), (1, 2, 3))) / frame.channels
     bump = bump * arrays.ratio(gained, mass(bump, (1, 2))) ** (1 / order)
     moved = jnp.where(into, bump, jnp.where(out, 0.0, current)).reshape(x.shape)

@@ -65,7 +65,7 @@ def identity(
 
 
 def _own_parts(attack, model_fn, keys, row, y, num_examples):
-    if all(getattr(part, "__module__", "").startswith("robustjax.") for part in configured.walk(attack)):
+    if not any(callable(part) and not getattr(part, "__module__", "").startswith("robustjax.") for part in configured.statics(attack)):
         return ()
     # The program is that of a stand-in for the model, so that another model does not look like another attack.
     stand_in = _stand_in_of(jax.eval_shape(_logits, keys, model_fn, row))

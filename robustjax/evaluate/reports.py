@@ -108,6 +108,8 @@ def confidence_interval(num_correct: int, num_examples: int, alpha: float = 0.05
     Raises:
       ValueError: an empty set, more correct than examples, or alpha outside (0, 1).
     """
+    if not all(isinstance(number, int | np.integer) for number in (num_correct, num_examples)):
+        raise TypeError(f"expected numbers of examples as integers, got {num_correct!r} of {num_examples!r}; pass counts, not rates.")
     if not 0 <= num_correct <= num_examples or num_examples == 0 or not 0 < alpha < 1:
         raise ValueError(f"expected 0 <= correct <= examples, examples > 0 and 0 < alpha < 1; got {num_correct}, {num_examples}, {alpha}.")
     interval = scipy.stats.binomtest(num_correct, num_examples).proportion_ci(1 - alpha, method="exact")

@@ -52,12 +52,15 @@ def evaluate(
         targeted attacks beside others without `targets`, inputs outside an attack's box, fields of another length, logits that are not
         finite (-inf masks a class and may stand), or a state of another key, attack, model or data set, which is named.
     """
+    arrays.example_keys(key, 1)
     _check_attacks(attacks)
     x, y = np.asarray(x), np.asarray(y)
     aimed = np.array([combinators.is_targeted(attack) for attack in attacks.values()])
     if targets is None and aimed.any() and not aimed.all():
         names = [name for name, is_aimed in zip(attacks, aimed, strict=True) if is_aimed]
         raise ValueError(f"{', '.join(names)} are targeted and the others are not: pass y as the labels and targets=... [N] for those.")
+    if targets is not None and not aimed.any():
+        raise ValueError("targets were given, but no attack is targeted; leave them out, or pass attacks.targeted(attack).")
     targets = (y if aimed.any() else None) if targets is None else np.asarray(targets)
     _check_data(attacks, x, y, targets, batch_size, mesh)
     run = _Runner(key, base.bind(model_fn), x, batch_size, mesh)
@@ -66,6 +69,8 @@ def evaluate(
     if state is None:
         state = _clean(run, tuple(attacks), y, targets, aimed, _kinds(attacks), identity)
     else:
+        if not isinstance(state, reports.EvaluationState):
+            raise TypeError(f"expected state as an EvaluationState, got a {type(state).__name__}; pass EvaluationState(**saved).")
         fingerprint.require_same(state.fingerprint, identity, "evaluation")
         state = jax.tree.map(np.array, state._replace(names=()))._replace(names=tuple(attacks))
     yield state

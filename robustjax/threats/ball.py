@@ -35,6 +35,7 @@ class Ball:
     def __post_init__(self):
         _check_radius(self.eps)
         _check_box(self.box)
+        _check_mask(self.mask)
 
     def replace(self, **changes) -> "Ball":
         """The same threat with some fields changed."""
@@ -50,15 +51,23 @@ class Ball:
         Raises:
           ValueError: some lie outside, or eps, box or mask do not broadcast against them.
         """
+        self.check_shapes(x.shape)
         values = np.asarray(x)
-        for name, field in (("eps", self.eps), *zip(("box", "box"), self.box, strict=True), ("mask", self.mask)):
-            _check_shape(name, field, values.shape)
         lower, upper = (np.asarray(bound) for bound in self.box)
         if (values < lower).any() or (values > upper).any():
             raise ValueError(
                 f"inputs from {values.min()} to {values.max()} leave the box {self.box} of {type(self).__name__}; scale them, or pass "
                 "box=(lower, upper) to the threat."
             )
+
+    def check_shapes(self, shape: tuple[int, ...]) -> None:
+        """Nothing, or an error about an eps, box or mask that does not broadcast against inputs of this shape [B, ...].
+
+        Raises:
+          ValueError: one does not.
+        """
+        for name, field in (("eps", self.eps), *zip(("box", "box"), self.box, strict=True), ("mask", self.mask)):
+            _check_shape(name, field, shape)
 
     def take_rows(self, rows: Array, num_examples: int, rank: int) -> "Ball":
         """The same threat for some of N examples: eps [N] or [N, ...], and box and mask [N, ...], are cut to their rows.
@@ -128,15 +137,16 @@ class Ball:
         # eps in the type of x, so that no radius of another type widens a perturbation.
         return arrays.per_example(self.eps, x).astype(jnp.result_type(x))
 
-    def _stretched(self, unit, x):
-        """unit * eps for a random start; where eps is infinite it is as far as the box reaches, or 1 where that is infinite too."""
-        if self._per_coordinate():
-            return unit * self._eps(x)
+    def reach(self, x: Array) -> Array:
+        """A length for steps and starts [B]: eps, or where that is infinite as far as the box goes, 1 where that is infinite too."""
         low, high = self.room(x)
-        reach = jnp.maximum(-low, high)
-        reach = arrays.per_example(self.norm(jnp.where(jnp.isfinite(reach), reach, 1.0)), x)
-        eps = self._eps(x)
-        return unit * jnp.where(jnp.isfinite(eps), eps, reach)
+        farthest = jnp.maximum(-low, high)
+        farthest = self.norm(jnp.where(jnp.isfinite(farthest), farthest, 1.0))
+        radius = jnp.broadcast_to(self.radius().astype(x.dtype), x.shape[:1])
+        return jnp.where(jnp.isfinite(radius), radius, farthest)
+
+    def _stretched(self, unit, x):
+        return self.from_unit(unit) * arrays.per_example(self.reach(x), x)
 
     def _per_coordinate(self):
         return jnp.ndim(self.eps) > 1
@@ -155,7 +165,7 @@ def _is_known(value):
 
 
 def _check_radius(eps):
-    if isinstance(eps, bool | str | complex | tuple | list):
+    if eps is None or isinstance(eps, bool | str | complex | tuple | list):
         raise TypeError(f"expected eps as a number or an array, got {eps!r} of type {type(eps).__name__}.")
     if not _is_known(eps):
         return
@@ -167,8 +177,8 @@ def _check_radius(eps):
 
 
 def _check_box(box):
-    if not isinstance(box, tuple) or len(box) != 2:
-        raise ValueError(f"expected box=(lower, upper), got {box!r}.")
+    if not isinstance(box, tuple) or len(box) != 2 or any(isinstance(bound, str | bool) for bound in box):
+        raise ValueError(f"expected box=(lower, upper), numbers or arrays, got {box!r}.")
     lower, upper = box
     if not (_is_known(lower) and _is_known(upper)):
         return
@@ -177,6 +187,11 @@ def _check_box(box):
         raise ValueError(f"the box needs lower < upper, got {box}.")
     if not (low <= high).all():  # equal bounds of a coordinate are a constant feature
         raise ValueError(f"the box needs lower <= upper in every coordinate; {int(np.sum(~(low <= high)))} entries violate it.")
+
+
+def _check_mask(mask):
+    if mask is not None and hasattr(mask, "dtype") and mask.dtype != bool:
+        raise TypeError(f"expected mask as booleans, True where the input may change, got {mask.dtype}; pass mask > 0.")
 
 
 def _check_shape(name, field, shape):
@@ -197,15 +212,36 @@ def bisect(is_below, low, high, num_bisections: int = _NUM_BISECTIONS):
     The callers solve the piece around it in closed form, which carries the gradient.
     """
     low, high = jax.lax.stop_gradient((low, jnp.minimum(high, 1e30)))
+    return jax.lax.fori_loop(0, num_bisections, lambda _, bracket: _halved(is_below, *bracket), (low, high))
 
-    def halve(_, bracket):
-        low, high = bracket
-        wide = (low > 0) & (high > 2.0 * low)  # far apart: halve the exponents; near, where roots round beyond the bracket, the distance
-        middle = jnp.where(wide, jnp.sqrt(low) * jnp.sqrt(high), 0.5 * low + 0.5 * high)
-        below = is_below(middle)
-        return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
-    return jax.lax.fori_loop(0, num_bisections, halve, (low, high))
+def bracket(is_below, low, high, width):
+    """`bisect` until high - low is at most `width` [B, 1], or no number lies between; each example stops by itself.
+
+    What `is_below` closes over must be constant for gradients.
+    """
+
+    def is_open(low, high):
+        middle = _middle(low, high)
+        return (high - low > width) & (low < middle) & (middle < high)
+
+    def body(bracket):
+        halved = _halved(is_below, *bracket)
+        return tuple(jnp.where(is_open(*bracket), new, old) for new, old in zip(halved, bracket, strict=True))
+
+    low, high = jax.lax.stop_gradient((low, jnp.minimum(high, 1e30)))
+    return jax.lax.while_loop(lambda bracket: is_open(*bracket).any(), body, (low, high))
+
+
+def _halved(is_below, low, high):
+    middle = _middle(low, high)
+    below = is_below(middle)
+    return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+
+def _middle(low, high):
+    wide = (low > 0) & (high > 2.0 * low)  # far apart: halve the exponents; near, where roots round beyond the bracket, the distance
+    return jnp.where(wide, jnp.sqrt(low) * jnp.sqrt(high), 0.5 * low + 0.5 * high)
 
 
 def toward(x: Array, threat: Ball, normal: Array, offset: Array) -> tuple[Array, Array, Array, Array]:

@@ -7,8 +7,8 @@ from robustjax import arrays, base
 from robustjax.base import Array, Delta, Key
 from robustjax.threats import ball
 
-_NUM_COARSE = 28  # bisections for the threshold, to about its last digits,
-_NUM_FINE = 20  # and for what is left, to a millionth of it
+_COARSE = 0.25  # of the radius: how near the threshold is first bracketed,
+_NUM_FINE = 18  # and the bisections for what is left, to a millionth of the radius
 
 
 @base.node
@@ -34,44 +34,40 @@ class L1(ball.Ball):
         return self._clip(self._stretched(unit, x), x)
 
     def project(self, delta: Delta, x: Array) -> Delta:
-        """The nearest point of ball and box together: soft-thresholding clipped to the box, its threshold solved exactly.
+        """The nearest point of ball and box together: soft-thresholding clipped to the box, its threshold bisected, then solved exactly.
 
-        With eps per coordinate the nearest in the weighted ball all the same.
+        With eps per coordinate the nearest in units of eps. The nearest to rounding up to about a million eps away; from farther away it is
+        still admissible.
         """
-        low, high = (arrays.flat(jnp.broadcast_to(bound, x.shape)) for bound in self.room(x))
-        d = arrays.flat(self._masked(delta))
+        low, high = (arrays.flat(jnp.broadcast_to(self.to_unit(bound), x.shape)) for bound in self.room(x))
+        d = arrays.flat(self.to_unit(self._masked(delta)))
         room = jnp.where(d > 0, high, -low)
         size = arrays.absolute(d)
-        scale = arrays.flat(jnp.broadcast_to(self.from_unit(jnp.ones_like(x)), x.shape))  # 1 / weight; 0 where nothing can move
-        weight = arrays.ratio(1.0, scale)
         radius = jnp.broadcast_to(jnp.reshape(self.radius().astype(jnp.result_type(x)), (-1, 1)), (x.shape[0], 1))
 
         # The threshold t is sought from above, as s = top - t, and then as the distance r that s lies beyond the last coordinate to start
         # moving: what must be exact, however far delta is outside the ball, is r, which is of the size of eps.
-        top = jax.lax.stop_gradient(jnp.max(size * scale, axis=1, keepdims=True, initial=0.0))
-        gap = top - size * scale
-
-        def moved(ahead):
-            return jnp.clip(weight * ahead, min=0.0, max=room)
-
-        def used(ahead):
-            return jnp.sum(weight * moved(ahead), axis=1, keepdims=True)
-
+        top = jax.lax.stop_gradient(jnp.max(size, axis=1, keepdims=True, initial=0.0))
+        gap = top - size
         unshrunk = jnp.minimum(size, room)
-        inside = jnp.sum(weight * unshrunk, axis=1, keepdims=True) <= radius
+        inside = jnp.sum(unshrunk, axis=1, keepdims=True) <= radius
         radius = jnp.where(inside, 0.0, radius)  # may be infinite there
-        squares = jnp.square(weight)
-        least = jnp.minimum(arrays.ratio(radius, jnp.sum(squares, axis=1, keepdims=True)), top)  # no smaller s uses up the radius
-        low, high = ball.bisect(lambda s: used(s - gap) < radius, least, top, _NUM_COARSE)
-        last = jnp.max(jnp.where(gap <= low, gap, 0.0), axis=1, keepdims=True, initial=0.0)
+        gap_, room_, radius_ = jax.lax.stop_gradient((gap, room, radius))
+
+        def falls_short(ahead):
+            return jnp.sum(jnp.clip(ahead, min=0.0, max=room_), axis=1, keepdims=True) < radius_
+
+        least = jnp.minimum(radius_ / max(arrays.size(x), 1), top)  # no smaller s uses up the radius
+        low, high = ball.bracket(lambda s: falls_short(s - gap_), least, top, _COARSE * radius_)
+        last = jnp.max(jnp.where(gap <= high, gap, 0.0), axis=1, keepdims=True, initial=0.0)
         ahead = last - gap
-        r, _ = ball.bisect(lambda r: used(ahead + r) < radius, jnp.zeros_like(last), high - last, _NUM_FINE)
-        saturated = weight * (ahead + r) >= room
+        r, _ = ball.bisect(lambda r: falls_short(jax.lax.stop_gradient(ahead) + r), low - last, high - last, _NUM_FINE)
+        saturated = ahead + r >= room
         moving = (ahead + r > 0) & ~saturated
-        rest = radius - jnp.sum(weight * jnp.where(saturated, room, 0.0), axis=1, keepdims=True)
-        rest = rest - jnp.sum(jnp.where(moving, squares * ahead, 0.0), axis=1, keepdims=True)
-        exact = arrays.ratio(rest, jnp.sum(jnp.where(moving, squares, 0.0), axis=1, keepdims=True), r)
-        return (jnp.sign(d) * jnp.where(inside, unshrunk, moved(ahead + exact))).reshape(x.shape)
+        rest = radius - jnp.sum(jnp.where(saturated, room, jnp.where(moving, ahead, 0.0)), axis=1, keepdims=True)
+        exact = arrays.ratio(rest, jnp.sum(moving, axis=1, keepdims=True).astype(rest.dtype), r)
+        moved = jnp.where(inside, unshrunk, jnp.clip(ahead + exact, min=0.0, max=room))
+        return self.from_unit((jnp.sign(d) * moved).reshape(x.shape))
 
     def steepest(self, grad: Delta, x: Array, delta: Delta) -> Delta:
         """The signs of the largest free gradients, of l1 norm 1; free = not at the side of the box that the gradient points to."""

@@ -70,6 +70,14 @@ class Latent:
         """The least and the greatest perturbation of every code."""
         return self.ball.room(x)
 
+    def reach(self, x: Array) -> Array:
+        """As the ball of codes."""
+        return self.ball.reach(x)
+
+    def check_shapes(self, shape: tuple[int, ...]) -> None:
+        """As the ball of codes."""
+        self.ball.check_shapes(shape)
+
     def largest_norm(self, x: Array) -> Array:
         """Of the largest perturbation that the box of codes allows [B]."""
         return self.ball.largest_norm(x)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robustjax import arrays, base
 from robustjax.base import Array, Delta, Key
@@ -19,7 +20,8 @@ class Linf(ball.Ball):
     def __post_init__(self):
         ball.Ball.__post_init__(self)
         lower, upper = self.box
-        if all(isinstance(value, int | float) for value in (self.eps, lower, upper)) and upper - lower < self.eps < float("inf"):
+        numbers = all(isinstance(value, int | float | np.generic) for value in (self.eps, lower, upper))
+        if numbers and upper - lower < self.eps < float("inf"):
             raise ValueError(
                 f"eps={self.eps} is wider than the box {self.box}: pass it in the unit of x, such as {self.eps} / 255, or pixels up to 255 "
                 "with box=(0, 255); eps=inf stands for no limit."

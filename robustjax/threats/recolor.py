@@ -54,6 +54,11 @@ class Recolor:
         """eps."""
         return jnp.asarray(self.eps, float)
 
+    def reach(self, x: Array) -> Array:
+        """eps of each image [B]; where it is infinite 1, the side of the cube."""
+        radius = jnp.broadcast_to(self.radius(), x.shape[:1])
+        return jnp.where(jnp.isfinite(radius), radius, 1.0)
+
     def roughness(self, delta: Delta) -> Array:
         """Mean squared difference of neighbouring grid points, in units of the cube [B]: what a smooth recolouring keeps small."""
         size = delta.shape[1]

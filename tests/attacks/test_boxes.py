@@ -81,3 +81,24 @@ def test_fab_differentiates_no_more_classes_than_asked_and_never_the_label():
     assert np.isfinite(result.delta).all()
     program = jax.make_jaxpr(lambda x: attacks.fab(KEY, model_fn, x, y, threat=L2(jnp.inf), num_steps=3, num_candidates=4).x)(x)
     assert f"[50,2,{D}]" not in str(program).replace(" ", "") and f"[4,2,{D}]" in str(program).replace(" ", "")
+
+
+@pytest.mark.parametrize("threat", [Linf, L2, L1])
+@pytest.mark.parametrize("box", [(0.0, 1.0), (-np.inf, np.inf)], ids=["box", "no box"])
+def test_every_attack_in_an_infinite_ball_is_finite_and_finds_something(threat, box):
+    weight = jnp.array([[2.0, -2.0], [0.0, 0.0], [-1.0, 1.0], [1.0, -1.0]])  # the second feature has no gradient
+    model_fn = Partial(lambda w, x: (x - 0.5) @ w, weight)
+    x = jnp.array([[0.6, 0.2, 0.4, 0.5], [0.7, 0.3, 0.5, 0.6]])
+    ball = threat(jnp.inf, box=box)
+    plans = {
+        "fgsm": base.bind(attacks.fgsm),
+        "rs_fgsm": base.bind(attacks.rs_fgsm),
+        "n_fgsm": base.bind(attacks.n_fgsm),
+        "r_fgsm": base.bind(attacks.r_fgsm, alpha=0.01),
+        "apgd": base.bind(attacks.apgd, num_steps=10),
+        "square": base.bind(attacks.square, num_queries=60),
+    }
+    for name, attack in plans.items():
+        result = jax.jit(base.bind(attack, threat=ball))(KEY, model_fn, x, jnp.zeros(2, int))
+        assert np.isfinite(result.x).all(), name
+        assert result.success.all() or name == "n_fgsm", name  # whose noise is twice as long as its step

@@ -10,7 +10,8 @@ from robustjax import attacks, base, losses
 from robustjax.threats import L1, L2, Linf
 
 KEY = jax.random.key(0)
-_NORMAL = np.array([1.0, -0.5, 2.0, 1.0, -1.5], np.float32)
+# The largest of |normal| eps, eps and |normal| are of three coordinates, so that no other metric than that of the ball will do.
+_NORMAL = np.array([0.3, -0.5, 2.0, 1.0, -1.5], np.float32)
 _GAP = 0.12
 _UNEVEN = np.array([[0.5, 0.05, 0.1, 0.0, 0.2]], np.float32)
 _DUAL = {Linf: 1, L2: 2, L1: np.inf}

@@ -110,13 +110,13 @@ def test_the_default_box_is_never_left_by_a_rounding():
     x = np.random.default_rng(1).uniform(0, 1, (50, 400)).astype(np.float32)
     for direction in (-5.0, 5.0):
         for kind in _BALLS:
-            moved = x + np.asarray(_project(_BALLS[kind](np.float32(1e6)), np.full_like(x, direction), x))
+            moved = x + np.asarray(_project(_BALLS[kind](jnp.float32(1e6)), np.full_like(x, direction), x))
             np.testing.assert_array_equal(moved, 1.0 if direction > 0 else 0.0)
 
 
 @pytest.mark.parametrize("kind", _BALLS)
 def test_an_input_outside_the_box_may_stay_but_moves_no_further_out(kind):
-    projected = _project(_BALLS[kind](np.float32(2.0)), np.array([[0.5, -0.5]], np.float32), np.array([[1.5, 0.5]], np.float32))
+    projected = _project(_BALLS[kind](jnp.float32(2.0)), np.array([[0.5, -0.5]], np.float32), np.array([[1.5, 0.5]], np.float32))
     np.testing.assert_array_equal(projected, [[0.0, -0.5]])
 
 
@@ -157,7 +157,9 @@ def test_the_projection_is_the_nearest_point_of_ball_and_box(kind, box, mask):
             arguments = (values.reshape(-1).astype(float)[free] for values in (_DELTA[row], low[row], high[row], weight))
             delta, lower, upper, weight = arguments
             expected = np.zeros(6)
-            expected[free] = _nearest(delta, radius, lower, upper, weight, _ORDERS[kind])
+            unit = weight if kind == "L1" else np.ones_like(weight)  # the nearest in units of eps
+            nearest = _nearest(unit * delta, radius, unit * lower, unit * upper, weight / unit, _ORDERS[kind])
+            expected[free] = nearest / unit
             np.testing.assert_allclose(projected[row], expected, atol=2e-5)
 
 
@@ -346,7 +348,7 @@ def test_starts_under_a_mask_are_uniform_in_the_ball_of_the_free_coordinates(kin
 
 @pytest.mark.parametrize("kind", _BALLS)
 def test_the_start_of_an_example_depends_on_its_key_alone(kind):
-    threat, keys = _BALLS[kind](np.float32(2.0)), jax.random.split(jax.random.key(0), 3)
+    threat, keys = _BALLS[kind](jnp.float32(2.0)), jax.random.split(jax.random.key(0), 3)
     np.testing.assert_allclose(_init(threat, keys, _X)[1:2], _init(threat, keys[1:2], _X[1:2]), rtol=1e-6)
     alike = _init(threat, keys, np.full_like(_X, 0.5))
     assert not np.allclose(alike[0], alike[1])
@@ -413,7 +415,7 @@ def test_a_threat_is_a_pytree_that_maps_over_eps_in_one_trace(kind):
     grid = np.array([0.0, 1.0, 3.0], np.float32)
     batched = curve(grid)
     assert len(traces) == 1
-    alone = [_BALLS[kind](np.float32(eps)) for eps in grid]
+    alone = [_BALLS[kind](jnp.float32(eps)) for eps in grid]
     alone = [(_project(threat, _DELTA, _X), _steepest(threat, _DELTA, _X), _init(threat, jax.random.key(0), _X)) for threat in alone]
     for row, expected in enumerate(alone):
         jax.tree.map(lambda a, b, row=row: np.testing.assert_allclose(a[row], b, rtol=1e-5, atol=1e-6), batched, expected)
