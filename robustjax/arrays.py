@@ -135,9 +135,10 @@ def _largest_jvp(primals, tangents):
 
 def normalize(x: Array, order) -> Array:
     """x / |x| at any scale that the type holds, and zero where x is zero: [B, ...] -> [B, ...]."""
-    unit = x * per_example(1.0 / scale_of(flat(x)), x)
-    size = _root(jnp.square(flat(unit)).sum(axis=1)) if order == 2 else norm(unit, order)  # no square of a unit vector can vanish
-    return unit * per_example(ratio(1.0, size), x)
+    rows = flat(x)
+    unit = rows * (1.0 / scale_of(rows))[:, None]
+    size = _root(jnp.square(unit).sum(axis=1)) if order == 2 else norm(unit, order)  # no square of a unit vector can vanish
+    return (unit * ratio(1.0, size)[:, None]).reshape(x.shape)
 
 
 def scale_of(x: Array) -> Array:
