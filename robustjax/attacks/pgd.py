@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from robustjax import arrays, base, checks, loops, losses, threats
+from robustjax import arrays, base, loops, losses, threats
 from robustjax.attacks import objective
 from robustjax.base import Array, AttackResult, Delta, Key, LossFn, ModelFn, SuccessFn, Threat
 
@@ -57,8 +57,8 @@ def pgd(
     objective.check(model_fn, x, y, threat, num_steps=num_steps)
     keys = objective.streams(key, x)
     delta = objective.start(threat, keys.start, x, delta)
-    if isinstance(step_size, int | float):
-        checks.positive(step_size=step_size)
+    if isinstance(step_size, int | float) and not 0 <= step_size < float("inf"):
+        raise ValueError(f"step_size must be finite and not negative, got {step_size}; the loss is ascended along its gradient.")
     if optimizer is not None and not hasattr(optimizer, "update"):
         raise TypeError(f"expected an optax transformation as optimizer, got {optimizer!r}; call it first, e.g. optax.scale_by_adam().")
     optimizer = optimizer and optax.with_extra_args_support(optimizer)

@@ -154,7 +154,7 @@ def test_trades_detaches_its_target_if_asked():
 def test_trades_attacks_the_divergence_and_stands_extreme_logits():
     params, (x, y) = problem()[0], data("madry")
     strong = base.bind(LOSSES["trades"], attack=base.bind(PGD, num_steps=10))
-    none = base.bind(LOSSES["trades"], attack=base.bind(PGD, num_steps=0))
+    none = base.bind(LOSSES["trades"], attack=base.bind(PGD, num_steps=1, step_size=0.0))
     assert strong(params, 0, KEY, x, y)[0] > none(params, 0, KEY, x, y)[0] + 0.05
     sharp = params | {"head": 1e4 * params["head"]}
     grad = jax.grad(lambda p: strong(p, 0, KEY, x, y)[0])(sharp)
