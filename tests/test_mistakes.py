@@ -107,7 +107,7 @@ MISTAKES = {
     "eps is a list": (lambda: Linf([0.1, 0.2]), "array"),
     "eps in pixels": (lambda: Linf(8), "/ 255"),
     "eps per coordinate is infinite": (lambda: Linf(np.full((1, 3), np.inf)), "finite"),
-    "eps of another length": (lambda: pgd(threat=Linf(jnp.full(5, 0.1))), "one value per example"),
+    "eps of another length": (lambda: pgd(threat=Linf(jnp.full(5, 0.1))), "one per example"),
     "l0 eps per coordinate": (lambda: L0(np.ones((1, 3))), "counts"),
     "box upside down": (lambda: Linf(0.1, box=(1.0, 0.0)), "lower < upper"),
     "box of arrays upside down": (lambda: Linf(0.1, box=(np.ones((1, 3)), np.zeros((1, 3)))), "lower <= upper"),
