@@ -140,9 +140,9 @@ def evaluate(model_fn: ModelFn, x: Array, y: Array, delta: Delta, goal: Goal) ->
         if not callable(function):
             raise TypeError(f"expected {name} as a function (logits, y) -> [B], got {function!r}; see robustjax.losses.")
     logits = checks.called(model_fn, goal.threat.apply(x, delta))
+    loss, success = goal.loss_fn(logits, y), goal.success_fn(logits, y)
     if getattr(logits, "ndim", 0) == 2 and y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer):
         checks.labels_in_range(y, logits.shape[1])
-    loss, success = goal.loss_fn(logits, y), goal.success_fn(logits, y)
     for name, value in (("loss_fn", loss), ("success_fn", success)):
         if jnp.shape(value) != x.shape[:1]:
             raise ValueError(
