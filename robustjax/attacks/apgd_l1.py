@@ -51,7 +51,8 @@ def apgd_l1(
 
     Guarantee:
       feasibility only: the result lies in the threat; not optimality.
-    Source: Croce & Hein, ICML 2021, Algorithm 1, arXiv:2103.01208. Differs: the start is `threat.init`.
+    Source: Croce & Hein, ICML 2021, Algorithm 1, arXiv:2103.01208. Differs: the start is `threat.init`, and the number of coordinates
+      that a step moves is rounded down, not up, so that the last two can become one.
     """
     objective.check(model_fn, x, y, threat, num_steps=num_steps)
     objective.require(threat, (threats.L1,), "apgd_l1")
@@ -120,7 +121,9 @@ def _step(i, state, *, model_fn, x, y, keys, plan, goal):
 
     # In units of eps, where that is per coordinate: there all coordinates cost the same.
     grad = threat.from_unit(grad)
-    top = arrays.top_k_mask(jnp.abs(grad), jnp.maximum(jnp.ceil(fraction * num_coordinates), 1))
+    # Rounded down: two coordinates that always move together keep their ratio, and the worse one never leaves.
+    num_moved = jnp.maximum(jnp.floor(fraction * num_coordinates + 1e-3), 1)
+    top = arrays.top_k_mask(jnp.abs(grad), num_moved)
     direction = threat.from_unit(arrays.normalize(jnp.where(top, jnp.sign(grad), 0.0), 1))
     length = arrays.per_example(step_size * ball.radius(), x)
     return _State(

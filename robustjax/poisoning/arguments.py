@@ -11,16 +11,16 @@ from robustjax.attacks import objective
 from robustjax.bilevel import problem
 
 
-def images(x, threat=None, name: str = "x") -> None:
-    """Images or rows [M, ...] of float32 or float64, one at least; finite and, as far as values are known, in the box of the threat.
+def images(x, threat=None, name: str = "x", least: int = 1) -> None:
+    """Images or rows [M, ...] of float32 or float64, M >= `least`; finite and, as far as values are known, in the box of the threat.
 
     Raises:
       TypeError: no array, or no threat. ValueError: another shape or type; NaN or values outside the box.
     """
     checks.inputs(x, name)
-    if x.ndim < 2 or x.shape[0] == 0:
+    if x.ndim < 2 or x.shape[0] < least:
         raise ValueError(
-            f"expected {name} [M, ...] of at least one image, got shape {x.shape}; a single one needs a leading axis: {name}[None]."
+            f"expected {name} [M, ...] of at least {least} image, got shape {x.shape}; a single one needs a leading axis: {name}[None]."
         )
     if threat is not None:
         objective.check_threat(threat)

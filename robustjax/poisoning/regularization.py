@@ -45,7 +45,7 @@ def learn_regularization(
     Args:
       problem: losses whose phi is (poisons, Lambda); `penalized` adds the regularizer to a training loss.
       method, solve, theta0, batch: as for `bilevel.minimize`.
-      poisons: where they start [M, ...]. log_strength: where Lambda starts.
+      poisons: where they start [M, ...]; with M = 0 the strength alone is learned. log_strength: where Lambda starts.
       poison_step: length of a step of each poison. strength_step: of Lambda, times its gradient.
       num_steps: of the game.
       box: of the poisons. bounds: of Lambda.
@@ -54,13 +54,13 @@ def learn_regularization(
       The last iterates and their history: Lambda rises with the fraction of poisons.
 
     Raises:
-      TypeError, ValueError: what the method names; poisons outside the box, or none; steps below 0, or none; a strength outside its bounds.
+      TypeError, ValueError: what the method names; poisons outside the box; steps below 0, or none; a strength outside its bounds.
 
     Guarantee:
       none: alternating steps of a game.
     Source: Carnerero-Cano et al., 2020, arXiv:2003.00040.
     """
-    arguments.images(poisons, name="poisons")
+    arguments.images(poisons, name="poisons", least=0)
     arguments.box(box)
     arguments.box(bounds, "bounds")
     arguments.inside(poisons, box, "poisons")

@@ -108,7 +108,7 @@ class Ball:
 
     def room(self, x: Array) -> tuple[Array, Array]:
         """The least and the greatest delta of every coordinate: lower - x <= 0 <= upper - x, zero outside the mask."""
-        lower, upper = (jnp.asarray(bound).astype(x.dtype) for bound in self.box)
+        lower, upper = (jnp.asarray(bound).astype(jnp.result_type(x)) for bound in self.box)
         return self._masked(jnp.minimum(lower - x, 0.0)), self._masked(jnp.maximum(upper - x, 0.0))
 
     def to_unit(self, delta: Delta) -> Delta:
@@ -117,7 +117,7 @@ class Ball:
             return delta
         # A coordinate with eps 0 that moved is infinitely far.
         eps = self._eps(delta)
-        frozen = jax.lax.stop_gradient(jnp.where(delta != 0, jnp.inf, 0.0)).astype(delta.dtype)
+        frozen = jax.lax.stop_gradient(jnp.where(delta != 0, jnp.inf, 0.0)).astype(jnp.result_type(delta))
         return jnp.where(eps > 0, delta / jnp.where(eps > 0, eps, 1.0), frozen)
 
     def from_unit(self, unit: Delta) -> Delta:
@@ -126,8 +126,8 @@ class Ball:
 
     def _masked(self, delta):
         if self._per_coordinate():
-            delta = jnp.where(self._eps(delta) > 0, delta, jnp.zeros((), delta.dtype))
-        return delta if self.mask is None else jnp.where(self.mask, delta, jnp.zeros((), delta.dtype))
+            delta = jnp.where(self._eps(delta) > 0, delta, jnp.zeros((), jnp.result_type(delta)))
+        return delta if self.mask is None else jnp.where(self.mask, delta, jnp.zeros((), jnp.result_type(delta)))
 
     def _clip(self, delta, x):
         low, high = self.room(x)
@@ -142,7 +142,7 @@ class Ball:
         low, high = self.room(x)
         farthest = jnp.maximum(-low, high)
         farthest = self.norm(jnp.where(jnp.isfinite(farthest), farthest, 1.0))
-        radius = jnp.broadcast_to(self.radius().astype(x.dtype), x.shape[:1])
+        radius = jnp.broadcast_to(self.radius().astype(jnp.result_type(x)), x.shape[:1])
         return jnp.where(jnp.isfinite(radius), radius, farthest)
 
     def _stretched(self, unit, x):

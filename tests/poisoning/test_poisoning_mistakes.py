@@ -95,7 +95,7 @@ MISTAKES = {
     "craft of uint8": (craft({1: jnp.ones((2, 3), jnp.uint8)}), "uint8", "/ 255"),
     "craft of bfloat16": (craft({1: X.astype(jnp.bfloat16)}), "expected x of float32 or float64", "bfloat16", "cast inside the model"),
     "craft of one image without an axis": (craft({1: X[0]}), "expected x [M, ...]", "x[None]"),
-    "craft of no image": (craft({1: X[:0]}), "at least one image", "(0, 4)"),
+    "craft of no image": (craft({1: X[:0]}), "at least 1 image", "(0, 4)"),
     "craft of NaN": (craft({1: NAN}), "NaN or infinite"),
     "craft outside the box": (craft({1: X * 255}), "leave the box", "scale them"),
     "craft with eps for a threat": (craft(threat=0.03), "expected a threat", "0.03", "threats.Linf"),
