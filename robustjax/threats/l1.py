@@ -58,7 +58,8 @@ class L1(ball.Ball):
             return jnp.sum(jnp.clip(ahead, min=0.0, max=room_), axis=1, keepdims=True) < radius_
 
         least = jnp.minimum(radius_ / max(arrays.size(x), 1), top)  # no smaller s uses up the radius
-        low, high = ball.bracket(lambda s: falls_short(s - gap_), least, top, _COARSE * radius_)
+        width = jnp.where(inside, jnp.inf, _COARSE * radius_)  # nothing to seek inside
+        low, high = ball.bracket(lambda s: falls_short(s - gap_), least, top, width)
         last = jnp.max(jnp.where(gap <= high, gap, 0.0), axis=1, keepdims=True, initial=0.0)
         ahead = last - gap
         r, _ = ball.bisect(lambda r: falls_short(jax.lax.stop_gradient(ahead) + r), low - last, high - last, _NUM_FINE)
