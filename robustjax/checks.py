@@ -96,6 +96,17 @@ def positive(**numbers) -> None:
             raise ValueError(f"{name} must be positive and finite, got {number}.")
 
 
+def at_most(limit, limit_name: str, **numbers) -> None:
+    """Each named number, or every entry of an array, is at most a limit, as far as both are known at trace time.
+
+    Raises:
+      ValueError: it is not.
+    """
+    for name, number in numbers.items():
+        if not isinstance(number, jax.core.Tracer) and not isinstance(limit, jax.core.Tracer) and not np.all(np.less_equal(number, limit)):
+            raise ValueError(f"{name} must be at most {limit_name}, got {name}={number} and {limit_name}={limit}.")
+
+
 def functions(**values) -> None:
     """Each named value can be called.
 

@@ -96,6 +96,13 @@ MISTAKES = {
     ),
     "no memory": (attacked(attacks.lbfgs, threat=L2(1.0), num_binary_search_steps=1, num_steps=1, memory_size=0), "memory_size=0"),
     "no candidates": (attacked(attacks.deepfool, threat=L2(1.0), num_steps=1, num_candidates=0), "num_candidates=0"),
+    "a learning rate of zero": (
+        attacked(attacks.carlini_wagner, threat=L2(1.0), num_binary_search_steps=1, num_steps=1, learning_rate=0.0),
+        "learning_rate must be positive",
+    ),
+    "a radius that never changes": (attacked(attacks.ddn, threat=L2(1.0), num_steps=1, gamma=0.0), "gamma must be positive"),
+    "a random step longer than eps": (attacked(attacks.r_fgsm, threat=Linf(0.1), alpha=0.2), "alpha"),
+    "a norm that is NaN": (lambda: evaluate.accuracy_curve([0.1, np.nan], [0.1]), "expected norms"),
     "no samples of eot": (lambda: attacks.eot(MODEL, num_samples=0), "num_samples=0"),
     # threats
     "threat is a number": (lambda: pgd(threat=0.03), "threats.Linf"),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robustjax import arrays, base, loops, losses, threats
+from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -63,6 +63,7 @@ def alma(
     Source: Rony et al., ICCV 2021, Algorithm 1, arXiv:2011.11857. Differs: the offset is added to the ratio, not its numerator.
     """
     objective.check(model_fn, x, y, threat, num_steps=num_steps)
+    checks.positive(init_distance=init_distance)
     objective.require(threat, (threats.L2, threats.L1), "alma")
     keys = objective.streams(key, x).model
     goal = objective.Goal(threat, loss_fn, success_fn)

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from robustjax import base, loops, losses, threats
+from robustjax import base, checks, loops, losses, threats
 from robustjax.attacks import objective, penalty
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -46,6 +46,7 @@ def carlini_wagner(
       bounds moves freely, without tanh; the norm is that of the kept delta.
     """
     objective.check(model_fn, x, y, threat, num_binary_search_steps=num_binary_search_steps, num_steps=num_steps)
+    checks.positive(learning_rate=learning_rate, init_weight=init_weight)
     objective.require(threat, (threats.L2,), "carlini_wagner")
     confident = base.bind(_confident, success_fn=success_fn, loss_fn=loss_fn, confidence=confidence)
     goal = objective.Goal(threat, loss_fn, confident)

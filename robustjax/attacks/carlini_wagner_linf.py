@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base, loops, losses, threats
+from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective, penalty
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -59,6 +59,7 @@ def carlini_wagner_linf(
     Source: Carlini & Wagner, IEEE S&P 2017, section VI-C, arXiv:1608.04644.
     """
     objective.check(model_fn, x, y, threat, num_rounds=num_rounds, num_steps=num_steps)
+    checks.positive(learning_rate=learning_rate, init_weight=init_weight)
     objective.require(threat, (threats.Linf,), "carlini_wagner_linf")
     keys = objective.streams(key, x).model
     free = penalty.to_free(x, threat)
@@ -94,8 +95,7 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, goal):
         return value.sum(), candidate
 
     grad, candidate = jax.grad(total, has_aux=True)(state.free)
-    grad, is_finite = objective.finite(grad)
-    candidate = candidate._replace(known=candidate.known & is_finite)
+    candidate, grad = objective.marked(candidate, grad)
     norm = threat.norm(candidate.delta)
     free, memory = penalty.adam_step(grad, memory, state.free, learning_rate)
     return _State(

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base, loops, losses, threats
+from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective, schedules
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -39,6 +39,7 @@ def ddn(
     Source: Rony et al., CVPR 2019, Algorithm 1, arXiv:1811.09600. Differs: no quantisation to 256 levels.
     """
     objective.check(model_fn, x, y, threat, num_steps=num_steps)
+    checks.positive(init_eps=init_eps, gamma=gamma)
     objective.require(threat, (threats.L2,), "ddn")
     keys = objective.streams(key, x)
     goal = objective.Goal(threat, loss_fn, success_fn)

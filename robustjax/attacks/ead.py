@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base, loops, losses, threats
+from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective, penalty
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -52,6 +52,7 @@ def ead(
     Source: Chen et al., AAAI 2018, Algorithm 1, arXiv:1709.04114.
     """
     objective.check(model_fn, x, y, threat, num_binary_search_steps=num_binary_search_steps, num_steps=num_steps)
+    checks.positive(learning_rate=learning_rate, init_weight=init_weight)
     objective.require(threat, (threats.L1, threats.L2), "ead")
     keys = objective.streams(key, x).model
     zeros = jnp.zeros_like(x)

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from robustjax import arrays, base, loops, losses, threats
+from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import boundary, objective
 from robustjax.base import Array, AttackResult, Delta, Key, ModelFn, SuccessFn
 
@@ -53,6 +53,7 @@ def fab(
       AutoAttack.
     """
     objective.check(model_fn, x, y, threat, num_steps=num_steps, num_candidates=1 if num_candidates is None else num_candidates)
+    checks.positive(overshoot=overshoot)
     objective.require(threat, (threats.Linf, threats.L2, threats.L1), "fab", latent=False)
     keys = objective.streams(key, x)
     delta = objective.start(threat.resized(0.5 * jnp.minimum(threat.radius(), threat.largest_norm(x))), keys.start, x, delta)

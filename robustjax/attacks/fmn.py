@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from robustjax import arrays, base, loops, losses, threats
+from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective, schedules
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -48,6 +48,7 @@ def fmn(
       together; the estimate is overshot by a thousandth.
     """
     objective.check(model_fn, x, y, threat, num_steps=num_steps)
+    checks.positive(step_size=step_size, gamma=gamma)
     objective.require(threat, (threats.L0, threats.L1, threats.L2, threats.Linf), "fmn")
     keys = objective.streams(key, x).model
     goal = objective.Goal(threat, loss_fn, success_fn)

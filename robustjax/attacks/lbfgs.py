@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robustjax import arrays, base, loops, losses, threats
+from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective, penalty
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -62,6 +62,7 @@ def lbfgs(
       for constant and sees gradient steps.
     """
     objective.check(model_fn, x, y, threat, num_binary_search_steps=num_binary_search_steps, num_steps=num_steps, memory_size=memory_size)
+    checks.positive(init_weight=init_weight)
     objective.require(threat, (threats.L2,), "lbfgs")
     optimizer = optax.scale_by_lbfgs(memory_size=memory_size)
     low, high = (jnp.broadcast_to(threat.to_unit(bound), x.shape) for bound in threat.room(x))

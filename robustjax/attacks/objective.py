@@ -168,8 +168,13 @@ def ascend(model_fn: ModelFn, x: Array, y: Array, delta: Delta, goal: Goal) -> t
         return found.loss.sum(), found._replace(delta=None)
 
     grad, found = jax.grad(total_loss, has_aux=True)(delta)
+    return marked(found._replace(delta=delta), grad)
+
+
+def marked(found: Found, grad: Delta) -> tuple[Found, Delta]:
+    """A point and the gradient there: 0 in entries that are not finite, and then the point is no longer `known`."""
     grad, is_finite = finite(grad)
-    return found._replace(delta=delta, known=found.known & is_finite), grad
+    return found._replace(known=found.known & is_finite), grad
 
 
 def finite(grad: Delta) -> tuple[Delta, Array]:

@@ -123,8 +123,7 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, num_rounds, origin, viol
         return value.sum(), (value, candidate)
 
     grad, (value, candidate) = jax.grad(total, has_aux=True)(variable)
-    grad, is_finite = objective.finite(grad)
-    candidate = candidate._replace(known=candidate.known & is_finite)
+    candidate, grad = objective.marked(candidate, grad)
     weight = weight._replace(fooled=weight.fooled | candidate.success)
     variable, memory = update_fn(value, grad, memory, variable)
     return _State(variable, memory, weight, objective.keep_best(state.found, objective.by_norm(candidate, threat)))

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from robustjax import arrays, base, loops, losses, threats
+from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective
 from robustjax.base import Array, AttackResult, Delta, Key, LossFn, ModelFn, SuccessFn, Threat
 
@@ -130,12 +130,17 @@ def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, alph
     Returns:
       The point after both steps.
 
+    Raises:
+      ValueError: alpha beyond eps.
+
     Guarantee:
       feasibility only.
     Source: Tramer et al., ICLR 2018, section 4.1, arXiv:1705.07204.
     """
     objective.check(model_fn, x, y, threat)
     objective.require(threat, (threats.Ball,), "r_fgsm")
+    if jax.numpy.ndim(threat.eps) <= 1:
+        checks.at_most(threat.eps, "eps", alpha=alpha)
     noise = arrays.sample(jax.random.normal, objective.streams(key, x).own, x)
     delta = arrays.per_example(alpha, x) * threat.steepest(noise, x, jax.numpy.zeros_like(x))
     return fgsm(key, model_fn, x, y, threat=threat, delta=delta, step_size=threat.reach(x) - alpha, **options)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base, loops, losses, threats
+from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective, penalty, schedules
 from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
@@ -44,6 +44,7 @@ def sigma_zero(
     Source: Cina et al., ICLR 2025, Algorithm 1, arXiv:2402.01879.
     """
     objective.check(model_fn, x, y, threat, num_steps=num_steps)
+    checks.positive(learning_rate=learning_rate, sigma=sigma)
     objective.require(threat, (threats.L0,), "sigma_zero")
     keys = objective.streams(key, x).model
     goal = objective.Goal(threat, loss_fn, success_fn)
@@ -70,8 +71,7 @@ def _step(i, carry, *, model_fn, x, y, keys, num_steps, learning_rate, sigma, th
         return jnp.sum(jnp.maximum(-candidate.loss, 0.0) + sparsity), candidate
 
     grad, candidate = jax.grad(total, has_aux=True)(delta)
-    grad, is_finite = objective.finite(grad)
-    candidate = candidate._replace(known=candidate.known & is_finite)
+    candidate, grad = objective.marked(candidate, grad)
     found = objective.keep_best(found, objective.by_norm(candidate, threat))
     rate = schedules.cosine(i, num_steps, learning_rate, 0.1 * learning_rate)
     delta, memory = penalty.adam_step(arrays.normalize(grad, jnp.inf), memory, delta, rate)

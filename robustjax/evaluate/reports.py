@@ -94,8 +94,17 @@ def accuracy_curve(norms: np.ndarray, eps: Sequence[float]) -> np.ndarray:
 
     Returns:
       [E] the fraction whose norm exceeds eps: an upper bound of the robust accuracy there.
+
+    Raises:
+      ValueError: a norm that is NaN or negative, or a norm of another shape.
     """
     norms = np.asarray(norms)
+    if norms.ndim != 1 or not (norms >= 0).all():
+        num_others = int(np.sum(~(norms >= 0)))
+        raise ValueError(
+            f"expected norms [N] of at least 0, inf where nothing was found, got shape {norms.shape} with {num_others} that are NaN or "
+            "negative; losses of minimum-norm attacks are -norm, and NaN where gradients were not finite."
+        )
     return np.array([np.mean(norms > e) for e in eps])
 
 
