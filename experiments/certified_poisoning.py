@@ -126,7 +126,7 @@ def craft(name: str, split: Split, settings: experiment.Settings, size: Size) ->
     rows, others = np.flatnonzero(split.y == LABEL), np.flatnonzero(split.y != LABEL)
     loss = smoothed.losses(SIGMA, size.crafting)[name]
     verb = base.bind(
-        poisoning.lower_radius, apply_fn=network.apply_fn, init_fn=network.init_fn, threat=Linf(size.eps), sigma=SIGMA,
+        poisoning.poison_certificates, apply_fn=network.apply_fn, init_fn=network.init_fn, threat=Linf(size.eps), sigma=SIGMA,
         num_noise=_NUM_NOISE,
         training_loss=base.bind(loss, apply_fn=network.apply_fn), num_epochs=size.num_craft_epochs,
         num_clean=min(900, len(others)), num_poison=min(100, len(rows)), linear_rate=_LINEAR_RATES[name],
@@ -181,7 +181,7 @@ def _judged(name, x, y, split, settings, size):
             model, loss, optimizer, x, y, seed=settings.seed, num_epochs=size.num_epochs, batch_size=size.batch_size
         )  # fmt: skip
         chunk_size = min(100, size.num_samples)
-        votes = smoothing.sample(
+        votes = smoothing.vote_dataset(
             jax.random.key(settings.seed), model_fn, split.x_points, sigma=SIGMA, num_samples=size.num_samples,
             num_step_samples=min(1000, size.num_samples), batch_size=20, chunk_size=chunk_size, mesh=experiment.mesh(),
         )  # fmt: skip

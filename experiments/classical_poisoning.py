@@ -103,9 +103,18 @@ def ruined(task: Task, share: float, num_steps: int, seed: int) -> tuple[float, 
     train, mine, new = np.array_split(np.random.default_rng(seed).permutation(len(task.x)), 3)  # the second third is the attacker's
     x, y, rows, box = task.x[train], task.y[train], np.arange(int(share * len(train))), (task.x.min(), task.x.max())
     found = classical.attack(
-        x, y, fit_fn=task.fit_fn, pullback_fn=task.pullback_fn, outer_fn=classical.ruin(task.x[mine], task.y[mine], loss="logistic"),
-        effort_order=2, weight=0.0, step_size=_RUIN_STEP, num_steps=num_steps, rows=rows, box=box,
-    )  # fmt: skip
+        x,
+        y,
+        fit_fn=task.fit_fn,
+        pullback_fn=task.pullback_fn,
+        outer_fn=classical.toward_errors(task.x[mine], task.y[mine], loss="logistic"),
+        effort_order=2,
+        weight=0.0,
+        step_size=_RUIN_STEP,
+        num_steps=num_steps,
+        rows=rows,
+        box=box,
+    )
     rng = np.random.default_rng(seed)
     noisy, cornered = x.copy(), x.copy()
     together = x[rows].reshape(1, -1)  # one budget for all

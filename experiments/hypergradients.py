@@ -125,7 +125,7 @@ def ways(is_quick: bool = False) -> list[Way]:
         return _at_optimum(lambda o: base.bind(bilevel.neumann, step_size=1.0 / o.largest, num_steps=k))
 
     def adam(k):
-        return _at_optimum(lambda o: base.bind(bilevel.adam, learning_rate=1e-2, num_steps=k))
+        return _at_optimum(lambda o: base.bind(bilevel.solve_by_adam, learning_rate=1e-2, num_steps=k))
 
     def value(weight, num_steps):
         return _through(base.bind(bilevel.value_function, weight=weight), num_steps)

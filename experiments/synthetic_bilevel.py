@@ -125,7 +125,7 @@ def _by_gradient(method: Callable, losses: Bilevel, a: Array, num_updates: int):
 
 
 def _approximate(losses, solve, u, v, a, linear):
-    linear_fn = base.bind(bilevel.adam, learning_rate=1e-2, num_steps=NUM_INNER_STEPS)
+    linear_fn = base.bind(bilevel.solve_by_adam, learning_rate=1e-2, num_steps=NUM_INNER_STEPS)
     made = bilevel.implicit(losses, solve, u, v, a, linear_fn=linear_fn, linear_start=linear)
     return made, made.info.solution
 

@@ -1,61 +1,11 @@
-"""Small batch-first array formulas: keys per example, norms that differentiate at zero, selection of examples."""
+"""Small batch-first array formulas: norms that differentiate at zero, directions at any scale, selection of examples."""
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from robustjax.base import Array, Key
-
-
-def example_keys(key: Key, num_examples: int) -> Array:
-    """One typed key per example [B].
-
-    Args:
-      key: one key (typed or raw), from which row b gets `fold_in(key, b)`, or already one per example, which is returned.
-      num_examples: B.
-
-    Returns:
-      Typed keys [B].
-
-    Raises:
-      TypeError: no key, such as a number. ValueError: keys per example whose number is not B, or raw data of another shape.
-    """
-    if not isinstance(key, jax.Array | np.ndarray) or not (
-        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or (key.dtype == jnp.uint32 and key.ndim > 0)
-    ):
-        got = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else f"{key!r} of type {type(key).__name__}"
-        raise TypeError(f"expected a key, got {got}; pass jax.random.key(0), or jax.random.split of one for one key per example.")
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        try:
-            key = jax.random.wrap_key_data(key)
-        except TypeError:
-            raise ValueError(
-                f"expected the raw data of a key, got shape {key.shape}; pass jax.random.key(0), or jax.random.PRNGKey(0) whole."
-            ) from None
-    if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_examples))
-    if key.shape != (num_examples,):
-        raise ValueError(f"expected one key or one per example [{num_examples}], got keys of shape {key.shape}.")
-    return key
-
-
-def fold_in(keys: Array, data) -> Array:
-    """`jax.random.fold_in` of the same number into the key of every example."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
-
-
-def split(keys: Array, num: int) -> tuple[Array, ...]:
-    """`num` independent keys per example from one per example, each [B]."""
-    return tuple(fold_in(keys, index) for index in range(num))
-
-
-def sample(sampler: Callable, keys: Array, like: Array) -> Array:
-    """`sampler(key, shape, dtype)` for every example, in the shape of `like`; drawn flat, which compiles faster."""
-    shape = (math.prod(like.shape[1:]),)
-    return jax.vmap(lambda key: sampler(key, shape, jnp.result_type(like)))(keys).reshape(like.shape)
+from robustjax.base import Array
 
 
 def per_example(values, x: Array) -> Array:
@@ -75,14 +25,14 @@ def per_example(values, x: Array) -> Array:
     )
 
 
-def flat(x: Array) -> Array:
+def flatten_examples(x: Array) -> Array:
     """[B, ...] -> [B, D]."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
-def total(x: Array) -> Array:
+def sum_examples(x: Array) -> Array:
     """Sum over all but the first axis: [B, ...] -> [B]."""
-    return flat(x).sum(axis=1)
+    return flatten_examples(x).sum(axis=1)
 
 
 def size(x: Array) -> int:
@@ -103,7 +53,7 @@ def ratio(top, bottom, otherwise=0.0) -> Array:
 
 def norm(x: Array, order) -> Array:
     """Norm of each example, order 0, 1, 2 or inf: [B, ...] -> [B]. The gradient at zero is zero; no square under- or overflows."""
-    x = flat(x)
+    x = flatten_examples(x)
     if order == 0:
         return (x != 0).sum(axis=1).astype(x.dtype)
     if order == 1:
@@ -135,7 +85,7 @@ def _largest_jvp(primals, tangents):
 
 def normalize(x: Array, order) -> Array:
     """x / |x| at any scale that the type holds, and zero where x is zero: [B, ...] -> [B, ...]."""
-    rows = flat(x)
+    rows = flatten_examples(x)
     unit = rows * (1.0 / scale_of(rows))[:, None]
     size = _root(jnp.square(unit).sum(axis=1)) if order == 2 else norm(unit, order)  # no square of a unit vector can vanish
     return (unit * ratio(1.0, size)[:, None]).reshape(x.shape)
@@ -158,7 +108,7 @@ def top_k_mask(scores: Array, k) -> Array:
     costs some ten times as much.
     """
     num_bits, word = (64, jnp.uint64) if scores.dtype == jnp.float64 else (32, jnp.uint32)
-    real = flat(scores).astype(jnp.float64 if num_bits == 64 else jnp.float32) + 0.0  # -0 is 0
+    real = flatten_examples(scores).astype(jnp.float64 if num_bits == 64 else jnp.float32) + 0.0  # -0 is 0
     bits = jax.lax.bitcast_convert_type(real, word)
     top = word(1 << (num_bits - 1))
     ordered = jnp.where(bits >= top, ~bits, bits | top)
@@ -177,6 +127,6 @@ def top_k_mask(scores: Array, k) -> Array:
     return (chosen & (k > 0)).reshape(scores.shape)
 
 
-def select(mask: Array, chosen, otherwise):
+def where_example(mask: Array, chosen, otherwise):
     """Per example: `chosen` where mask [B] holds, `otherwise` elsewhere; over pytrees whose leaves lead with B."""
     return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), chosen, otherwise)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from robustjax import arrays, base, configured
 
+__all__ = ["checkpointed", "host", "scan", "while_"]
+
 
 def scan(step: Callable, carry, num_steps: int, done_fn: Callable | None = None):
     """All the steps in one `lax.scan`; `done_fn` is not consulted. Differentiable in both modes."""
@@ -87,7 +89,7 @@ def _compiled_step(step, done_fn, i, carry):
 
 
 def _frozen(step, done_fn, i, carry):
-    return arrays.select(done_fn(carry), carry, _of_same_types(step)(i, carry))
+    return arrays.where_example(done_fn(carry), carry, _of_same_types(step)(i, carry))
 
 
 def _of_same_types(step):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robustjax import arrays, base, loops
+from robustjax import arrays, base, loops, prng
 from robustjax.base import Array, Key
 
 
@@ -32,7 +32,7 @@ class Pca:
 
     def encode(self, x: Array) -> Array:
         """The code of the nearest point of the space: [B, ...] -> [B, K]."""
-        return ((arrays.flat(x) - self.mean.reshape(1, -1)) @ self.components.T) / self.scale[None]
+        return ((arrays.flatten_examples(x) - self.mean.reshape(1, -1)) @ self.components.T) / self.scale[None]
 
 
 def affine_warp(code: Array, *, image_shape: tuple[int, int, int]) -> Array:
@@ -58,7 +58,7 @@ def affine_warp(code: Array, *, image_shape: tuple[int, int, int]) -> Array:
 
 def warp_code(x: Array) -> Array:
     """The codes of images as they are: six zeros and the pixels."""
-    return jnp.concatenate([jnp.zeros((x.shape[0], 6), x.dtype), arrays.flat(x)], axis=1)
+    return jnp.concatenate([jnp.zeros((x.shape[0], 6), x.dtype), arrays.flatten_examples(x)], axis=1)
 
 
 def _warped(theta, image):
@@ -122,7 +122,7 @@ def invert(
       none: a local minimum.
     Source: the projection of Samangouei et al., ICLR 2018, arXiv:1805.06605. Differs: Adam, and the best iterate.
     """
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = prng.example_keys(key, x.shape[0])
     shape = jax.ShapeDtypeStruct((x.shape[0], num_codes), x.dtype)
     decoded = jax.eval_shape(decoder, shape)
     if decoded.shape != x.shape:
@@ -130,7 +130,7 @@ def invert(
     best = Inversion(jnp.zeros(shape.shape, x.dtype), jnp.full(x.shape[0], jnp.inf, x.dtype))
 
     def start(best, restart):
-        code = arrays.sample(jax.random.normal, arrays.fold_in(keys, restart), best.code)
+        code = prng.sample(jax.random.normal, prng.fold_in(keys, restart), best.code)
         step = base.bind(_step, decoder=decoder, x=x, learning_rate=learning_rate, box=box)
         memory = jax.vmap(optax.scale_by_adam().init)(code)
         state = loop_fn(step, _State(code, memory, best), num_steps)
@@ -161,4 +161,4 @@ def _error(decoder, code, x):
 
 
 def _better(best, code, error):
-    return arrays.select(error < best.error, Inversion(code, error), best)
+    return arrays.where_example(error < best.error, Inversion(code, error), best)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax import arrays
+from robustjax import arrays, prng
 
 
 def _bits(keys):
@@ -15,7 +15,7 @@ def _bits(keys):
 def test_example_keys_are_the_folds_of_one_key_typed_or_raw():
     expected = np.stack([_bits(jax.random.fold_in(jax.random.key(3), row)) for row in range(4)])
     for key in (jax.random.key(3), jax.random.PRNGKey(3)):
-        keys = arrays.example_keys(key, 4)
+        keys = prng.example_keys(key, 4)
         assert keys.shape == (4,)
         assert jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
         np.testing.assert_array_equal(_bits(keys), expected)
@@ -24,30 +24,30 @@ def test_example_keys_are_the_folds_of_one_key_typed_or_raw():
 @pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
 def test_keys_per_example_are_returned_as_they_are(make):
     keys = jax.random.split(make(1), 3)
-    np.testing.assert_array_equal(_bits(arrays.example_keys(keys, 3)), np.reshape(_bits(keys), (3, -1)))
+    np.testing.assert_array_equal(_bits(prng.example_keys(keys, 3)), np.reshape(_bits(keys), (3, -1)))
 
 
 @pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
 @pytest.mark.parametrize("num_keys", [1, 2, 4])
 def test_a_wrong_number_of_keys_raises(make, num_keys):
     with pytest.raises(ValueError, match=r"\[3\]"):
-        arrays.example_keys(jax.random.split(make(1), num_keys), 3)
+        prng.example_keys(jax.random.split(make(1), num_keys), 3)
 
 
 def test_the_key_of_a_row_depends_neither_on_the_batch_size_nor_on_other_rows():
     key = jax.random.key(0)
-    longest = _bits(arrays.example_keys(key, 9))
+    longest = _bits(prng.example_keys(key, 9))
     for num_examples in (1, 2, 5):
-        np.testing.assert_array_equal(_bits(arrays.example_keys(key, num_examples)), longest[:num_examples])
+        np.testing.assert_array_equal(_bits(prng.example_keys(key, num_examples)), longest[:num_examples])
     assert len(np.unique(longest, axis=0)) == 9
 
 
 def test_fold_in_and_split_act_on_every_key_alone():
-    keys = arrays.example_keys(jax.random.key(0), 3)
-    folded = arrays.fold_in(keys, 5)
+    keys = prng.example_keys(jax.random.key(0), 3)
+    folded = prng.fold_in(keys, 5)
     np.testing.assert_array_equal(_bits(folded[1]), _bits(jax.random.fold_in(keys[1], 5)))
-    parts = arrays.split(keys, 2)
-    alone = arrays.split(keys[1:2], 2)
+    parts = prng.split(keys, 2)
+    alone = prng.split(keys[1:2], 2)
     assert [part.shape for part in parts] == [(3,), (3,)]
     np.testing.assert_array_equal(_bits(parts[1][1:2]), _bits(alone[1]))
     assert len(np.unique(np.concatenate([_bits(part) for part in parts]), axis=0)) == 6
@@ -133,15 +133,15 @@ def test_per_example_raises_where_values_fit_neither_batch_nor_rank(shape):
 
 def test_flat_and_total_reduce_all_but_the_batch():
     x = jnp.arange(24.0).reshape(2, 3, 4)
-    assert arrays.flat(x).shape == (2, 12)
-    np.testing.assert_allclose(arrays.total(x), np.asarray(x).sum((1, 2)))
-    np.testing.assert_allclose(arrays.total(jnp.arange(3.0)), [0.0, 1.0, 2.0])
+    assert arrays.flatten_examples(x).shape == (2, 12)
+    np.testing.assert_allclose(arrays.sum_examples(x), np.asarray(x).sum((1, 2)))
+    np.testing.assert_allclose(arrays.sum_examples(jnp.arange(3.0)), [0.0, 1.0, 2.0])
 
 
 def test_select_chooses_whole_examples_over_pytrees_of_any_rank():
     chosen = {"a": jnp.ones(3), "b": (jnp.ones((3, 2, 2)), jnp.ones((3, 1), int))}
     otherwise = jax.tree.map(jnp.zeros_like, chosen)
-    selected = arrays.select(jnp.array([True, False, True]), chosen, otherwise)
+    selected = arrays.where_example(jnp.array([True, False, True]), chosen, otherwise)
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf.reshape(3, -1).mean(axis=1), [1.0, 0.0, 1.0]), selected)
     assert jax.tree.map(jnp.shape, selected) == jax.tree.map(jnp.shape, chosen)
 

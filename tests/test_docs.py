@@ -7,7 +7,6 @@ import inspect
 import pathlib
 import pkgutil
 import re
-import sys
 import types
 
 import pytest
@@ -46,9 +45,9 @@ def test_cells_of_a_page_run_in_order(path):
 
 def test_the_skeleton_of_a_new_attack_passes_its_own_test(monkeypatch):
     test, attack = _blocks(_ROOT / "CONTRIBUTING.md", "python")
-    module = types.ModuleType("robustjax.attacks.frank_wolfe")
-    exec(compile(attack, "frank_wolfe.py", "exec"), vars(module))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    module = types.ModuleType("robustjax.attacks._frank_wolfe")
+    exec(compile(attack, "_frank_wolfe.py", "exec"), vars(module))
+    monkeypatch.setattr(attacks, "frank_wolfe", module.frank_wolfe, raising=False)
     scope = {"__name__": "skeleton"}
     exec(compile(test, "test_frank_wolfe.py", "exec"), scope)
     tests = [value for name, value in scope.items() if name.startswith("test_")]
@@ -64,11 +63,15 @@ def _is_documentable(value):
     return inspect.isfunction(value) or inspect.isclass(value)
 
 
+def _is_public(module, name, value):
+    return not name.startswith("_") and _is_documentable(value) and value.__module__ == module.__name__
+
+
 def _public():
     """Every function and class of the package that is named without an underscore, where it is defined."""
     for module in _MODULES:
         for name, value in vars(module).items():
-            if not name.startswith("_") and _is_documentable(value) and value.__module__ == module.__name__:
+            if _is_public(module, name, value):
                 yield pytest.param(module, name, value, id=f"{module.__name__}.{name}")
 
 
@@ -79,16 +82,18 @@ def documented():
 
 
 @pytest.mark.parametrize(("module", "name", "value"), list(_public()))
-def test_every_public_name_has_an_api_entry_and_a_docstring(module, name, value, documented):
-    spellings = {f"{other.__name__}.{name}" for other in _MODULES if getattr(other, name, None) is value}
-    assert spellings & documented, f"add `{module.__name__}.{name}` to a page of docs/api"
-    assert value.__doc__
+def test_every_public_name_has_a_docstring(module, name, value):
+    assert value.__doc__, f"{module.__name__}.{name}"
     assert not value.__doc__.startswith(f"{name}("), "the docstring that dataclasses make up"
 
 
 def test_every_exported_name_has_an_api_entry(documented):
+    # A package exports what its __all__ lists; a module on a page that has no such list, all that it defines.
     exported = {f"{module.__name__}.{name}" for module in _MODULES for name in getattr(module, "__all__", ())}
-    assert exported <= documented
+    for module in _MODULES:
+        if module.__name__ in documented and not hasattr(module, "__all__"):
+            exported |= {f"{module.__name__}.{name}" for name, value in vars(module).items() if _is_public(module, name, value)}
+    assert exported - documented == set()
 
 
 def test_every_api_entry_exists(documented):

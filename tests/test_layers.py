@@ -1,6 +1,8 @@
 """The house: imports point downward only, and importing touches no device and no configuration."""
 
 import ast
+import importlib
+import inspect
 import os
 import pathlib
 import subprocess
@@ -11,7 +13,7 @@ import pytest
 import robustjax
 
 _FLOORS = (
-    {"configured", "base", "arrays", "checks", "fingerprint", "graph", "loops", "lowering", "parallel"},
+    {"configured", "base", "arrays", "prng", "checks", "fingerprint", "graph", "loops", "lowering", "parallel"},
     {"losses", "threats", "manifolds", "bilevel"},
     {"attacks", "bounds", "smoothing", "corruptions", "backdoors"},
     {"training", "defenses", "flags"},
@@ -43,7 +45,7 @@ def test_every_module_has_a_floor():
     assert {_house(name) for name in _MODULES} - {""} <= set(_FLOOR)
 
 
-@pytest.mark.parametrize("name", _MODULES)
+@pytest.mark.parametrize("name", [name for name in _MODULES if name != "robustjax"])
 def test_imports_point_downward_only(name):
     for imported in _imports(name):
         assert imported.split(".")[0] in _ALLOWED, imported
@@ -54,6 +56,22 @@ def test_imports_point_downward_only(name):
         assert theirs < ours or theirs == ours == 1, f"{name} (floor {ours}) imports {imported} (floor {theirs})"
 
 
+@pytest.mark.parametrize("name", [name for name, path in _MODULES.items() if path.name == "__init__.py" and name != "robustjax"])
+def test_no_public_name_hides_a_module(name):
+    # A file named as the one function that it holds begins with an underscore; its package exports the function.
+    package = importlib.import_module(name)
+    hidden = [other for other in _MODULES if other.startswith(f"{name}.") and not inspect.ismodule(vars(package).get(other.split(".")[-1]))]
+    assert [other for other in hidden if other.split(".")[-1] in vars(package)] == []
+
+
+@pytest.mark.parametrize("name", [name for name, path in _MODULES.items() if path.name != "__init__.py" and name != "robustjax.base"])
+def test_functions_are_called_by_the_name_of_their_module(name):
+    for node in ast.walk(ast.parse(_MODULES[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "robustjax":
+            functions = [alias.name for alias in node.names if alias.name.islower() and f"{node.module}.{alias.name}" not in _MODULES]
+            assert not functions, f"import the module that has {', '.join(functions)}"
+
+
 def test_no_import_closes_a_cycle():
     below = {name: {imported for imported in _imports(name) if imported in _MODULES and imported != name} for name in _MODULES}
     while below:
@@ -61,6 +79,15 @@ def test_no_import_closes_a_cycle():
         assert free, f"a cycle among {sorted(below)}"
         for name in free:
             del below[name]
+
+
+def test_the_package_offers_its_names_and_imports_none_before_its_use():
+    code = "import sys, robustjax as rj; assert 'jax' not in sys.modules; [getattr(rj, name) for name in rj.__all__]; print(*dir(rj))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == sorted(robustjax.__all__)
+    assert {name.split(".")[1] for name in _MODULES if name.count(".") == 1} <= {*robustjax.__all__, "checks", "configured", "fingerprint"}
+    with pytest.raises(AttributeError, match="its names are"):
+        robustjax.pgd  # noqa: B018
 
 
 _IMPORT_ALL = """

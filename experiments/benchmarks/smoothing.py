@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from experiments.lib import bench, data, experiment, files, models, peers
-from robustjax import arrays, smoothing
+from robustjax import prng, smoothing
 from robustjax.smoothing import counting
 
 _SIGMA = 0.5
@@ -28,7 +28,7 @@ _NUM_TORCH_SAMPLES = 2000  # in one timing; a multiple of all the batches below
 _TORCH_BATCHES = (50, 100, 250, 1000)
 _TORCH_DEFAULT = 1000  # of the reference
 _NOISE_CHUNK = 250  # samples of one image
-_VERBS = ("count_predictions", "smoothing.sample")
+_VERBS = ("count_predictions", "smoothing.vote_dataset")
 
 
 class Load(NamedTuple):
@@ -141,7 +141,7 @@ def own_runs(model_fn, x, load: Load) -> dict[str, bench.Run]:
     for num_images, chunk_size in load.driver_shapes:
         drive = functools.partial(_drive, model_fn, x[: load.driver_images], num_images, chunk_size, load.driver_samples)
         num_samples = load.driver_images * (chunk_size + load.driver_samples)
-        runs[f"smoothing.sample, {num_images} images, chunks of {chunk_size}"] = bench.Run(drive, num_samples)
+        runs[f"smoothing.vote_dataset, {num_images} images, chunks of {chunk_size}"] = bench.Run(drive, num_samples)
     return runs
 
 
@@ -217,7 +217,7 @@ def memory(module, x, num_samples: int) -> int:
 
 
 def count_compilations(module, x) -> int:
-    """How many programs `smoothing.sample` compiles after its first run."""
+    """How many programs `smoothing.vote_dataset` compiles after its first run."""
     compilations: list[str] = []
 
     def count(event, duration, **_):
@@ -259,13 +259,13 @@ def _votes(model_fn, x, num_samples, chunk_size):
 
 
 def _states(model_fn, x, key, sigma, state=None):
-    return smoothing.sample(
+    return smoothing.vote_dataset(
         key, model_fn, x, sigma=sigma, num_selection=25, num_samples=200, num_step_samples=100, batch_size=20, chunk_size=25, state=state
     )
 
 
 def _drive(model_fn, x, batch_size, chunk_size, num_samples):
-    for _ in smoothing.sample(
+    for _ in smoothing.vote_dataset(
         jax.random.key(0), model_fn, x, sigma=_SIGMA, num_selection=chunk_size, num_samples=num_samples,
         num_step_samples=num_samples // 2, batch_size=batch_size, chunk_size=chunk_size,
     ):  # fmt: skip
@@ -274,7 +274,7 @@ def _drive(model_fn, x, batch_size, chunk_size, num_samples):
 
 @functools.partial(jax.jit, static_argnames="num_samples")
 def _own_noise(x, *, num_samples):
-    keys = arrays.example_keys(jax.random.key(0), 1)
+    keys = prng.example_keys(jax.random.key(0), 1)
 
     def chunk(total, index):
         samples, _ = counting.noisy(keys, x, _SIGMA, _NOISE_CHUNK, first_sample=_NOISE_CHUNK * index)

@@ -101,7 +101,7 @@ def approximate(num_updates: int, problem: Bilevel = UNTARGETED, project_fn: Cal
     Rates are halved five times in all. Adam's moments for theta and p start afresh in each update.
     """
     optimizer = optax.adam(1e-2)
-    linear_fn = base.bind(bilevel.adam, learning_rate=1e-2, num_steps=10)
+    linear_fn = base.bind(bilevel.solve_by_adam, learning_rate=1e-2, num_steps=10)
 
     def init(phi, theta):
         return ApproxState(phi, theta, jnp.zeros_like(theta), optimizer.init(phi))

@@ -99,7 +99,7 @@ def cast(
         start = smoothing.VoteState(*(np.zeros((len(x), num_classes), np.int32) for _ in _NAMES))
     kept = _resumed(path, start, about)
     sample = functools.partial(
-        smoothing.sample, jax.random.key(poll.seed, impl="threefry2x32"), model_fn, x, sigma=poll.sigma,
+        smoothing.vote_dataset, jax.random.key(poll.seed, impl="threefry2x32"), model_fn, x, sigma=poll.sigma,
         num_selection=poll.num_selection, num_samples=poll.num_samples, num_step_samples=poll.num_step_samples,
         batch_size=images_per_device * mesh.size, chunk_size=chunk_size, undecided_fn=poll.undecided_fn(), mesh=mesh,
     )  # fmt: skip

@@ -1,24 +1,24 @@
 """Test-time attacks: `(key, model_fn, x, y, *, threat, ...) -> AttackResult`, and attacks made of attacks."""
 
-from robustjax.attacks.alma import alma
-from robustjax.attacks.apgd import apgd
-from robustjax.attacks.apgd_l1 import apgd_l1
-from robustjax.attacks.autoattack import autoattack, ensemble
-from robustjax.attacks.carlini_wagner import carlini_wagner
-from robustjax.attacks.carlini_wagner_l0 import carlini_wagner_l0
-from robustjax.attacks.carlini_wagner_linf import carlini_wagner_linf
-from robustjax.attacks.combinators import checked, each, over_targets, parts, restarts, targeted, with_goal, worst_case
-from robustjax.attacks.ddn import ddn
-from robustjax.attacks.deepfool import deepfool
-from robustjax.attacks.ead import ead
-from robustjax.attacks.eot import eot
-from robustjax.attacks.fab import fab
-from robustjax.attacks.fmn import fmn
-from robustjax.attacks.lbfgs import lbfgs
+from robustjax.attacks._alma import alma
+from robustjax.attacks._apgd import apgd
+from robustjax.attacks._apgd_l1 import apgd_l1
+from robustjax.attacks._autoattack import autoattack, ensemble
+from robustjax.attacks._carlini_wagner import carlini_wagner
+from robustjax.attacks._carlini_wagner_l0 import carlini_wagner_l0
+from robustjax.attacks._carlini_wagner_linf import carlini_wagner_linf
+from robustjax.attacks._ddn import ddn
+from robustjax.attacks._deepfool import deepfool
+from robustjax.attacks._ead import ead
+from robustjax.attacks._eot import eot
+from robustjax.attacks._fab import fab
+from robustjax.attacks._fmn import fmn
+from robustjax.attacks._lbfgs import lbfgs
+from robustjax.attacks._pgd import bim, fgsm, mi_fgsm, n_fgsm, normalize, pgd, r_fgsm, rs_fgsm, steepest
+from robustjax.attacks._sigma_zero import sigma_zero
+from robustjax.attacks._square import square
+from robustjax.attacks.combinators import checked, each, over_targets, parts, restarts, targeted, with_loss, worst_case
 from robustjax.attacks.objective import keep_best, keep_last, small_noise
-from robustjax.attacks.pgd import bim, fgsm, mi_fgsm, n_fgsm, normalize, pgd, r_fgsm, rs_fgsm, steepest
-from robustjax.attacks.sigma_zero import sigma_zero
-from robustjax.attacks.square import square
 
 __all__ = [
     "alma",
@@ -56,6 +56,6 @@ __all__ = [
     "square",
     "steepest",
     "targeted",
-    "with_goal",
+    "with_loss",
     "worst_case",
 ]

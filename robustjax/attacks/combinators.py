@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
-from robustjax import arrays, base, checks, configured, loops, losses
+from robustjax import arrays, base, checks, configured, loops, losses, prng
 from robustjax.attacks import objective
 from robustjax.base import Array, Attack, LossFn, SuccessFn
 
@@ -90,7 +90,7 @@ def is_targeted(attack: Attack) -> bool:
     return aimed == {True}
 
 
-def with_goal(attack: Attack, *, loss_fn: LossFn, success_fn: SuccessFn = losses.never) -> Attack:
+def with_loss(attack: Attack, *, loss_fn: LossFn, success_fn: SuccessFn = losses.never) -> Attack:
     """The attack, or every plain attack inside a combination, with another loss and another success.
 
     Args:
@@ -104,12 +104,12 @@ def with_goal(attack: Attack, *, loss_fn: LossFn, success_fn: SuccessFn = losses
 
     def change(plain):
         if not _takes(plain, "loss_fn"):
-            raise ValueError(f"with_goal gives an attack its loss, but {_name(plain)} takes no loss_fn; choose another attack, e.g. pgd.")
+            raise ValueError(f"with_loss gives an attack its loss, but {_name(plain)} takes no loss_fn; choose another attack, e.g. pgd.")
         return base.bind(plain, loss_fn=loss_fn, success_fn=success_fn)
 
     for part in configured.walk(_expanded(attack)):
         if _is_over_targets(part):
-            raise ValueError("with_goal gives an attack its loss, but over_targets chooses one for every class; leave one of them out.")
+            raise ValueError("with_loss gives an attack its loss, but over_targets chooses one for every class; leave one of them out.")
     return each(attack, change)
 
 
@@ -232,21 +232,21 @@ def checked(attack: Attack) -> Attack:
 
 
 def _restarts(key, model_fn, x, y, *, attack, num_restarts):
-    keys = arrays.example_keys(key, x.shape[0])
-    return _best_of(lambda i: attack(arrays.fold_in(keys, i), model_fn, x, y), num_restarts, attack)
+    keys = prng.example_keys(key, x.shape[0])
+    return _best_of(lambda i: attack(prng.fold_in(keys, i), model_fn, x, y), num_restarts, attack)
 
 
 def _worst_case(key, model_fn, x, y, *, attacks):
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = prng.example_keys(key, x.shape[0])
     worst = None
     for index, attack in enumerate(attacks):
-        result = attack(arrays.fold_in(keys, index), model_fn, x, y)
-        worst = result if worst is None else arrays.select(~worst.success & result.success, result, worst)
+        result = attack(prng.fold_in(keys, index), model_fn, x, y)
+        worst = result if worst is None else arrays.where_example(~worst.success & result.success, result, worst)
     return worst
 
 
 def _over_targets(key, model_fn, x, y, *, attack, num_targets):
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = prng.example_keys(key, x.shape[0])
     logits = objective.step_model(model_fn, keys, num_targets)(x)
     num_classes = logits.shape[1]
     wrong = jnp.where(jax.nn.one_hot(y, num_classes, dtype=bool), -jnp.inf, logits)
@@ -256,7 +256,7 @@ def _over_targets(key, model_fn, x, y, *, attack, num_targets):
     def toward(i):
         boundary_fn, loss_fn = (base.bind(value_fn, target=targets[:, i]) for value_fn in (losses.target_difference, ratio))
         aimed = base.bind(_aimed, boundary_fn=boundary_fn, loss_fn=loss_fn)
-        return each(attack, aimed)(arrays.fold_in(keys, i), model_fn, x, y)
+        return each(attack, aimed)(prng.fold_in(keys, i), model_fn, x, y)
 
     return _best_of(toward, targets.shape[1], attack)
 
@@ -279,11 +279,11 @@ def _best_of(run, num_runs, attack):
 
 def _better(best, result):
     wins = jnp.where(best.success == result.success, result.loss > best.loss, result.success)
-    return arrays.select(wins, result, best)
+    return arrays.where_example(wins, result, best)
 
 
 def _checked(key, model_fn, x, y, *, attack):
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = prng.example_keys(key, x.shape[0])
     logits = base.draw(model_fn, keys)(x)
     checkify.check(jnp.all(jnp.isfinite(logits)), "the model's logits at x are not finite: check its parameters and the scale of x.")
     if y.ndim == 1:
@@ -309,9 +309,9 @@ def _checked(key, model_fn, x, y, *, attack):
     return result
 
 
-def _aimed(attack, *, boundary_fn, loss_fn, **goal):
+def _aimed(attack, *, boundary_fn, loss_fn, **problem):
     by_boundary = _takes(attack, "boundary_fn")
-    return base.bind(attack, **({"boundary_fn": boundary_fn} if by_boundary else {"loss_fn": loss_fn}), **goal)
+    return base.bind(attack, **({"boundary_fn": boundary_fn} if by_boundary else {"loss_fn": loss_fn}), **problem)
 
 
 _EXPANSIONS: dict[Callable, Callable[..., Attack]] = {}

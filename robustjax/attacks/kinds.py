@@ -3,25 +3,37 @@
 from collections.abc import Callable
 
 from robustjax import base, threats
-from robustjax.attacks import combinators
-from robustjax.attacks.alma import alma
-from robustjax.attacks.carlini_wagner import carlini_wagner
-from robustjax.attacks.carlini_wagner_l0 import carlini_wagner_l0
-from robustjax.attacks.carlini_wagner_linf import carlini_wagner_linf
-from robustjax.attacks.ddn import ddn
-from robustjax.attacks.deepfool import deepfool
-from robustjax.attacks.ead import ead
-from robustjax.attacks.fab import fab
-from robustjax.attacks.fmn import fmn
-from robustjax.attacks.lbfgs import lbfgs
-from robustjax.attacks.sigma_zero import sigma_zero
-from robustjax.attacks.square import square
+from robustjax.attacks import (
+    _alma,
+    _carlini_wagner,
+    _carlini_wagner_l0,
+    _carlini_wagner_linf,
+    _ddn,
+    _deepfool,
+    _ead,
+    _fab,
+    _fmn,
+    _lbfgs,
+    _sigma_zero,
+    _square,
+    combinators,
+)
 from robustjax.base import Attack
 
-BLACK_BOX: tuple[Callable, ...] = (square,)
+BLACK_BOX: tuple[Callable, ...] = (_square.square,)
 MINIMUM_NORM: tuple[Callable, ...] = (
-    alma, carlini_wagner, carlini_wagner_l0, carlini_wagner_linf, ddn, deepfool, ead, fab, fmn, lbfgs, sigma_zero,
-)  # fmt: skip
+    _alma.alma,
+    _carlini_wagner.carlini_wagner,
+    _carlini_wagner_l0.carlini_wagner_l0,
+    _carlini_wagner_linf.carlini_wagner_linf,
+    _ddn.ddn,
+    _deepfool.deepfool,
+    _ead.ead,
+    _fab.fab,
+    _fmn.fmn,
+    _lbfgs.lbfgs,
+    _sigma_zero.sigma_zero,
+)
 
 
 def is_black_box(attack: Attack) -> bool:

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base, checks, threats
+from robustjax import arrays, base, checks, prng, threats
 from robustjax.base import Array, AttackResult, Delta, LossFn, ModelFn, SuccessFn, Threat
 
 
-class Goal(NamedTuple):
+class Problem(NamedTuple):
     """What an attack is after."""
 
     threat: Any
@@ -36,7 +36,7 @@ class Streams(NamedTuple):
 
 def streams(key: Array, x: Array) -> Streams:
     """The streams of an attack from its key, one or one per example."""
-    return Streams(*arrays.split(arrays.example_keys(key, x.shape[0]), 3))
+    return Streams(*prng.split(prng.example_keys(key, x.shape[0]), 3))
 
 
 def check(model_fn: ModelFn, x: Array, y: Array, threat, **counts) -> None:
@@ -81,7 +81,7 @@ def check_threat(threat) -> None:
         )
 
 
-def require(threat, kinds: tuple[type, ...], attack: str, latent: bool = True) -> None:
+def require_threat(threat, kinds: tuple[type, ...], attack: str, latent: bool = True) -> None:
     """The threat is of a kind that the attack can work in; that of a user's own threat is not checked.
 
     Args:
@@ -121,26 +121,26 @@ def _typed(delta, shapes):
 
 def small_noise(keys: Array, x: Array, *, scale=1e-3) -> Array:
     """Normal noise of standard deviation `scale`: the start of TRADES, where the gradient of the KL divergence at x is zero."""
-    return scale * arrays.sample(jax.random.normal, keys, x)
+    return scale * prng.sample(jax.random.normal, keys, x)
 
 
-def nothing(delta: Delta, like: Array) -> Found:
+def unsuccessful(delta: Delta, like: Array) -> Found:
     """Nothing found yet: loss -inf."""
     lowest = jnp.full(like.shape[0], -jnp.inf, like.dtype)
     return Found(delta, lowest, jnp.zeros(like.shape[0], bool), jnp.ones(like.shape[0], bool))
 
 
-def evaluate(model_fn: ModelFn, x: Array, y: Array, delta: Delta, goal: Goal) -> Found:
+def evaluate(model_fn: ModelFn, x: Array, y: Array, delta: Delta, problem: Problem) -> Found:
     """Loss and success at a perturbation: one forward pass.
 
     Raises:
       ValueError: a loss or a success that is not one value per example.
     """
-    for name, function in (("loss_fn", goal.loss_fn), ("success_fn", goal.success_fn)):
+    for name, function in (("loss_fn", problem.loss_fn), ("success_fn", problem.success_fn)):
         if not callable(function):
             raise TypeError(f"expected {name} as a function (logits, y) -> [B], got {function!r}; see robustjax.losses.")
-    logits = checks.called(model_fn, goal.threat.apply(x, delta))
-    loss, success = goal.loss_fn(logits, y), goal.success_fn(logits, y)
+    logits = checks.called(model_fn, problem.threat.apply(x, delta))
+    loss, success = problem.loss_fn(logits, y), problem.success_fn(logits, y)
     if getattr(logits, "ndim", 0) == 2 and y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer):
         checks.labels_in_range(y, logits.shape[1])
     for name, value in (("loss_fn", loss), ("success_fn", success)):
@@ -157,14 +157,14 @@ def evaluate(model_fn: ModelFn, x: Array, y: Array, delta: Delta, goal: Goal) ->
     return Found(delta, loss.astype(x.dtype), success, known)
 
 
-def ascend(model_fn: ModelFn, x: Array, y: Array, delta: Delta, goal: Goal) -> tuple[Found, Delta]:
+def ascend(model_fn: ModelFn, x: Array, y: Array, delta: Delta, problem: Problem) -> tuple[Found, Delta]:
     """`evaluate` with the gradient of the loss in delta: one forward and one backward pass.
 
     A gradient that is not finite is 0 in those entries; what the attack finds is then no longer `known`.
     """
 
     def total_loss(delta):
-        found = evaluate(model_fn, x, y, delta, goal)
+        found = evaluate(model_fn, x, y, delta, problem)
         return found.loss.sum(), found._replace(delta=None)
 
     grad, found = jax.grad(total_loss, has_aux=True)(delta)
@@ -180,17 +180,17 @@ def marked(found: Found, grad: Delta) -> tuple[Found, Delta]:
 def finite(grad: Delta) -> tuple[Delta, Array]:
     """A gradient with 0 for what is not finite, and which examples had nothing of the kind [B]."""
     are_finite = jax.tree.map(jnp.isfinite, grad)
-    known = jnp.stack([arrays.flat(leaf).all(axis=1) for leaf in jax.tree.leaves(are_finite)]).all(axis=0)
+    known = jnp.stack([arrays.flatten_examples(leaf).all(axis=1) for leaf in jax.tree.leaves(are_finite)]).all(axis=0)
     return jax.tree.map(lambda g, ok: jnp.where(ok, g, jnp.zeros((), g.dtype)), grad, are_finite), known
 
 
-def by_norm(found: Found, threat) -> Found:
+def as_minimum_norm(found: Found, threat) -> Found:
     """The result of the minimum-norm attacks: loss = -norm where fooled and -inf elsewhere, success = fooled within the threat."""
     loss = jnp.where(found.success, -threat.norm(found.delta), -jnp.inf).astype(found.loss.dtype)
     return found._replace(loss=loss, success=found.success & threat.within(found.delta))
 
 
-def was_fooled(found: Found) -> Array:
+def has_fooled(found: Found) -> Array:
     """Whether a minimum-norm attack has found anything, be it outside eps."""
     return found.loss > -jnp.inf
 
@@ -199,7 +199,7 @@ def keep_best(incumbent: Found, candidate: Found) -> Found:
     """Success first, then the larger loss, then the earlier."""
     higher = candidate.loss > incumbent.loss
     better = jnp.where(candidate.success == incumbent.success, higher, candidate.success)
-    return arrays.select(better, candidate, incumbent)._replace(known=incumbent.known & candidate.known)
+    return arrays.where_example(better, candidate, incumbent)._replace(known=incumbent.known & candidate.known)
 
 
 def keep_last(incumbent: Found, candidate: Found) -> Found:
@@ -213,9 +213,9 @@ def result(x: Array, found: Found, threat) -> AttackResult:
     return AttackResult(threat.apply(x, found.delta), found.delta, loss, found.success)
 
 
-def result_by_norm(x: Array, found: Found, threat) -> AttackResult:
+def minimum_norm_result(x: Array, found: Found, threat) -> AttackResult:
     """The same of a minimum-norm attack, which has found something wherever it was ever fooled."""
-    return result(x, found._replace(known=found.known | was_fooled(found)), threat)
+    return result(x, found._replace(known=found.known | has_fooled(found)), threat)
 
 
 def has_succeeded(carry) -> Array:
@@ -225,4 +225,4 @@ def has_succeeded(carry) -> Array:
 
 def step_model(model_fn: ModelFn, keys: Array, i) -> ModelFn:
     """The model of step i: a fresh draw if it is randomised."""
-    return base.draw(model_fn, arrays.fold_in(keys, i))
+    return base.draw(model_fn, prng.fold_in(keys, i))

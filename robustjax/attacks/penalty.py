@@ -60,7 +60,7 @@ def to_delta(free: Array, x: Array, threat) -> Array:
     """The perturbation of an unbounded variable, inside the box and the mask."""
     lower, width = _bounds(x, threat)
     inside = lower + 0.5 * width * (jnp.tanh(free) + 1.0)
-    low, high = threat.room(x)
+    low, high = threat.delta_bounds(x)
     return jnp.clip(jnp.where(width > 0, inside, free) - x, min=low, max=high)
 
 
@@ -85,7 +85,22 @@ def adam_step(grad: Array, memory, variable: Array, learning_rate):
 
 
 def search(
-    key, model_fn, x, y, *, threat, num_rounds, num_steps, init_weight, violation_fn, origin, decode_fn, init_fn, update_fn, goal, loop_fn
+    key,
+    model_fn,
+    x,
+    y,
+    *,
+    threat,
+    num_rounds,
+    num_steps,
+    init_weight,
+    violation_fn,
+    origin,
+    decode_fn,
+    init_fn,
+    update_fn,
+    problem,
+    loop_fn,
 ) -> AttackResult:
     """The smallest perturbation over all rounds.
 
@@ -95,35 +110,35 @@ def search(
       decode_fn: (variable, x, threat) -> delta.
       init_fn: variable -> memory, leaves leading with B.
       update_fn: (value [B], grad [B, ...], memory, variable) -> (variable, memory).
-      goal: threat, loss_fn and success_fn.
+      problem: threat, loss_fn and success_fn.
     """
     keys = objective.streams(key, x).model
-    state = _State(origin, init_fn(origin), first_weight(init_weight, x), objective.nothing(jnp.zeros_like(x), x))
+    state = _State(origin, init_fn(origin), first_weight(init_weight, x), objective.unsuccessful(jnp.zeros_like(x), x))
     step = base.bind(
         _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, num_rounds=num_rounds, origin=origin,
-        violation_fn=violation_fn, decode_fn=decode_fn, init_fn=init_fn, update_fn=update_fn, goal=goal,
+        violation_fn=violation_fn, decode_fn=decode_fn, init_fn=init_fn, update_fn=update_fn, problem=problem,
     )  # fmt: skip
     state = loop_fn(step, state, num_rounds * num_steps)
-    return objective.result_by_norm(x, state.found, threat)
+    return objective.minimum_norm_result(x, state.found, threat)
 
 
-def _step(i, state, *, model_fn, x, y, keys, num_steps, num_rounds, origin, violation_fn, decode_fn, init_fn, update_fn, goal):
-    threat = goal.threat
+def _step(i, state, *, model_fn, x, y, keys, num_steps, num_rounds, origin, violation_fn, decode_fn, init_fn, update_fn, problem):
+    threat = problem.threat
     model_fn = objective.step_model(model_fn, keys, i)
     new_round = jnp.broadcast_to((i > 0) & (i % num_steps == 0), x.shape[:1])
     last_round = new_round & (num_rounds >= 10) & (i // num_steps == num_rounds - 1)
-    weight = arrays.select(new_round, next_weight(state.weight), state.weight)
+    weight = arrays.where_example(new_round, next_weight(state.weight), state.weight)
     weight = weight._replace(value=jnp.where(last_round & jnp.isfinite(weight.upper), weight.upper, weight.value))
-    variable, memory = arrays.select(new_round, (origin, init_fn(origin)), (state.variable, state.memory))
+    variable, memory = arrays.where_example(new_round, (origin, init_fn(origin)), (state.variable, state.memory))
 
     def total(variable):
         delta = decode_fn(variable, x, threat)
-        candidate = objective.evaluate(model_fn, x, y, delta, goal)
-        value = arrays.total(jnp.square(threat.to_unit(delta))) + weight.value * violation_fn(candidate.loss)
+        candidate = objective.evaluate(model_fn, x, y, delta, problem)
+        value = arrays.sum_examples(jnp.square(threat.to_unit(delta))) + weight.value * violation_fn(candidate.loss)
         return value.sum(), (value, candidate)
 
     grad, (value, candidate) = jax.grad(total, has_aux=True)(variable)
     candidate, grad = objective.marked(candidate, grad)
     weight = weight._replace(fooled=weight.fooled | candidate.success)
     variable, memory = update_fn(value, grad, memory, variable)
-    return _State(variable, memory, weight, objective.keep_best(state.found, objective.by_norm(candidate, threat)))
+    return _State(variable, memory, weight, objective.keep_best(state.found, objective.as_minimum_norm(candidate, threat)))

@@ -1,14 +1,14 @@
 """Bilevel optimisation: one face for every way to differentiate, `(problem, solve, phi, theta0, batch) -> HyperGradient`."""
 
-from robustjax.bilevel.back_gradient import BackInfo, back_gradient
+from robustjax.bilevel._back_gradient import BackInfo, back_gradient
+from robustjax.bilevel._implicit import ImplicitInfo, implicit, solution
+from robustjax.bilevel._unrolled import SolveInfo, forward, truncated, unrolled
+from robustjax.bilevel._value_function import ValueInfo, first_order, value_function
 from robustjax.bilevel.descent import descend
-from robustjax.bilevel.implicit import ImplicitInfo, implicit, solution
-from robustjax.bilevel.linear import adam, conjugate_gradient, dense, extreme_eigenvalues, largest_eigenvalue, lissa, neumann
+from robustjax.bilevel.linear import conjugate_gradient, dense, extreme_eigenvalues, largest_eigenvalue, lissa, neumann, solve_by_adam
 from robustjax.bilevel.outer import Outer, minimize
 from robustjax.bilevel.penalty import PenaltyMethod, PenaltyState, penalty_check, penalty_init, penalty_step
 from robustjax.bilevel.problem import check
-from robustjax.bilevel.unrolled import SolveInfo, forward, truncated, unrolled
-from robustjax.bilevel.value_function import ValueInfo, first_order, value_function
 
 __all__ = [
     "BackInfo",
@@ -18,7 +18,6 @@ __all__ = [
     "PenaltyState",
     "SolveInfo",
     "ValueInfo",
-    "adam",
     "back_gradient",
     "check",
     "conjugate_gradient",
@@ -36,6 +35,7 @@ __all__ = [
     "penalty_init",
     "penalty_step",
     "solution",
+    "solve_by_adam",
     "truncated",
     "unrolled",
     "value_function",

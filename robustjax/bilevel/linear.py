@@ -71,7 +71,7 @@ def dense(product: Callable, v, start):
     return unravel(jnp.linalg.solve(matrix, flat))
 
 
-def adam(product: Callable, v, start, *, learning_rate, num_steps: int):
+def solve_by_adam(product: Callable, v, start, *, learning_rate, num_steps: int):
     """Adam on |H p - v|^2 / 2, warm-started: the linear system of ApproxGrad. Rough; its residual says how rough.
 
     Raises:
@@ -172,7 +172,7 @@ def extreme_eigenvalues(product: Callable, like, *, num_steps: int = 50):
     return values[0], values[-1]
 
 
-def lowest(product: Callable, like, *, num_steps: int = 50):
+def lowest_eigenvector(product: Callable, like, *, num_steps: int = 50):
     """The direction of the smallest eigenvalue of H, of length 1, by the same iteration, run twice: nothing but its ends is kept.
 
     Args:
@@ -190,7 +190,7 @@ def lowest(product: Callable, like, *, num_steps: int = 50):
 
 def _lanczos(product, like, weights):
     """Diagonals of H in the basis of the iteration, and the sum of the basis by weights, like `like`."""
-    flat, unravel = ravel_pytree(jax.tree.map(problem.wide, like))
+    flat, unravel = ravel_pytree(jax.tree.map(problem.at_least_float32, like))
     start = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)
 
     def step(carry, weight):

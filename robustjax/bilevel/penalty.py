@@ -69,7 +69,7 @@ def penalty_init(method: PenaltyMethod, phi, theta, *, rho, weight, tolerance=1.
     parts.variables(phi=phi, theta0=theta)
     parts.not_negative(rho=rho, weight=weight, tolerance=tolerance)
     as_array = lambda value: jnp.asarray(value, jnp.result_type(float))  # noqa: E731
-    multiplier = jax.tree.map(lambda leaf: jnp.zeros_like(parts.wide(leaf)), theta)
+    multiplier = jax.tree.map(lambda leaf: jnp.zeros_like(parts.at_least_float32(leaf)), theta)
     opt_phi, opt_theta = method.optimizer_phi.init(phi), method.optimizer_theta.init(theta)
     rho, weight, tolerance, rate = (as_array(value) for value in (rho, weight, tolerance, 1.0))
     return PenaltyState(phi, theta, multiplier, rho, weight, tolerance, rate, opt_phi, opt_theta, jnp.int32(0))
@@ -141,7 +141,7 @@ def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_step
         return _penalised(problem, state, theta, phi, batch, state.weight)
 
     value, grad = jax.value_and_grad(penalised)(state.theta, state.phi, batch)
-    product, like = parts.hessian(penalised, state.theta, state.phi, batch), jax.tree.map(parts.wide, state.theta)
+    product, like = parts.hessian(penalised, state.theta, state.phi, batch), jax.tree.map(parts.at_least_float32, state.theta)
     smallest, largest = linear.extreme_eigenvalues(product, like, num_steps=num_steps)
     steepness, far = parts.norm(grad), 1e4 * (1.0 + parts.norm(state.theta))
     at = f"at rho={float(state.rho):g} and weight={float(state.weight):g} the penalised inner problem"
@@ -159,7 +159,7 @@ def penalty_check(problem: Bilevel, state: PenaltyState, batch=None, *, num_step
     down = jax.tree.map(lambda g: -g / jnp.where(steepness == 0, 1.0, steepness), grad)
     is_unbounded = falls(down, steepness)
     if smallest < -100 * jnp.finfo(smallest.dtype).eps * jnp.maximum(-smallest, largest):  # not rounding
-        lowest = linear.lowest(product, like, num_steps=num_steps)
+        lowest = linear.lowest_eigenvector(product, like, num_steps=num_steps)
         is_unbounded = is_unbounded or falls(lowest, 0.0) or falls(jax.tree.map(jnp.negative, lowest), 0.0)
     if is_unbounded:
         raise ValueError(

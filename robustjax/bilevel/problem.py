@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from robustjax import arrays, base
+from robustjax import arrays, base, prng
 from robustjax.base import Bilevel, HyperGradient
 
 
 def inner(a, b):
     """<a, b> over pytrees, in float32 at least."""
-    products = jax.tree.map(lambda x, y: jnp.vdot(wide(x), wide(y)), a, b)
+    products = jax.tree.map(lambda x, y: jnp.vdot(at_least_float32(x), at_least_float32(y)), a, b)
     return jax.tree.reduce(jnp.add, products)
 
 
 def norm(a):
     """|a|_2 over a pytree, in float32 at least; no square under- or overflows, its gradient at zero is zero, and NaN stays NaN."""
-    leaves = [arrays.norm(wide(leaf).reshape(1, -1), 2) for leaf in jax.tree.leaves(a)]
+    leaves = [arrays.norm(at_least_float32(leaf).reshape(1, -1), 2) for leaf in jax.tree.leaves(a)]
     return arrays.norm(jnp.concatenate(leaves)[None], 2)[0]
 
 
@@ -36,12 +36,12 @@ def times(number, tree):
     return jax.tree.map(lambda leaf: jnp.asarray(number).astype(leaf.dtype) * leaf, tree)
 
 
-def wide(leaf):
+def at_least_float32(leaf):
     """The leaf in float32 at least: where sums and linear systems are kept."""
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
-def like(tree, model):
+def cast_like(tree, model):
     """The tree with the types of another."""
     return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, model)
 
@@ -49,7 +49,7 @@ def like(tree, model):
 def hessian(inner_loss: Callable, theta, phi, batch, damping=0.0) -> Callable:
     """p -> (d^2 inner_loss / d theta^2 + damping) p: linearised once, so that each product costs about one gradient."""
     linear = jax.linearize(lambda theta: jax.grad(inner_loss)(theta, phi, batch), theta)[1]
-    return lambda p: jax.tree.map(lambda h, p: wide(h).astype(p.dtype) + p, linear(like(p, theta)), times(damping, p))
+    return lambda p: jax.tree.map(lambda h, p: at_least_float32(h).astype(p.dtype) + p, linear(cast_like(p, theta)), times(damping, p))
 
 
 def response(inner_loss: Callable, theta, phi, batch, p):
@@ -57,7 +57,7 @@ def response(inner_loss: Callable, theta, phi, batch, p):
     return jax.grad(lambda phi: inner(jax.grad(inner_loss)(theta, phi, batch), p))(phi)
 
 
-def once(result, remedy: str):
+def refuse_second_derivative(result, remedy: str):
     """The result, whose further derivatives raise: theta was detached, so that they would be wrong without a sign."""
 
     @jax.custom_jvp
@@ -230,7 +230,7 @@ def one_key(key) -> None:
     Raises:
       TypeError: a number. ValueError: several keys.
     """
-    arrays.example_keys(key, 1)
+    prng.example_keys(key, 1)
 
 
 def not_negative(**numbers) -> None:
@@ -264,7 +264,7 @@ def linear_solution(linear_fn: Callable, product: Callable, v, start=None):
     """
     start = jax.tree.map(jnp.zeros_like, v) if start is None else start
     alike("linear_start", start, v, "theta")
-    start = like(start, v)
+    start = cast_like(start, v)
     takes(linear_fn, "linear_fn(product, v, start)", product, v, start)
     p = linear_fn(product, v, start)
     alike("what linear_fn returns", p, v, "v")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax import arrays, base, checks, fingerprint, loops, losses, parallel
+from robustjax import base, checks, fingerprint, loops, losses, parallel, prng
 from robustjax.attacks import combinators, kinds
 from robustjax.base import Attack, Key, ModelFn
 from robustjax.evaluate import programs, reports
@@ -52,7 +52,7 @@ def evaluate(
         targeted attacks beside others without `targets`, inputs outside an attack's box, fields of another length, logits that are not
         finite (-inf masks a class and may stand), or a state of another key, attack, model or data set, which is named.
     """
-    arrays.example_keys(key, 1)
+    prng.example_keys(key, 1)
     _check_attacks(attacks)
     x, y = np.asarray(x), np.asarray(y)
     aimed = np.array([combinators.is_targeted(attack) for attack in attacks.values()])
@@ -96,7 +96,7 @@ class _Runner:
         quarter = self.batch_size // 4
         small = 0 < len(rows) <= quarter and (self.mesh is None or quarter % self.mesh.size == 0)
         padded = parallel.pad_to(rows, quarter if small else self.batch_size)
-        keys = arrays.fold_in(jax.vmap(jax.random.fold_in, (None, 0))(self.key, padded), index)
+        keys = prng.fold_in(jax.vmap(jax.random.fold_in, (None, 0))(self.key, padded), index)
         batch = (keys, jnp.asarray(self.x[padded]), jnp.asarray(y[padded]))
         if self.mesh is not None:
             batch = parallel.shard_batch(batch, self.mesh)

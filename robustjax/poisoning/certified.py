@@ -7,16 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robustjax import arrays, base, checks
+from robustjax import base, checks, prng
 from robustjax.base import Array, Bilevel, Key
-from robustjax.bilevel import problem
-from robustjax.bilevel.implicit import implicit
-from robustjax.bilevel.linear import adam
+from robustjax.bilevel import _implicit, linear, problem
 from robustjax.poisoning import arguments
-from robustjax.poisoning.craft import PoisonResult
-from robustjax.smoothing.soft import log_mean_softmax
-from robustjax.training.gaussian import noisy_logits
-from robustjax.training.macer import radius_margin
+from robustjax.poisoning._craft import PoisonResult
+from robustjax.smoothing import _soft
+from robustjax.training import _gaussian, _macer
 
 
 class Victim(NamedTuple):
@@ -42,14 +39,14 @@ def soft_radius(apply_fn: Callable, params, keys: Array, x: Array, y: Array, *, 
     problem.takes(apply_fn, "apply_fn(params, model_state, x, mode)", params, None, x, "train")
     if not jnp.ndim(smoothing) and not isinstance(smoothing, jax.core.Tracer) and not 0.0 <= smoothing < 0.5:
         raise ValueError(f"smoothing moves probabilities away from 0 and 1: expected it in [0, .5), got {smoothing}.")
-    logits, _ = noisy_logits(apply_fn, params, None, arrays.example_keys(keys, len(x)), x, sigma, num_noise)
+    logits, _ = _gaussian.noisy_logits(apply_fn, params, None, prng.example_keys(keys, len(x)), x, sigma, num_noise)
     sigma, beta, smoothing = (jnp.asarray(number).astype(logits.dtype) for number in (sigma, beta, smoothing))
-    probs = (1.0 - 2.0 * smoothing) * jnp.exp(log_mean_softmax(beta * logits)) + smoothing
-    margin, counted = radius_margin(probs, y)
+    probs = (1.0 - 2.0 * smoothing) * jnp.exp(_soft.log_mean_softmax(beta * logits)) + smoothing
+    margin, counted = _macer.radius_margin(probs, y)
     return jnp.where(counted, 0.5 * sigma * margin, 0.0).mean()
 
 
-def lower_radius(
+def poison_certificates(
     key: Key,
     x: Array,
     y: Array,
@@ -137,12 +134,12 @@ def lower_radius(
 
     def outer_loss(params, phi, batch):
         del phi
-        keys = arrays.example_keys(batch[0][1], len(x_val))
+        keys = prng.example_keys(batch[0][1], len(x_val))
         return soft_radius(apply_fn, params, keys, x_val, y_val, sigma=sigma, num_noise=num_noise, beta=beta, smoothing=smoothing)
 
     def fresh(key):
         params = init_fn(key)
-        linear = jax.tree.map(lambda leaf: jnp.zeros_like(problem.wide(leaf)), params)
+        linear = jax.tree.map(lambda leaf: jnp.zeros_like(problem.at_least_float32(leaf)), params)
         return Victim(params, victim_optimizer.init(params), linear, jnp.full_like(problem.norm(linear), jnp.inf))
 
     def train(victim, phi, batch):
@@ -164,9 +161,9 @@ def lower_radius(
         batch = (keys, x[rows], y[rows], y_poison[places])
         phi = poisons[places]
         victim = train(victim, phi, batch)
-        found = implicit(
+        found = _implicit.implicit(
             Bilevel(inner_loss, outer_loss), lambda phi, theta, batch: theta, phi, victim.params, batch, damping=damping,
-            linear_fn=base.bind(adam, learning_rate=linear_rate, num_steps=num_linear_steps), linear_start=victim.linear,
+            linear_fn=base.bind(linear.solve_by_adam, learning_rate=linear_rate, num_steps=num_linear_steps), linear_start=victim.linear,
         )  # fmt: skip
         mine = jax.tree.map(lambda leaf: leaf[places], moments)
         updates, mine = jax.vmap(poison_optimizer.update)(found.grad, mine)

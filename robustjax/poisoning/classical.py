@@ -59,8 +59,8 @@ def attack(
       x: [N, D] training inputs. y: [N] labels.
       fit_fn: (x, y) -> theta. The learner may be anybody's; scikit-learn's, retrained at every step.
       pullback_fn: (x, y, theta, v) -> `Pullback`.
-      outer_fn: theta -> (value, gradient in theta): `reach`, a distance to the theta that the attacker wants, or `ruin`, minus a
-        validation loss.
+      outer_fn: theta -> (value, gradient in theta): `toward_parameters`, a distance to the theta that the attacker wants, or
+        `toward_errors`, minus a validation loss.
       effort_order: 1 or 2. Order 1 is a proximal step, which leaves most coordinates where they were.
       weight: of the effort.
       step_size, num_steps: of projected gradient descent.
@@ -119,7 +119,7 @@ def attack(
     return Poisoned(data["x"], data["y"], theta, np.array(losses), effort, int(changes))
 
 
-def reach(target) -> Callable:
+def toward_parameters(target) -> Callable:
     """The outer function of an attacker who wants a certain theta: |theta - target|^2.
 
     Raises:
@@ -137,7 +137,7 @@ def reach(target) -> Callable:
     return outer
 
 
-def ruin(x, y, *, loss: str) -> Callable:
+def toward_errors(x, y, *, loss: str) -> Callable:
     """The outer function of an attacker who wants large errors: minus the mean loss of theta on data [N, D] that the victim will meet.
 
     Args:

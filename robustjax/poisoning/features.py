@@ -10,8 +10,8 @@ import optax
 from robustjax import arrays, base, checks
 from robustjax.base import Array, Key
 from robustjax.bilevel import problem
-from robustjax.poisoning import arguments
-from robustjax.poisoning.craft import PoisonResult, craft, differentiated
+from robustjax.poisoning import _craft, arguments
+from robustjax.poisoning._craft import PoisonResult
 
 
 class Collision(NamedTuple):
@@ -75,15 +75,15 @@ def feature_collision(
     step_size, beta, watermark = (jnp.asarray(number).astype(x.dtype) for number in (step_size, beta, watermark))
     origin = (1.0 - watermark) * x + watermark * x_target
     low, high = (jnp.asarray(bound).astype(x.dtype) for bound in box)
-    wanted = jax.lax.stop_gradient(problem.wide(features_fn(x_target)))
+    wanted = jax.lax.stop_gradient(problem.at_least_float32(features_fn(x_target)))
 
     def distance(x):
-        return arrays.norm(problem.wide(features_fn(x)) - wanted, 2).astype(x.dtype)
+        return arrays.norm(problem.at_least_float32(features_fn(x)) - wanted, 2).astype(x.dtype)
 
     def step(carry, i):
         poisons, size, total = carry
         (_, apart), grad = jax.value_and_grad(lambda x: (distance(x).sum(), distance(x)), has_aux=True)(poisons)
-        cost = apart + beta * arrays.total(jnp.square(poisons - origin))
+        cost = apart + beta * arrays.sum_examples(jnp.square(poisons - origin))
         look = (i + 1) % num_memory == 0
         total = total + cost
         size = jnp.where(look & (cost >= total / num_memory), 0.5 * size, size)
@@ -136,18 +136,18 @@ def bullseye(
         raise ValueError(f"expected features_fns as a list of networks, one at least, got {features_fns!r}; pass [features_fn].")
     for features_fn in features_fns:
         _check_features(features_fn, x)
-    centres = [jax.lax.stop_gradient(problem.wide(features_fn(x_target)).mean(axis=0)) for features_fn in features_fns]
+    centres = [jax.lax.stop_gradient(problem.at_least_float32(features_fn(x_target)).mean(axis=0)) for features_fn in features_fns]
 
     def miss(key, poisons):
         del key
         gaps = []
         for features_fn, centre in zip(features_fns, centres, strict=True):
-            gap = problem.wide(features_fn(poisons)).mean(axis=0) - centre
+            gap = problem.at_least_float32(features_fn(poisons)).mean(axis=0) - centre
             size = problem.norm(centre)  # features that are all zero are nothing to be relative to
             gaps.append(jnp.square(gap / jnp.where(size == 0, 1.0, size)).sum())
         return jnp.stack(gaps).mean()
 
-    run = base.bind(craft, threat=threat, gradient_fn=differentiated(miss), num_steps=num_steps)
+    run = base.bind(_craft.craft_poisons, threat=threat, gradient_fn=_craft.differentiated(miss), num_steps=num_steps)
     return run(key, x, optimizer=optax.adam(learning_rate), delta=0.0)
 
 

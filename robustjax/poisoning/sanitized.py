@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax import arrays, base, checks
+from robustjax import arrays, base, checks, prng
 from robustjax.base import Array, Delta, Key
 from robustjax.bilevel import problem
-from robustjax.poisoning import arguments
-from robustjax.poisoning.classical import check_labels
+from robustjax.poisoning import arguments, classical
 
 _NUM_PROJECTIONS = 30  # alternations of Dykstra's algorithm; the sets are few and simple
 _NUM_WORST_STEPS = 30  # of projected ascent to the worst point of a set
@@ -83,8 +82,8 @@ class Feasible:
 
     def init(self, key: Key, x: Array) -> Delta:
         """To a random point of the set."""
-        keys = arrays.example_keys(key, x.shape[0])
-        drawn = self.centre[None] + self.radius * arrays.normalize(arrays.sample(jax.random.normal, keys, x), 2)
+        keys = prng.example_keys(key, x.shape[0])
+        drawn = self.centre[None] + self.radius * arrays.normalize(prng.sample(jax.random.normal, keys, x), 2)
         return self.nearest(drawn) - x
 
     def project(self, delta: Delta, x: Array) -> Delta:
@@ -114,7 +113,7 @@ def feasible(x, y, label, *, percentile: float = 90.0, box: tuple = (-np.inf, np
       ValueError: labels other than -1 and 1, or only one of them; rows of another shape, or NaN; a percentile that is a share, or above
         100; classes with the same centre, which no slab tells apart.
     """
-    check_labels(x, y)
+    classical.check_labels(x, y)
     if label not in (-1, 1):
         raise ValueError(f"expected the label -1 or 1, got {label}.")
     arguments.box(box)
@@ -239,7 +238,7 @@ def decoys(x, y, fit_fn: Callable, *, quantiles=(0.05, 0.1, 0.2, 0.3), repeats=(
 
     Source: Koh, Steinhardt & Liang, Machine Learning 2022, section 4.2, arXiv:1811.00741.
     """
-    check_labels(x, y)
+    classical.check_labels(x, y)
     problem.is_function(fit_fn, "fit_fn(x, y)")
     checks.counts(**{f"repeats[{i}]": repeat for i, repeat in enumerate(repeats)})
     arguments.fractions(quantiles=quantiles)
@@ -309,7 +308,7 @@ def min_max_attack(
 
 
 def _check_attack(x, y, sets, share, weight_decay):
-    check_labels(x, y)
+    classical.check_labels(x, y)
     if not isinstance(sets, tuple | list) or len(sets) != 2 or not all(isinstance(one, Feasible) for one in sets):
         raise TypeError(f"expected two sets, of label 1 and of label -1, such as feasible(x, y, 1) and feasible(x, y, -1); got {sets!r}.")
     problem.not_negative(weight_decay=weight_decay)

@@ -1,11 +1,11 @@
 """Randomized smoothing: votes under noise on the device, statistics on the host in float64, and the smoothed classifier as a model."""
 
 from robustjax.smoothing import noise, radii
+from robustjax.smoothing._denoised import denoised, diffusion_denoiser
+from robustjax.smoothing._soft import Smoothed, log_mean_softmax, soft
 from robustjax.smoothing.counting import SOFT_UNIT, SoftVotes, count_predictions, count_soft, not_finite
-from robustjax.smoothing.denoised import denoised, diffusion_denoiser
-from robustjax.smoothing.sampling import VoteState, sample, vote
+from robustjax.smoothing.sampling import VoteState, vote, vote_dataset
 from robustjax.smoothing.sequential import anytime_lower, certify_sequential, lower_bound, undecided
-from robustjax.smoothing.soft import Smoothed, log_mean_softmax, soft
 from robustjax.smoothing.statistics import (
     average_radius,
     bernstein_lower,
@@ -49,8 +49,8 @@ __all__ = [
     "not_finite",
     "predict",
     "radii",
-    "sample",
     "soft",
     "undecided",
     "vote",
+    "vote_dataset",
 ]

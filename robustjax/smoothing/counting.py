@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax import arrays, base, checks, losses
+from robustjax import base, checks, losses, prng
 from robustjax.base import Array, Key, ModelFn
 from robustjax.smoothing import noise
 
@@ -109,7 +109,7 @@ def count_soft(
     def votes(logits):
         # Comparisons: XLA:CPU's maximum of eight numbers or more passes NaN over (jax 0.10.2).
         finite = (logits < jnp.inf).all(axis=-1) & (logits > -jnp.inf).any(axis=-1)
-        logits = jnp.where(finite[..., None], logits, 0.0).astype(noise.wide(logits))  # in bfloat16 they would not sum to 1
+        logits = jnp.where(finite[..., None], logits, 0.0).astype(noise.noise_dtype(logits))  # in bfloat16 they would not sum to 1
         probs = jax.nn.softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1)
         scaled = jnp.where(finite[..., None], probs, 0.0) / SOFT_UNIT
         rounded = jnp.floor(scaled), jnp.ceil(scaled), jnp.ceil(jnp.square(scaled) * SOFT_UNIT)
@@ -124,7 +124,7 @@ def noisy(keys: Array, x: Array, sigma, num_samples: int, noise_fn=noise.gaussia
     checks.counts(num_samples=num_samples)
     check_sigma(sigma, x.shape[0])
     _check_first(first_sample, x.shape[0])
-    sigma = jnp.broadcast_to(jnp.asarray(sigma, noise.wide(x)), x.shape[:1])
+    sigma = jnp.broadcast_to(jnp.asarray(sigma, noise.noise_dtype(x)), x.shape[:1])
     first = jnp.broadcast_to(jnp.asarray(first_sample, jnp.int32), x.shape[:1])
 
     def samples(key, x, sigma, first):
@@ -143,7 +143,7 @@ def noisy(keys: Array, x: Array, sigma, num_samples: int, noise_fn=noise.gaussia
 def logits_of(model_fn: ModelFn, samples: Array, keys: Array) -> Array:
     """Logits [B, S, C] of samples [B, S, ...]; a randomised model draws from keys [B, S]."""
     num_examples, num_samples = samples.shape[:2]
-    model_fn = base.draw(model_fn, arrays.fold_in(keys.reshape(-1), 1))
+    model_fn = base.draw(model_fn, prng.fold_in(keys.reshape(-1), 1))
     return grouped(checks.called(model_fn, samples.reshape(-1, *samples.shape[2:])), num_examples, num_samples)
 
 
@@ -208,7 +208,7 @@ def _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_f
     if num_samples % chunk_size:
         fitting = max(num_samples // chunk_size, 1) * chunk_size
         raise ValueError(f"num_samples={num_samples} is not a multiple of chunk_size={chunk_size}; pass e.g. num_samples={fitting}.")
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = prng.example_keys(key, x.shape[0])
 
     def chunk(index):
         samples, sample_keys = noisy(keys, x, sigma, chunk_size, noise_fn, first_sample + index * chunk_size)

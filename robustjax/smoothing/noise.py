@@ -15,23 +15,25 @@ import numpy as np
 from robustjax import checks
 from robustjax.base import Array, Key
 
+__all__ = ["gaussian", "laplace", "splitting", "uniform"]
+
 
 def gaussian(key: Key, x: Array, sigma) -> Array:
     """x + sigma * normal: for l2, and through it for every lp."""
     _check(sigma)
-    return _plus(x, sigma, jax.random.normal(key, (x.size,), wide(x)))
+    return _plus(x, sigma, jax.random.normal(key, (x.size,), noise_dtype(x)))
 
 
 def laplace(key: Key, x: Array, sigma) -> Array:
     """x + Laplace noise of scale sigma / sqrt(2): for l1."""
     _check(sigma)
-    return _plus(x, sigma / math.sqrt(2.0), jax.random.laplace(key, (x.size,), wide(x)))
+    return _plus(x, sigma / math.sqrt(2.0), jax.random.laplace(key, (x.size,), noise_dtype(x)))
 
 
 def uniform(key: Key, x: Array, sigma) -> Array:
     """x + uniform noise on [-sqrt(3) sigma, sqrt(3) sigma]: for l1 and linf."""
     _check(sigma)
-    return _plus(x, math.sqrt(3.0) * sigma, jax.random.uniform(key, (x.size,), wide(x), -1.0, 1.0))
+    return _plus(x, math.sqrt(3.0) * sigma, jax.random.uniform(key, (x.size,), noise_dtype(x), -1.0, 1.0))
 
 
 def splitting(key: Key, x: Array, sigma) -> Array:
@@ -42,14 +44,14 @@ def splitting(key: Key, x: Array, sigma) -> Array:
     Source: Levine & Feizi, ICML 2021, section 4, arXiv:2103.10834.
     """
     _check(sigma)
-    x, narrow = x.astype(wide(x)), x.dtype
+    x, narrow = x.astype(noise_dtype(x)), x.dtype
     length = 2.0 * math.sqrt(3.0) * jnp.asarray(sigma, x.dtype)
     split = length * jax.random.uniform(key, (x.size,), x.dtype).reshape(x.shape)
     lower = split + length * (jnp.ceil((x - split) / length) - 1.0)  # lower < x <= lower + length
     return (0.5 * (jnp.clip(lower, min=0.0, max=1.0) + jnp.clip(lower + length, min=0.0, max=1.0))).astype(narrow)
 
 
-def wide(x: Array):
+def noise_dtype(x: Array):
     """The type of x, or float32 if that is wider: in which noise is drawn, and probabilities are computed from logits.
 
     Raises:

@@ -13,21 +13,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from robustjax import arrays, base, checks, fingerprint, parallel
+from robustjax import base, checks, fingerprint, parallel, prng
 from robustjax.base import Array, Key, ModelFn
 from robustjax.smoothing import counting, noise
 
 
 @base.node
 class VoteState:
-    """Votes so far; `sample` fills numpy arrays over the data set N in place as it goes on.
+    """Votes so far; `vote_dataset` fills numpy arrays over the data set N in place as it goes on.
 
     It unpacks into its two sets of votes: `certify(*state, sigma=sigma)`.
     """
 
     selection: Any  # [N, C] int32, by which the class is chosen
     estimation: Any  # [N, C] int32, by which its probability is bounded; the sum of a row is what was drawn
-    fingerprint: Any = None  # of what `sample` draws: dict of name -> small numpy array, to be saved with the votes
+    fingerprint: Any = None  # of what `vote_dataset` draws: dict of name -> small numpy array, to be saved with the votes
 
     def __iter__(self):
         return iter((self.selection, self.estimation))
@@ -54,22 +54,22 @@ def vote(
       chunk_size: samples of each example at a time; divides both numbers.
 
     Returns:
-      The votes of `sample` for the same key and images; jax arrays, without a fingerprint.
+      The votes of `vote_dataset` for the same key and images; jax arrays, without a fingerprint.
 
     Raises:
       ValueError, TypeError: as `count_predictions`.
     """
     checks.inputs(x, is_half_allowed=True)
     _check_chunk(chunk_size, num_selection=num_selection, num_samples=num_samples)
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = prng.example_keys(key, x.shape[0])
     count = base.bind(counting.count_predictions, sigma=sigma, chunk_size=chunk_size, noise_fn=noise_fn)
     return VoteState(
-        count(arrays.fold_in(keys, 0), model_fn, x, num_samples=num_selection),
-        count(arrays.fold_in(keys, 1), model_fn, x, num_samples=num_samples),
+        count(prng.fold_in(keys, 0), model_fn, x, num_samples=num_selection),
+        count(prng.fold_in(keys, 1), model_fn, x, num_samples=num_samples),
     )
 
 
-def sample(
+def vote_dataset(
     key: Key,
     model_fn: ModelFn,
     x: np.ndarray,
@@ -198,7 +198,7 @@ def _check_chunk(chunk_size, **numbers):
 
 
 def _check_single(key):
-    arrays.example_keys(key, 1)
+    prng.example_keys(key, 1)
     if key.ndim != (0 if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else 1):
         raise TypeError(f"expected one key for the whole data set, got keys of shape {key.shape}; each image gets its own from it.")
 
@@ -257,5 +257,5 @@ def _logits(model_fn, keys, x):
 
 @jax.jit
 def _compiled(verb, key, model_fn, role, rows, x, first):
-    keys = arrays.fold_in(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), role)
+    keys = prng.fold_in(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), role)
     return verb(keys, model_fn, x, first_sample=first)

@@ -91,7 +91,7 @@ class Ball:
         """eps as a scalar or [B]; 1 if eps is per coordinate, where norms are of delta / eps."""
         return jnp.ones(()) if self._per_coordinate() else as_float(self.eps)
 
-    def resized(self, radius: Array) -> "Ball":
+    def with_radius(self, radius: Array) -> "Ball":
         """The same ball of another radius [B], in the unit of `radius()`."""
         if not self._per_coordinate():
             return self.replace(eps=radius)
@@ -101,12 +101,12 @@ class Ball:
         """The norm of each example [B]; of delta / eps if eps is per coordinate."""
         raise TypeError("threats.Ball has no norm; use Linf, L2, L1 or L0.")
 
-    def largest_norm(self, x: Array) -> Array:
+    def max_norm(self, x: Array) -> Array:
         """The norm of the largest perturbation that the box allows [B]."""
-        low, high = self.room(x)
+        low, high = self.delta_bounds(x)
         return self.norm(jnp.maximum(-low, high))
 
-    def room(self, x: Array) -> tuple[Array, Array]:
+    def delta_bounds(self, x: Array) -> tuple[Array, Array]:
         """The least and the greatest delta of every coordinate: lower - x <= 0 <= upper - x, zero outside the mask."""
         lower, upper = (jnp.asarray(bound).astype(jnp.result_type(x)) for bound in self.box)
         return self._masked(jnp.minimum(lower - x, 0.0)), self._masked(jnp.maximum(upper - x, 0.0))
@@ -130,23 +130,23 @@ class Ball:
         return delta if self.mask is None else jnp.where(self.mask, delta, jnp.zeros((), jnp.result_type(delta)))
 
     def _clip(self, delta, x):
-        low, high = self.room(x)
+        low, high = self.delta_bounds(x)
         return jnp.clip(delta, min=low, max=high)
 
     def _eps(self, x):
         # eps in the type of x, so that no radius of another type widens a perturbation.
         return arrays.per_example(self.eps, x).astype(jnp.result_type(x))
 
-    def reach(self, x: Array) -> Array:
+    def finite_radius(self, x: Array) -> Array:
         """A length for steps and starts [B]: eps, or where that is infinite as far as the box goes, 1 where that is infinite too."""
-        low, high = self.room(x)
+        low, high = self.delta_bounds(x)
         farthest = jnp.maximum(-low, high)
         farthest = self.norm(jnp.where(jnp.isfinite(farthest), farthest, 1.0))
         radius = jnp.broadcast_to(self.radius().astype(jnp.result_type(x)), x.shape[:1])
         return jnp.where(jnp.isfinite(radius), radius, farthest)
 
     def _stretched(self, unit, x):
-        return self.from_unit(unit) * arrays.per_example(self.reach(x), x)
+        return self.from_unit(unit) * arrays.per_example(self.finite_radius(x), x)
 
     def _per_coordinate(self):
         return jnp.ndim(self.eps) > 1
@@ -244,15 +244,15 @@ def _middle(low, high):
     return jnp.where(wide, jnp.sqrt(low) * jnp.sqrt(high), 0.5 * low + 0.5 * high)
 
 
-def toward(x: Array, threat: Ball, normal: Array, offset: Array) -> tuple[Array, Array, Array, Array]:
+def fold_to_orthant(x: Array, threat: Ball, normal: Array, offset: Array) -> tuple[Array, Array, Array, Array]:
     """A hyperplane problem <normal, delta> = offset folded into the positive orthant, each example flat.
 
     Returns:
       slope [B, D] = |normal| and goal [B, 1] = |offset|, both over the largest |normal|, room [B, D] = how far each coordinate may go
       toward the hyperplane, and sign [B, D], so that delta = sign * t with 0 <= t <= room and <slope, t> = goal.
     """
-    low, high = (arrays.flat(jnp.broadcast_to(bound, x.shape)) for bound in threat.room(x))
-    sign = jnp.sign(arrays.flat(normal)) * jnp.sign(offset)[:, None]
+    low, high = (arrays.flatten_examples(jnp.broadcast_to(bound, x.shape)) for bound in threat.delta_bounds(x))
+    sign = jnp.sign(arrays.flatten_examples(normal)) * jnp.sign(offset)[:, None]
     room = jnp.where(sign > 0, high, jnp.where(sign < 0, -low, 0.0))
-    scale = arrays.scale_of(arrays.flat(normal))[:, None]
-    return arrays.absolute(arrays.flat(normal) / scale), room, arrays.absolute(offset)[:, None] / scale, sign
+    scale = arrays.scale_of(arrays.flatten_examples(normal))[:, None]
+    return arrays.absolute(arrays.flatten_examples(normal) / scale), room, arrays.absolute(offset)[:, None] / scale, sign

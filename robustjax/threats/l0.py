@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base
+from robustjax import arrays, base, prng
 from robustjax.base import Array, Delta, Key
 from robustjax.threats import ball
 
@@ -19,10 +19,10 @@ class L0(ball.Ball):
 
     def init(self, key: Key, x: Array) -> Delta:
         """eps free coordinates at random, uniform between the bounds of the box (between -1 and 1 from x where it has none)."""
-        key_chosen, key_share = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
-        chosen = arrays.top_k_mask(self._masked(arrays.sample(jax.random.uniform, key_chosen, x)), self.eps)
-        share = arrays.sample(jax.random.uniform, key_share, x)
-        low, high = self.room(x)
+        key_chosen, key_share = prng.split(prng.example_keys(key, x.shape[0]), 2)
+        chosen = arrays.top_k_mask(self._masked(prng.sample(jax.random.uniform, key_chosen, x)), self.eps)
+        share = prng.sample(jax.random.uniform, key_share, x)
+        low, high = self.delta_bounds(x)
         low, high = jnp.where(jnp.isfinite(low), low, -1.0), jnp.where(jnp.isfinite(high), high, 1.0)
         return self._masked(jnp.where(chosen, low + share * (high - low), 0.0))
 
@@ -35,7 +35,7 @@ class L0(ball.Ball):
 
     def steepest(self, grad: Delta, x: Array, delta: Delta) -> Delta:
         """grad / |grad|_2 over the coordinates that are not at the side of the box that the gradient points to."""
-        low, high = self.room(x)
+        low, high = self.delta_bounds(x)
         free = jnp.where(grad > 0, delta < high, delta > low)
         return arrays.normalize(jnp.where(free, grad, 0.0), 2)
 

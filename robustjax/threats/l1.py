@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base
+from robustjax import arrays, base, prng
 from robustjax.base import Array, Delta, Key
 from robustjax.threats import ball
 
@@ -27,8 +27,8 @@ class L1(ball.Ball):
 
         n of n + 1 exponentials divided by their sum are uniform in the simplex and its interior; signs are fair coins.
         """
-        key_ball, key_rest = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
-        laplace = self._masked(arrays.sample(jax.random.laplace, key_ball, x))
+        key_ball, key_rest = prng.split(prng.example_keys(key, x.shape[0]), 2)
+        laplace = self._masked(prng.sample(jax.random.laplace, key_ball, x))
         rest = jax.vmap(lambda k: jax.random.exponential(k, (), jnp.result_type(x)))(key_rest)
         unit = laplace / arrays.per_example(arrays.norm(laplace, 1) + rest, x)
         return self._clip(self._stretched(unit, x), x)
@@ -39,8 +39,8 @@ class L1(ball.Ball):
         With eps per coordinate the nearest in units of eps. The nearest to rounding up to about a million eps away; from farther away it is
         still admissible.
         """
-        low, high = (arrays.flat(jnp.broadcast_to(self.to_unit(bound), x.shape)) for bound in self.room(x))
-        d = arrays.flat(self.to_unit(self._masked(delta)))
+        low, high = (arrays.flatten_examples(jnp.broadcast_to(self.to_unit(bound), x.shape)) for bound in self.delta_bounds(x))
+        d = arrays.flatten_examples(self.to_unit(self._masked(delta)))
         room = jnp.where(d > 0, high, -low)
         size = arrays.absolute(d)
         radius = jnp.broadcast_to(jnp.reshape(self.radius().astype(jnp.result_type(x)), (-1, 1)), (x.shape[0], 1))
@@ -72,7 +72,7 @@ class L1(ball.Ball):
 
     def steepest(self, grad: Delta, x: Array, delta: Delta) -> Delta:
         """The signs of the largest free gradients, of l1 norm 1; free = not at the side of the box that the gradient points to."""
-        low, high = self.room(x)
+        low, high = self.delta_bounds(x)
         free = jnp.where(grad > 0, delta < high, delta > low) & (grad != 0)
         scores = jnp.where(free, arrays.absolute(self.from_unit(grad)), 0.0)
         num_coordinates = arrays.size(x)
@@ -95,8 +95,8 @@ class L1(ball.Ball):
         Args:
           x: inputs [B, ...]. normal: [B, ...]. offset: [B].
         """
-        slope, room, goal, sign = ball.toward(x, self, normal, offset)
-        order = jnp.argsort(-slope * arrays.flat(self.from_unit(jnp.ones_like(x))), axis=1)
+        slope, room, goal, sign = ball.fold_to_orthant(x, self, normal, offset)
+        order = jnp.argsort(-slope * arrays.flatten_examples(self.from_unit(jnp.ones_like(x))), axis=1)
         slope, room, sign = (jnp.take_along_axis(a, order, axis=1) for a in (slope, room, sign))
         gain = jnp.where(slope > 0, slope * jnp.where(slope > 0, room, 0.0), 0.0)
         before = jnp.cumsum(jnp.where(jnp.isfinite(gain), gain, 0.0), axis=1) - jnp.where(jnp.isfinite(gain), gain, 0.0)

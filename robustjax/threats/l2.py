@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base
+from robustjax import arrays, base, prng
 from robustjax.base import Array, Delta, Key
 from robustjax.threats import ball
 
@@ -17,11 +17,11 @@ class L2(ball.Ball):
 
         The first n of n + 2 normals on the sphere are uniform in the ball (Voelker et al., 2017).
         """
-        keys = arrays.example_keys(key, x.shape[0])
-        key_ball, key_rest = arrays.split(keys, 2)
-        normals = self._masked(arrays.sample(jax.random.normal, key_ball, x))
+        keys = prng.example_keys(key, x.shape[0])
+        key_ball, key_rest = prng.split(keys, 2)
+        normals = self._masked(prng.sample(jax.random.normal, key_ball, x))
         rest = jax.vmap(lambda k: jax.random.normal(k, (2,), jnp.result_type(x)))(key_rest)
-        length = jnp.sqrt(arrays.total(jnp.square(normals)) + jnp.square(rest).sum(axis=1))
+        length = jnp.sqrt(arrays.sum_examples(jnp.square(normals)) + jnp.square(rest).sum(axis=1))
         unit = normals / arrays.per_example(length, x)
         return self._clip(self._stretched(unit, x), x)
 
@@ -54,8 +54,8 @@ class L2(ball.Ball):
           x: inputs [B, ...]. normal: [B, ...]. offset: [B].
         """
         scale = self.from_unit(jnp.ones_like(x))
-        slope, room, goal, sign = ball.toward(x, self, normal, offset)
-        slope, room = slope * arrays.flat(scale), arrays.ratio(room, arrays.flat(scale))
+        slope, room, goal, sign = ball.fold_to_orthant(x, self, normal, offset)
+        slope, room = slope * arrays.flatten_examples(scale), arrays.ratio(room, arrays.flatten_examples(scale))
         squares = jnp.square(slope)
 
         def reached(step):

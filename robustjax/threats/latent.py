@@ -62,25 +62,25 @@ class Latent:
         """eps of the codes."""
         return self.ball.radius()
 
-    def resized(self, radius: Array) -> "Latent":
+    def with_radius(self, radius: Array) -> "Latent":
         """The same threat of another radius."""
-        return Latent(self.decoder, self.ball.resized(radius))
+        return Latent(self.decoder, self.ball.with_radius(radius))
 
-    def room(self, x: Array) -> tuple[Array, Array]:
+    def delta_bounds(self, x: Array) -> tuple[Array, Array]:
         """The least and the greatest perturbation of every code."""
-        return self.ball.room(x)
+        return self.ball.delta_bounds(x)
 
-    def reach(self, x: Array) -> Array:
+    def finite_radius(self, x: Array) -> Array:
         """As the ball of codes."""
-        return self.ball.reach(x)
+        return self.ball.finite_radius(x)
 
     def check_shapes(self, shape: tuple[int, ...]) -> None:
         """As the ball of codes."""
         self.ball.check_shapes(shape)
 
-    def largest_norm(self, x: Array) -> Array:
+    def max_norm(self, x: Array) -> Array:
         """Of the largest perturbation that the box of codes allows [B]."""
-        return self.ball.largest_norm(x)
+        return self.ball.max_norm(x)
 
     @property
     def box(self) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax import arrays, base
+from robustjax import arrays, base, prng
 from robustjax.base import Array, Delta, Key
 from robustjax.threats import ball
 
@@ -29,13 +29,13 @@ class Linf(ball.Ball):
 
     def init(self, key: Key, x: Array) -> Delta:
         """Uniform in the ball, then clipped to the box."""
-        keys = arrays.example_keys(key, x.shape[0])
-        unit = arrays.sample(jax.random.uniform, keys, x)
+        keys = prng.example_keys(key, x.shape[0])
+        unit = prng.sample(jax.random.uniform, keys, x)
         return self._clip(self._stretched(2.0 * unit - 1.0, x), x)
 
     def project(self, delta: Delta, x: Array) -> Delta:
         """The nearest admissible perturbation, in every norm."""
-        low, high = self.room(x)
+        low, high = self.delta_bounds(x)
         eps = self._eps(x)
         return jnp.clip(delta, min=jnp.maximum(-eps, low), max=jnp.minimum(eps, high))
 
@@ -59,8 +59,8 @@ class Linf(ball.Ball):
           x: inputs [B, ...]. normal: [B, ...]. offset: [B].
         """
         scale = self.from_unit(jnp.ones_like(x))
-        slope, room, goal, sign = ball.toward(x, self, normal, offset)
-        slope, room = slope * arrays.flat(scale), arrays.ratio(room, arrays.flat(scale))
+        slope, room, goal, sign = ball.fold_to_orthant(x, self, normal, offset)
+        slope, room = slope * arrays.flatten_examples(scale), arrays.ratio(room, arrays.flatten_examples(scale))
 
         def reached(size):
             return jnp.sum(slope * jnp.minimum(room, size), axis=1, keepdims=True)

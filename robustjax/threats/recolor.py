@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base
+from robustjax import arrays, base, prng
 from robustjax.base import Array, Delta, Key
 
 
@@ -28,8 +28,8 @@ class Recolor:
 
     def init(self, key: Key, x: Array) -> Delta:
         """Uniform in the ball."""
-        keys = arrays.example_keys(key, x.shape[0])
-        return arrays.per_example(self.eps, self._zeros(x)) * arrays.sample(_symmetric, keys, self._zeros(x))
+        keys = prng.example_keys(key, x.shape[0])
+        return arrays.per_example(self.eps, self._zeros(x)) * prng.sample(_symmetric, keys, self._zeros(x))
 
     def project(self, delta: Delta, x: Array) -> Delta:
         """The nearest admissible shifts."""
@@ -54,7 +54,7 @@ class Recolor:
         """eps."""
         return jnp.asarray(self.eps, float)
 
-    def reach(self, x: Array) -> Array:
+    def finite_radius(self, x: Array) -> Array:
         """eps of each image [B]; where it is infinite 1, the side of the cube."""
         radius = jnp.broadcast_to(self.radius(), x.shape[:1])
         return jnp.where(jnp.isfinite(radius), radius, 1.0)

@@ -14,13 +14,13 @@ def classifier(apply_fn: Callable, params, model_state, mode: str = "eval") -> M
     return base.bind(_logits, apply_fn=apply_fn, params=params, model_state=model_state, mode=mode)
 
 
-def craft(attack: Attack, key: Key, apply_fn: Callable, params, model_state, x: Array, y: Array, mode: str) -> Array:
+def attacked_inputs(attack: Attack, key: Key, apply_fn: Callable, params, model_state, x: Array, y: Array, mode: str) -> Array:
     """The inputs that an attack makes of a batch, detached (Danskin: the gradient at the maximum is the gradient of the maximum)."""
     model_fn = classifier(apply_fn, jax.lax.stop_gradient(params), model_state, mode)
     return jax.lax.stop_gradient(attack(key, model_fn, x, y).x)
 
 
-def craft_divergent(
+def attacked_inputs_by_kl(
     attack: Attack, key: Key, apply_fn: Callable, params, model_state, x: Array, mode: str, *, clean: Array | None = None
 ) -> Array:
     """The inputs whose prediction an attack moves farthest from the clean one in KL divergence, detached.
@@ -30,7 +30,7 @@ def craft_divergent(
     """
     model_fn = classifier(apply_fn, jax.lax.stop_gradient(params), model_state, mode)
     log_probs = jax.nn.log_softmax(model_fn(x if clean is None else clean))
-    return jax.lax.stop_gradient(combinators.with_goal(attack, loss_fn=losses.kl)(key, model_fn, x, log_probs).x)
+    return jax.lax.stop_gradient(combinators.with_loss(attack, loss_fn=losses.kl)(key, model_fn, x, log_probs).x)
 
 
 def _logits(x, *, apply_fn, params, model_state, mode):

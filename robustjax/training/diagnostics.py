@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from robustjax import arrays, base, losses
-from robustjax.attacks.pgd import fgsm, pgd
+from robustjax import base, losses, prng
+from robustjax.attacks import _pgd
 from robustjax.base import Array, Key, LossFn, ModelFn
-from robustjax.training.grad_align import alignment
+from robustjax.training import _grad_align
 
 
 class Overfitting(NamedTuple):
@@ -33,9 +33,9 @@ def catastrophic_overfitting(
 
     Source: Wong et al., ICLR 2020, section 5.4, arXiv:2001.03994; the cosine: Andriushchenko & Flammarion, NeurIPS 2020.
     """
-    key_pgd, key_point = arrays.split(arrays.example_keys(key, x.shape[0]), 2)
-    one_step = base.bind(fgsm, threat=threat, loss_fn=loss_fn)
-    many_steps = base.bind(pgd, threat=threat, step_size=step_size, num_steps=num_steps, loss_fn=loss_fn)
+    key_pgd, key_point = prng.split(prng.example_keys(key, x.shape[0]), 2)
+    one_step = base.bind(_pgd.fgsm, threat=threat, loss_fn=loss_fn)
+    many_steps = base.bind(_pgd.pgd, threat=threat, step_size=step_size, num_steps=num_steps, loss_fn=loss_fn)
     fgsm_accuracy, pgd_accuracy = (1.0 - jnp.mean(attack(key_pgd, model_fn, x, y).success) for attack in (one_step, many_steps))
-    cosine = alignment(key_point, model_fn, x, y, threat=threat, loss_fn=loss_fn)
+    cosine = _grad_align.alignment(key_point, model_fn, x, y, threat=threat, loss_fn=loss_fn)
     return Overfitting(fgsm_accuracy, pgd_accuracy, fgsm_accuracy - pgd_accuracy, cosine)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from robustjax import arrays
+from robustjax import prng
 from robustjax.base import Key
 
 MODES = ("eval", "batch", "train")
@@ -76,7 +76,7 @@ def from_linen(
         _check_call(module, kwargs)
         modules[mode] = (module.clone(**own) if own else module, kwargs)
     if key is not None:
-        arrays.example_keys(key, 1)  # named here if it is none
+        prng.example_keys(key, 1)  # named here if it is none
         state[_RNGS] = key
     return Model(functools.partial(_apply_linen, modules, frozenset(state)), params, state)
 

@@ -12,7 +12,7 @@ import optax
 from robustjax import base, checks, configured, threats
 from robustjax.attacks import combinators
 from robustjax.base import Array, Key
-from robustjax.training.dual_manifold import Coded
+from robustjax.training._dual_manifold import Coded
 
 
 class TrainState(NamedTuple):
@@ -58,7 +58,7 @@ def eps_ramp(loss, num_steps, *, num_ramp_steps: int):
     changed = []
 
     def scaled(attack):
-        options = {"threat": attack.get("threat").resized(factor * attack.get("threat").radius())}
+        options = {"threat": attack.get("threat").with_radius(factor * attack.get("threat").radius())}
         if attack.get("step_size") is not None:
             options["step_size"] = factor * attack.get("step_size")
         changed.append(attack)

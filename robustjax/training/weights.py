@@ -85,7 +85,7 @@ def average(opt_state):
     return found[0].average
 
 
-def statistics(apply_fn: Callable, params, model_state, x: Array, *, batch_size: int):
+def batch_norm_statistics(apply_fn: Callable, params, model_state, x: Array, *, batch_size: int):
     """The model_state that training forward passes over x leave: statistics of BatchNorm for averaged parameters.
 
     Args:

@@ -95,7 +95,11 @@ MISTAKES = {
     "steps as a float": (implicit(linear_fn=base.bind(bilevel.neumann, step_size=0.1, num_steps=10.0)), "num_steps", "10.0 of type float"),
     "a matrix for a product": (lambda: bilevel.conjugate_gradient(jnp.eye(3), PHI, PHI, num_steps=3), "expected a function product(p)"),
     "a negative step of Neumann": (implicit(linear_fn=base.bind(bilevel.neumann, step_size=-0.1, num_steps=3)), "step_size", "-0.1"),
-    "an infinite rate of Adam": (implicit(linear_fn=base.bind(bilevel.adam, learning_rate=jnp.inf, num_steps=3)), "learning_rate", "inf"),
+    "an infinite rate of Adam": (
+        implicit(linear_fn=base.bind(bilevel.solve_by_adam, learning_rate=jnp.inf, num_steps=3)),
+        "learning_rate",
+        "inf",
+    ),
     "lissa without a key": (lissa(key=0), "expected a key", "jax.random.key"),
     "lissa with several keys": (lissa(key=jax.random.split(KEY, 3)), "one key", "(3,)"),
     "lissa without repeats": (lissa(num_repeats=0), "num_repeats=0"),

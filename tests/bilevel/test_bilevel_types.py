@@ -34,7 +34,7 @@ LINEAR = {
     "cg": lambda number: base.bind(bilevel.conjugate_gradient, num_steps=3, tolerance=number(1e-6)),
     "neumann": lambda number: base.bind(bilevel.neumann, step_size=number(0.1), num_steps=3),
     "dense": lambda number: bilevel.dense,
-    "adam": lambda number: base.bind(bilevel.adam, learning_rate=number(0.1), num_steps=3),
+    "adam": lambda number: base.bind(bilevel.solve_by_adam, learning_rate=number(0.1), num_steps=3),
     "lissa": lambda number: base.bind(bilevel.lissa, key=jax.random.key(0), sampled_fn=_sampled, num_steps=3, num_probes=2),
     "lissa, scaled": lambda number: base.bind(
         bilevel.lissa, key=jax.random.key(0), sampled_fn=_sampled, scale=number(4.0), damping=number(0.1), num_steps=3

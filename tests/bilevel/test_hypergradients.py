@@ -77,7 +77,7 @@ METHODS = {
     "cg": (base.bind(bilevel.implicit, linear_fn=base.bind(bilevel.conjugate_gradient, num_steps=8)), 1e-9),
     "dense": (base.bind(bilevel.implicit, linear_fn=bilevel.dense), 1e-9),
     "neumann": (base.bind(bilevel.implicit, linear_fn=base.bind(bilevel.neumann, step_size=0.3, num_steps=1000)), 1e-9),
-    "adam": (base.bind(bilevel.implicit, linear_fn=base.bind(bilevel.adam, learning_rate=0.003, num_steps=3000)), 0.05),
+    "adam": (base.bind(bilevel.implicit, linear_fn=base.bind(bilevel.solve_by_adam, learning_rate=0.003, num_steps=3000)), 0.05),
     "unrolled": (base.bind(bilevel.unrolled), 1e-9),
     "checkpointed": (base.bind(bilevel.unrolled), 1e-9),
     "forward": (base.bind(bilevel.forward), 1e-9),

@@ -129,7 +129,7 @@ def test_only_the_penalty_method_chooses_among_the_minima_of_a_singular_inner_pr
     assert float(jnp.linalg.norm(state.theta)) < 0.05 and abs(float(state.phi[0])) < 0.05
 
     solve = base.bind(bilevel.descend, inner_loss=singular.inner_loss, step_size=0.4, num_steps=20)
-    by_adam = base.bind(bilevel.implicit, linear_fn=base.bind(bilevel.adam, learning_rate=0.01, num_steps=100))
+    by_adam = base.bind(bilevel.implicit, linear_fn=base.bind(bilevel.solve_by_adam, learning_rate=0.01, num_steps=100))
 
     def alternate(carry, _):
         phi, theta = carry

@@ -230,7 +230,7 @@ def test_extreme_eigenvalues(spectrum):
     matrix = jnp.asarray((basis * spectrum) @ basis.T, jnp.float32)
     smallest, largest = jax.jit(lambda like: bilevel.extreme_eigenvalues(lambda p: matrix @ p, like))(jnp.zeros(len(spectrum)))
     np.testing.assert_allclose([smallest, largest], [spectrum.min(), spectrum.max()], atol=2e-4)
-    direction = jax.jit(lambda like: bilevel.linear.lowest(lambda p: matrix @ p, like))(jnp.zeros(len(spectrum)))
+    direction = jax.jit(lambda like: bilevel.linear.lowest_eigenvector(lambda p: matrix @ p, like))(jnp.zeros(len(spectrum)))
     np.testing.assert_allclose(jnp.linalg.norm(direction), 1.0, rtol=1e-5)
     np.testing.assert_allclose(direction @ matrix @ direction, spectrum.min(), atol=2e-4)
     scalar = bilevel.extreme_eigenvalues(lambda p: -2 * p, jnp.zeros(()))

@@ -25,7 +25,7 @@ def test_the_benchmark_fills_its_page(kind, tmp_path, monkeypatch):
     smoothing.main(["--rounds", "1", "--out", str(page), *(["--torch-threads"] if kind == "cpu" else [])])
     text = page.read_text()
     networks = ("",) if kind == "cpu" else ("convnet, ", "flat, ")
-    rows = "forward, batch 50", "count_predictions, 1 images, chunks of 50", "smoothing.sample, 2 images, chunks of 50"
+    rows = "forward, batch 50", "count_predictions, 1 images, chunks of 50", "smoothing.vote_dataset, 2 images, chunks of 50"
     assert all(f"| {network}{row}" in text for row in rows for network in networks) and "| noise alone" in text
     assert text.count(">= 0.85" if kind == "cpu" else ">= 0.95") == 2 * len(networks)
     assert ("CPU us a sample" in text) == (kind == "cpu") and "| compilations after the first, over sigmas, seeds" in text

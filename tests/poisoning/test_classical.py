@@ -110,9 +110,18 @@ def test_only_the_rows_that_may_move_do_and_changes_of_the_active_set_are_counte
 
     box = X[3:6].min(), X[3:6].max()
     found = classical.attack(
-        X, LABELS, fit_fn=fit, pullback_fn=pullback, outer_fn=classical.reach(np.zeros(5)), effort_order=2, weight=0.0, step_size=0.3,
-        num_steps=15, rows=[3, 4, 5], box=box,
-    )  # fmt: skip
+        X,
+        LABELS,
+        fit_fn=fit,
+        pullback_fn=pullback,
+        outer_fn=classical.toward_parameters(np.zeros(5)),
+        effort_order=2,
+        weight=0.0,
+        step_size=0.3,
+        num_steps=15,
+        rows=[3, 4, 5],
+        box=box,
+    )
     np.testing.assert_array_equal(np.delete(found.x, [3, 4, 5], axis=0), np.delete(X, [3, 4, 5], axis=0))
     assert box[0] <= found.x[3:6].min() and found.x[3:6].max() <= box[1]
     changes = sum((a != b).any() for a, b in itertools.pairwise(sets))
@@ -129,7 +138,7 @@ def test_attacks_bring_theta_to_a_target_and_pay_less_with_a_price(name, order):
     target = clean.copy()
     target[0] += 0.15 * np.abs(clean).max()
     run = functools.partial(
-        classical.attack, X, y, fit_fn=fit, pullback_fn=pullback, outer_fn=classical.reach(target), effort_order=order,
+        classical.attack, X, y, fit_fn=fit, pullback_fn=pullback, outer_fn=classical.toward_parameters(target), effort_order=order,
         step_size={"logistic": 2.0, "svm": 0.1}.get(name, 0.3), num_steps=150,
     )  # fmt: skip
     free, priced = run(weight=0.0), run(weight=0.3 * (1.0 if order == 2 else 0.02))
@@ -145,7 +154,7 @@ def test_rows_and_box_are_kept_and_wrong_arguments_named():
     options = {
         "fit_fn": fit,
         "pullback_fn": pullback,
-        "outer_fn": classical.reach(np.zeros(4)),
+        "outer_fn": classical.toward_parameters(np.zeros(4)),
         "weight": 0.0,
         "step_size": 0.1,
         "num_steps": 20,
@@ -153,7 +162,7 @@ def test_rows_and_box_are_kept_and_wrong_arguments_named():
     found = classical.attack(X, y, effort_order=2, rows=[1, 5], box=(-3.0, 3.0), **options)
     moved = (found.x != X).any(axis=1)
     assert moved[[1, 5]].all() and moved.sum() == 2 and np.abs(found.x[[1, 5]]).max() <= 3
-    box, far = (X[[1, 5]].min(), X[[1, 5]].max()), options | {"outer_fn": classical.reach(np.full(4, 10.0))}
+    box, far = (X[[1, 5]].min(), X[[1, 5]].max()), options | {"outer_fn": classical.toward_parameters(np.full(4, 10.0))}
     held, free = (classical.attack(X, y, effort_order=2, rows=[1, 5], **(far | more)).x[[1, 5]] for more in ({"box": box}, {}))
     assert box[0] <= held.min() and held.max() <= box[1] and not (box[0] <= free.min() and free.max() <= box[1])
     with pytest.raises(ValueError, match="effort_order must be 1 or 2"):
@@ -205,9 +214,17 @@ def test_moving_labels_finds_the_least_change_by_itself():
     with pytest.raises(ValueError, match="no derivative in y"):
         fit, pullback, y, _ = LEARNERS["svm"]
         classical.attack(
-            X, y, moving="y", fit_fn=fit, pullback_fn=pullback, outer_fn=classical.reach(np.zeros(5)), effort_order=2, weight=0.0,
-            step_size=0.1, num_steps=1,
-        )  # fmt: skip
+            X,
+            y,
+            moving="y",
+            fit_fn=fit,
+            pullback_fn=pullback,
+            outer_fn=classical.toward_parameters(np.zeros(5)),
+            effort_order=2,
+            weight=0.0,
+            step_size=0.1,
+            num_steps=1,
+        )
 
 
 @pytest.mark.parametrize("loss", ["squared", "logistic", "hinge"])
@@ -216,7 +233,7 @@ def test_ruin_is_minus_the_loss_and_has_its_gradient(loss):
     theta = RNG.normal(size=4 if loss == "squared" else 5)
     score = X @ theta[:4] + (theta[4] if len(theta) == 5 else 0.0)
     by_hand = {"squared": 0.5 * (score - y) ** 2, "logistic": np.log1p(np.exp(-y * score)), "hinge": np.clip(1 - y * score, 0, None)}
-    outer = classical.ruin(X, y, loss=loss)
+    outer = classical.toward_errors(X, y, loss=loss)
     value, slope = outer(theta)
     assert value == pytest.approx(-by_hand[loss].mean())
     numeric = [(outer(theta + h)[0] - outer(theta - h)[0]) / 2e-6 for h in 1e-6 * np.eye(len(theta))]
@@ -234,9 +251,18 @@ def test_ruin_costs_a_retrained_learner_its_accuracy_where_random_moves_do_not(n
     y_new = np.where(x_new @ TRUTH > 0, 1, -1)
     accuracy = lambda theta: np.mean(np.where(x_new @ theta[:4] + theta[4] > 0, 1, -1) == y_new)  # noqa: E731
     found = classical.attack(
-        X, y, fit_fn=fit, pullback_fn=pullback, outer_fn=classical.ruin(x_new[:200], y_new[:200], loss=loss), effort_order=2, weight=0.0,
-        step_size=30.0 if name == "svm" else 3.0, num_steps=60, rows=range(10), box=(-3.0, 3.0),
-    )  # fmt: skip
+        X,
+        y,
+        fit_fn=fit,
+        pullback_fn=pullback,
+        outer_fn=classical.toward_errors(x_new[:200], y_new[:200], loss=loss),
+        effort_order=2,
+        weight=0.0,
+        step_size=30.0 if name == "svm" else 3.0,
+        num_steps=60,
+        rows=range(10),
+        box=(-3.0, 3.0),
+    )
     control = np.zeros_like(X)
     control[:10] = truth.normal(size=(10, 4))
     control *= found.effort / np.linalg.norm(control)
@@ -247,8 +273,8 @@ def test_ruin_costs_a_retrained_learner_its_accuracy_where_random_moves_do_not(n
 
 def test_wrong_arguments_of_ruin_are_named():
     with pytest.raises(ValueError, match="loss must be one of"):
-        classical.ruin(X, Y, loss="0-1")
+        classical.toward_errors(X, Y, loss="0-1")
     with pytest.raises(ValueError, match="labels -1 or 1"):
-        classical.ruin(X, Y, loss="hinge")
+        classical.toward_errors(X, Y, loss="hinge")
     with pytest.raises(ValueError, match="one label y for each of 30"):
-        classical.ruin(X, Y[:3], loss="squared")
+        classical.toward_errors(X, Y[:3], loss="squared")

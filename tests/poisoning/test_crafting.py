@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from robustjax import arrays, attacks, base, losses, poisoning, smoothing, training
+from robustjax import attacks, base, losses, poisoning, prng, smoothing, training
 from robustjax.poisoning import certified
-from robustjax.poisoning.metapoison import _Epoch
+from robustjax.poisoning._metapoison import _Epoch
 from robustjax.threats import L2, Linf
 
 KEY = jax.random.key(0)
@@ -44,7 +44,7 @@ def test_crafting_solves_a_projection():
     goal = jnp.full((4, D), 0.9)
     bases, threat = X[:4], L2(0.2)
     gradient_fn = poisoning.differentiated(lambda key, poisons: 0.5 * jnp.sum((poisons - goal) ** 2))
-    run = functools.partial(poisoning.craft, KEY, bases, threat=threat, gradient_fn=gradient_fn, num_steps=100)
+    run = functools.partial(poisoning.craft_poisons, KEY, bases, threat=threat, gradient_fn=gradient_fn, num_steps=100)
     found = jax.jit(lambda: run(optimizer=optax.sgd(0.3)))()
     gap = goal - bases
     np.testing.assert_allclose(found.delta, 0.2 * gap / jnp.linalg.norm(gap, axis=1, keepdims=True), atol=1e-4)
@@ -186,7 +186,7 @@ def test_a_restart_that_breaks_down_is_not_chosen(monkeypatch):
         mine = jax.random.uniform(key)
         return poisoning.PoisonResult(x + mine, mine, jnp.where(mine < jnp.sort(height)[1] + 1e-6, jnp.nan, mine), mine, None)
 
-    monkeypatch.setattr(importlib.import_module("robustjax.poisoning.gradient_matching"), "craft", one)
+    monkeypatch.setattr(importlib.import_module("robustjax.poisoning._craft"), "craft_poisons", one)
     found = poisoning.gradient_matching(
         KEY, PARAMS, None, X[10:18], Y_ADVERSARIAL.repeat(8), X_TARGET, Y_ADVERSARIAL, apply_fn=apply_fn, threat=Linf(0.2), num_steps=1,
         num_restarts=5,
@@ -201,7 +201,7 @@ def test_no_noise_of_the_radius_is_also_noise_of_training(monkeypatch):
         jax.debug.callback(lambda data: seen[what].extend(map(tuple, np.asarray(data).reshape(-1, 2))), jax.random.key_data(keys))
 
     def training_loss(params, model_state, key, x, y):
-        note("training", arrays.example_keys(key, len(x)))
+        note("training", prng.example_keys(key, len(x)))
         return training.gaussian(params, model_state, key, x, y, apply_fn=apply_fn, sigma=0.2)
 
     def noted(apply_fn, params, keys, x, y, **options):
@@ -210,7 +210,7 @@ def test_no_noise_of_the_radius_is_also_noise_of_training(monkeypatch):
 
     soft_radius = certified.soft_radius
     monkeypatch.setattr(certified, "soft_radius", noted)
-    found = poisoning.lower_radius(
+    found = poisoning.poison_certificates(
         KEY, X[16:], Y[16:], X[:16], Y[:16], X[:16], Y[:16], apply_fn=apply_fn, init_fn=init_fn, training_loss=training_loss,
         threat=Linf(0.1), sigma=0.2, num_noise=2, num_epochs=2, num_clean=24, num_poison=8, num_victim_steps=3, num_linear_steps=1,
     )  # fmt: skip
@@ -237,7 +237,7 @@ def test_poisons_of_certified_defenses_lower_the_radius_of_retrained_victims(nam
     others = np.flatnonzero(np.asarray(Y) != label)
     threat = Linf(0.15)
     found = jax.jit(
-        lambda: poisoning.lower_radius(
+        lambda: poisoning.poison_certificates(
             KEY, X[others], Y[others], X[mine], Y[mine], X[mine], Y[mine], apply_fn=apply_fn, init_fn=init_fn,
             training_loss=TRAINING[name], threat=threat, sigma=0.2, num_noise=8, num_epochs=10, num_clean=24, num_poison=8,
             num_victim_steps=8, learning_rate=0.05, victim_rate=0.03, beta=4.0,
@@ -311,7 +311,7 @@ def test_poisoned_sets_name_what_would_make_them_meaningless():
             poisoning.insert(**({"x": x, "y": y, "rows": rows, "poisons": poisons} | wrong))
     assert poisoning.insert(x, y, rows, poisons + 2, box=(-np.inf, np.inf))[0].max() > 2
     with pytest.raises(ValueError, match="a batch takes 24"):
-        poisoning.lower_radius(
+        poisoning.poison_certificates(
             KEY, X[:5], Y[:5], X[:8], Y[:8], X[:8], Y[:8], apply_fn=apply_fn, init_fn=init_fn, training_loss=TRAINING["gaussian"],
             threat=threat, sigma=0.2, num_noise=2, num_epochs=1, num_clean=24, num_poison=8,
         )  # fmt: skip
@@ -333,7 +333,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_marks_its_step():
         count = state + 1
         return poisons.sum(), jnp.where((count == 2) & (jnp.arange(3)[:, None] == 0), jnp.nan, jnp.ones_like(poisons)), count
 
-    found = poisoning.craft(
+    found = poisoning.craft_poisons(
         KEY, X[:3], threat=Linf(0.5, box=(-9.0, 9.0)), gradient_fn=broken, optimizer=optax.sgd(0.1), num_steps=3, state=jnp.int32(0)
     )
     assert np.isnan(found.losses).tolist() == [False, True, False]

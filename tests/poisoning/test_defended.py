@@ -29,13 +29,13 @@ def test_learned_weights_find_the_wrong_labels():
     x, y = data(80, 0)
     wrong = jnp.arange(80) < 24
     noisy = jnp.where(wrong, -y, y)
-    problem = poisoning.weighted(loss_fn, lambda theta: 0.01 * theta @ theta)
+    problem = poisoning.weighted_examples(loss_fn, lambda theta: 0.01 * theta @ theta)
     solve = base.bind(bilevel.descend, inner_loss=problem.inner_loss, num_steps=100, step_size=0.5)
     run = jax.jit(
         lambda batch: bilevel.minimize(problem, CG, solve, jnp.zeros(80), jnp.zeros(4), batch, optimizer=optax.adam(0.3), num_steps=40)
     )
     found = run((x, noisy, *data(80, 1)))
-    trust = poisoning.weights(found.phi)
+    trust = poisoning.example_weights(found.phi)
     assert float(trust[wrong].mean()) < 0.2 and float(trust[~wrong].mean()) > 0.5
     assert float(found.values[-1]) < 0.7 * float(found.values[0]) and found.info.residual.shape == (40,)
     assert float(found.info.residual.max()) < 0.05

@@ -159,14 +159,14 @@ def test_the_training_set_attack_follows_the_gradient_of_the_refitted_victim():
         solve = base.bind(bilevel.descend, inner_loss=inner, num_steps=300, step_size=0.5)
         for method in (base.bind(bilevel.unrolled), base.bind(bilevel.back_gradient, stored=True)):
             retrained = poisoning.method_gradient(problem, method, solve, jax.tree.map(jnp.zeros_like, theta))
-            found = jax.jit(lambda retrained=retrained: poisoning.craft(
+            found = jax.jit(lambda retrained=retrained: poisoning.craft_poisons(
                 jax.random.key(0), x[rows], threat=Linf(0.5, box=(-9.0, 9.0)), gradient_fn=retrained, optimizer=optax.sgd(0.0), num_steps=1
             ))()  # fmt: skip
             np.testing.assert_allclose(found.state.grad, grad, atol=1e-6)
             assert float(found.state.info.stationarity) < 1e-3
         threat = Linf(0.5, box=(-9.0, 9.0))
         optimizer = poisoning.signed(optax.sgd(0.1))
-        run = jax.jit(lambda: poisoning.craft(
+        run = jax.jit(lambda: poisoning.craft_poisons(
             jax.random.key(0), x[rows], threat=threat, gradient_fn=gradient_fn, optimizer=optimizer, num_steps=10,
             state=poisoning.Response(theta, zeros),
         ))  # fmt: skip

@@ -41,9 +41,14 @@ def with_defaults(function, *args, **defaults):
 
 
 craft = with_defaults(
-    poisoning.craft, KEY, X, threat=THREAT, gradient_fn=poisoning.differentiated(lambda key, x: jnp.sum(x)), optimizer=optax.sgd(0.1),
+    poisoning.craft_poisons,
+    KEY,
+    X,
+    threat=THREAT,
+    gradient_fn=poisoning.differentiated(lambda key, x: jnp.sum(x)),
+    optimizer=optax.sgd(0.1),
     num_steps=2,
-)  # fmt: skip
+)
 control = with_defaults(poisoning.random_control, KEY, X, THREAT)
 choose = with_defaults(poisoning.choose, KEY, np.asarray(Y), 2)
 insert = with_defaults(poisoning.insert, ROWS, np.asarray(Y), np.array([0, 1]), ROWS[:2])
@@ -57,7 +62,7 @@ matching = with_defaults(
 frogs = with_defaults(poisoning.feature_collision, jnp.tanh, X[:3], X[3:4], step_size=0.1, beta=0.1, num_steps=2)
 bullseye = with_defaults(poisoning.bullseye, KEY, [jnp.tanh], X[:3], X[3:4], threat=THREAT, num_steps=1, learning_rate=0.1)
 lower = with_defaults(
-    poisoning.lower_radius, KEY, X, Y, X[:4], Y[:4], X[:2], Y[:2], apply_fn=apply_fn, init_fn=init_fn, threat=THREAT, sigma=0.1,
+    poisoning.poison_certificates, KEY, X, Y, X[:4], Y[:4], X[:2], Y[:2], apply_fn=apply_fn, init_fn=init_fn, threat=THREAT, sigma=0.1,
     training_loss=base.bind(training.gaussian, apply_fn=apply_fn, sigma=0.1), num_noise=1, num_epochs=1, num_clean=4, num_poison=2,
 )  # fmt: skip
 radius = with_defaults(poisoning.soft_radius, apply_fn, NETWORK["params"], KEY, X, Y, sigma=0.1, num_noise=2)
@@ -68,10 +73,17 @@ game = with_defaults(
     poisoning.learn_regularization, GOOD, bilevel.unrolled, SOLVE, X[:2], 0.0, jnp.zeros(D), poison_step=0.1, strength_step=0.1, num_steps=1
 )
 classic = with_defaults(
-    classical.attack, ROWS, SIGNS, fit_fn=functools.partial(classical.ridge, reg=0.1),
-    pullback_fn=functools.partial(classical.ridge_pullback, reg=0.1), outer_fn=classical.reach(np.zeros(D)), effort_order=2, weight=0.0,
-    step_size=0.1, num_steps=1,
-)  # fmt: skip
+    classical.attack,
+    ROWS,
+    SIGNS,
+    fit_fn=functools.partial(classical.ridge, reg=0.1),
+    pullback_fn=functools.partial(classical.ridge_pullback, reg=0.1),
+    outer_fn=classical.toward_parameters(np.zeros(D)),
+    effort_order=2,
+    weight=0.0,
+    step_size=0.1,
+    num_steps=1,
+)
 feasible = with_defaults(sanitized.feasible, ROWS, SIGNS, 1)
 SETS = (sanitized.feasible(ROWS, SIGNS, 1), sanitized.feasible(ROWS, SIGNS, -1))
 kkt = with_defaults(sanitized.kkt_attack, ROWS, SIGNS, np.ones(D + 1), SETS, share=0.1, weight_decay=0.1, num_steps=2)
@@ -79,7 +91,7 @@ min_max = with_defaults(sanitized.min_max_attack, ROWS, SIGNS, SETS, share=0.1, 
 
 
 def unweighted(loss_fn, phi=None, batch=(X, Y, X, Y)):
-    problem = poisoning.weighted(loss_fn)
+    problem = poisoning.weighted_examples(loss_fn)
     solve = base.bind(bilevel.descend, inner_loss=problem.inner_loss, num_steps=1, step_size=0.1)
     return lambda: bilevel.unrolled(problem, solve, jnp.zeros(N) if phi is None else phi, jnp.ones(D), batch)
 
@@ -219,7 +231,7 @@ MISTAKES = {
     "weights of a mean loss": (unweighted(lambda w, x, y: (x @ w).mean()), "one loss per example [12]", "do not reduce"),
     "weights of other rows": (unweighted(lambda w, x, y: x @ w, jnp.zeros(5)), "one logit phi for each of 12", "(5,)"),
     "weights without clean data": (unweighted(lambda w, x, y: x @ w, batch=(X, Y)), "(x, y, x_clean, y_clean)"),
-    "weights without a loss": (lambda: poisoning.weighted(None), "expected a function loss_fn", "None"),
+    "weights without a loss": (lambda: poisoning.weighted_examples(None), "expected a function loss_fn", "None"),
     "a penalty without a loss": (lambda: poisoning.penalized(None, None), "expected a function training_loss"),
     "a game without steps": (game(num_steps=0), "num_steps=0"),
     "a game outside its box": (game({3: X[:2] + 3}), "poisons from", "leaves the box"),
@@ -240,14 +252,18 @@ MISTAKES = {
     "classical in no step": (classic(num_steps=0), "num_steps=0"),
     "classical with a theta for a fit": (classic(fit_fn=np.zeros(D)), "expected a function fit_fn(x, y)"),
     "classical outside the box": (classic(box=(0.5, 1.0)), "outside the box", "pass its own"),
-    "ruin by another loss": (lambda: classical.ruin(ROWS, SIGNS, loss="0-1"), "loss must be one of", "'0-1'"),
-    "ruin with labels 0 and 1": (lambda: classical.ruin(ROWS, SIGNS > 0, loss="hinge"), "labels -1 or 1", "2 * y - 1"),
-    "ruin of another theta": (lambda: classical.ruin(ROWS, SIGNS, loss="hinge")(np.ones(9)), "expected theta [4]", "(9,)"),
+    "ruin by another loss": (lambda: classical.toward_errors(ROWS, SIGNS, loss="0-1"), "loss must be one of", "'0-1'"),
+    "ruin with labels 0 and 1": (lambda: classical.toward_errors(ROWS, SIGNS > 0, loss="hinge"), "labels -1 or 1", "2 * y - 1"),
+    "ruin of another theta": (lambda: classical.toward_errors(ROWS, SIGNS, loss="hinge")(np.ones(9)), "expected theta [4]", "(9,)"),
     "ridge with reg -1": (lambda: classical.ridge(ROWS, SIGNS, reg=-1.0), "reg", "at least 0"),
     "logistic regression with reg 0": (lambda: classical.logistic(ROWS, SIGNS, reg=0.0), "reg", "positive"),
     "logistic regression of 0 and 1": (lambda: classical.logistic(ROWS, SIGNS > 0, reg=0.1), "labels -1 or 1", "2 * y - 1"),
-    "a target without its bias": (lambda: classical.reach(np.zeros(D))(np.zeros(D + 1)), "like the target (4,)", "bias comes last"),
-    "a target of NaN": (lambda: classical.reach([np.nan]), "not finite"),
+    "a target without its bias": (
+        lambda: classical.toward_parameters(np.zeros(D))(np.zeros(D + 1)),
+        "like the target (4,)",
+        "bias comes last",
+    ),
+    "a target of NaN": (lambda: classical.toward_parameters([np.nan]), "not finite"),
     "a pullback without a bias": (
         lambda: classical.logistic_pullback(ROWS, SIGNS, np.ones(D), np.ones(D), reg=0.1), "theta and v [5], the bias last", "(4,)",
     ),

@@ -36,14 +36,16 @@ def _solver(problem, number):
 
 def _craft(x, number, made):
     options = {"threat": Linf(number(0.1), box=(-9.0, 9.0)), "optimizer": optax.sgd(number(0.1)), "num_steps": 2}
-    return poisoning.craft(jax.random.key(0), x, gradient_fn=made, **options).x
+    return poisoning.craft_poisons(jax.random.key(0), x, gradient_fn=made, **options).x
 
 
 def _response(x, y, params, number):
     gradient_fn = poisoning.response_gradient(PROBLEM, _solver(PROBLEM, number), jnp.zeros(N, x.dtype), linear_fn=CG)
     state = poisoning.Response(jnp.zeros(D, x.dtype), jnp.zeros(D, x.dtype))
     threat, optimizer = L2(number(0.1), box=(-9.0, 9.0)), optax.sgd(number(0.1))
-    return poisoning.craft(jax.random.key(0), x, threat=threat, gradient_fn=gradient_fn, optimizer=optimizer, num_steps=2, state=state).x
+    return poisoning.craft_poisons(
+        jax.random.key(0), x, threat=threat, gradient_fn=gradient_fn, optimizer=optimizer, num_steps=2, state=state
+    ).x
 
 
 def _method(x, y, params, number):
@@ -90,7 +92,7 @@ def _bullseye(x, y, params, number):
 
 
 def _lower(x, y, params, number):
-    return poisoning.lower_radius(
+    return poisoning.poison_certificates(
         jax.random.key(0), x, y, x[:4], y[:4], x[:2], y[:2], apply_fn=apply_fn, threat=Linf(number(0.1)), sigma=number(0.1), num_noise=2,
         init_fn=lambda key: {"w": jax.random.normal(key, (D, C), params["w"].dtype)}, num_epochs=2, num_clean=4, num_poison=2,
         training_loss=base.bind(training.gaussian, apply_fn=apply_fn, sigma=number(0.1)), learning_rate=number(0.1), damping=number(0.1),
@@ -113,7 +115,7 @@ def _influence(x, y, params, number):
 
 
 def _weighted(x, y, params, number):
-    problem = poisoning.weighted(lambda theta, x, y: jnp.square(x @ theta))
+    problem = poisoning.weighted_examples(lambda theta, x, y: jnp.square(x @ theta))
     return bilevel.unrolled(problem, _solver(problem, number), jnp.zeros(N, x.dtype), jnp.ones(D, x.dtype), (x, y, x, y)).grad
 
 

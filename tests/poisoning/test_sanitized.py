@@ -133,7 +133,7 @@ def test_the_influence_attack_moves_inside_the_feasible_set():
     bases = jnp.asarray(X[Y == 1][:10], jnp.float32)
     run = jax.jit(
         functools.partial(
-            poisoning.craft, jax.random.key(0), bases, threat=SETS[0], gradient_fn=gradient_fn, num_steps=40,
+            poisoning.craft_poisons, jax.random.key(0), bases, threat=SETS[0], gradient_fn=gradient_fn, num_steps=40,
             optimizer=optax.sgd(20.0), state=poisoning.Response(jnp.zeros(4), jnp.zeros(4)),
         )
     )  # fmt: skip

@@ -253,7 +253,7 @@ def test_attacks_reach_the_smoothed_model_with_fresh_and_with_kept_noise():
 
 def sampled(state=None, model_fn=MODEL, **changes):
     options = {"sigma": SIGMA, "num_selection": 10, "num_samples": 200, "num_step_samples": 20, "batch_size": 3, "chunk_size": 10}
-    return smoothing.sample(KEY, model_fn, np.asarray(X), **(options | changes), state=state)
+    return smoothing.vote_dataset(KEY, model_fn, np.asarray(X), **(options | changes), state=state)
 
 
 def test_sampling_does_not_depend_on_batch_mesh_or_where_it_was_cut():
@@ -314,7 +314,7 @@ def test_votes_of_another_plan_are_refused_by_name(name, whole):
     plan = {"sigma": SIGMA, "num_selection": 10, "num_samples": 200, "num_step_samples": 20, "batch_size": 3, "chunk_size": 10}
     plan |= {name: changes[name]} if name in changes else {}
     with pytest.raises(ValueError, match=rf"another {name}\b.*\. Pass what it was begun with"):
-        next(smoothing.sample(key, model_fn, x, **plan, state=whole))
+        next(smoothing.vote_dataset(key, model_fn, x, **plan, state=whole))
 
 
 def test_a_model_is_known_by_what_its_closures_hold(whole):
@@ -340,7 +340,7 @@ def test_a_finished_state_is_its_own_resumption_and_survives_a_copy_of_its_leave
 def test_nothing_in_is_nothing_out():
     run = jax.jit(smoothing.vote, static_argnames=("num_selection", "num_samples", "chunk_size"))
     votes = run(KEY, MODEL, X[:0], sigma=SIGMA, num_selection=10, num_samples=200, chunk_size=10)
-    (state,) = smoothing.sample(
+    (state,) = smoothing.vote_dataset(
         KEY, MODEL, np.asarray(X[:0]), sigma=SIGMA, num_samples=200, num_selection=10, num_step_samples=20, batch_size=3, chunk_size=10
     )
     for part in (*votes, *state):

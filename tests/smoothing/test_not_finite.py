@@ -99,16 +99,16 @@ def test_sampling_marks_broken_images_and_spends_no_more_votes_on_them():
     x = X.copy()
     x[2, 0] = 0.3  # it is broken in some samples only: the first look, without noise, sees nothing
     plan = PLAN | {"num_step_samples": 100, "batch_size": 3, "chunk_size": 50}
-    states = [jax.tree.map(np.copy, state) for state in smoothing.sample(KEY, model_fn, x, **plan)]
+    states = [jax.tree.map(np.copy, state) for state in smoothing.vote_dataset(KEY, model_fn, x, **plan)]
     last = states[-1]
     np.testing.assert_array_equal(smoothing.not_finite(last.selection), BROKEN)
     assert (last.estimation[BROKEN] == 0).all(), "broken in the first 100 samples"
     np.testing.assert_array_equal(smoothing.certify(*last, sigma=SIGMA).prediction, [1, -1, -1, 1, 0])
     for state in states[1::3]:  # cut anywhere
-        *_, resumed = smoothing.sample(KEY, model_fn, x, **plan, state=state)
+        *_, resumed = smoothing.vote_dataset(KEY, model_fn, x, **plan, state=state)
         jax.tree.map(np.testing.assert_array_equal, last, resumed)
     with pytest.raises(ValueError, match="logits are not finite"):
-        next(smoothing.sample(KEY, model_fn, X, **plan))
+        next(smoothing.vote_dataset(KEY, model_fn, X, **plan))
 
 
 def test_votes_broken_late_are_marked_in_the_middle_of_a_run():
@@ -116,7 +116,7 @@ def test_votes_broken_late_are_marked_in_the_middle_of_a_run():
     rare = jax.tree_util.Partial(lambda x: jnp.where(x[:, :1] < 0.2, jnp.nan, classes(3, x)))
     x = np.tile(np.array([[0.2 + 2.7 * SIGMA, 0.9]], np.float32), (8, 1))
     plan = {"sigma": SIGMA, "num_selection": 20, "num_samples": 400, "num_step_samples": 20, "batch_size": 8, "chunk_size": 20}
-    *_, state = smoothing.sample(KEY, rare, x, **plan)
+    *_, state = smoothing.vote_dataset(KEY, rare, x, **plan)
     late = smoothing.not_finite(state.estimation) & ~smoothing.not_finite(state.selection)
     assert late.any() and not late.all()
     certificate = smoothing.certify(*state, sigma=SIGMA, num_samples=400)
@@ -152,7 +152,7 @@ def test_a_class_masked_by_minus_infinity_has_no_votes_and_changes_none(num_clas
     np.testing.assert_array_equal(many.drawn, 100)
     np.testing.assert_allclose(few.low, many.low[:, :-1], atol=100)
     plan = {"num_selection": 50, "num_samples": 100, "num_step_samples": 50, "batch_size": 4, "chunk_size": 50}
-    *_, state = smoothing.sample(KEY, more, x, sigma=SIGMA, **plan)
+    *_, state = smoothing.vote_dataset(KEY, more, x, sigma=SIGMA, **plan)
     assert (state.estimation.sum(axis=1) == 100).all()
 
 

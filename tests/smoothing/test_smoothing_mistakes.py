@@ -36,7 +36,7 @@ def count(key=KEY, model_fn=MODEL, x=X, **changes):
 
 
 def sample(key=KEY, model_fn=MODEL, x=X, **changes):
-    return list(smoothing.sample(key, model_fn, np.asarray(x), **(CAST | changes)))
+    return list(smoothing.vote_dataset(key, model_fn, np.asarray(x), **(CAST | changes)))
 
 
 def halved(state):

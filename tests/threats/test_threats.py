@@ -438,8 +438,8 @@ def test_resized_balls_have_the_new_radius_and_the_largest_norm_is_that_of_the_f
     corner = np.maximum(_X, 1 - _X)
     for eps in _EPS.values():
         threat = _BALLS[kind](eps)
-        np.testing.assert_allclose(threat.largest_norm(_X), _size(kind, corner, eps)[0], rtol=1e-5)
-        smaller = threat.resized(jnp.array([0.1, 0.2, 0.3]))
+        np.testing.assert_allclose(threat.max_norm(_X), _size(kind, corner, eps)[0], rtol=1e-5)
+        smaller = threat.with_radius(jnp.array([0.1, 0.2, 0.3]))
         np.testing.assert_allclose(threat.norm(_project(smaller, _DELTA, _X)), [0.1, 0.2, 0.3], rtol=1e-5)
 
 

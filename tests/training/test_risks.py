@@ -191,7 +191,7 @@ def test_average_follows_the_ramped_decay():
 
 def test_statistics_are_those_of_training_passes():
     params, (x, _) = problem()[0], data("madry")
-    assert int(training.statistics(apply_fn, params, jnp.int32(0), x, batch_size=5)) == 3
+    assert int(training.batch_norm_statistics(apply_fn, params, jnp.int32(0), x, batch_size=5)) == 3
 
 
 def test_alignment_is_one_on_a_linear_loss_and_drops_flat_examples():

@@ -12,10 +12,10 @@ import scipy.stats
 from flax import linen, nnx
 from jax.tree_util import Partial
 
-from robustjax import arrays, attacks, base, losses, parallel, smoothing, training
+from robustjax import arrays, attacks, base, losses, parallel, prng, smoothing, training
 from robustjax.smoothing import counting
 from robustjax.threats import L2
-from robustjax.training.smooth_adv import craft_smoothed
+from robustjax.training import _smooth_adv
 
 B, D, C, S = 8, 6, 3, 4
 KEY = jax.random.key(0)
@@ -51,7 +51,7 @@ def by_hand(params, x):
 
 
 def copies(key, x=X, num_noise=S):
-    return counting.noisy(arrays.example_keys(key, B), x, SIGMA, num_noise)[0]
+    return counting.noisy(prng.example_keys(key, B), x, SIGMA, num_noise)[0]
 
 
 def cross_entropy(log_probs):
@@ -159,7 +159,7 @@ def test_smooth_mix():
     x_adv = jnp.clip(X + 0.3, max=1.0)
     bound = base.bind(training.smooth_mix, apply_fn=apply_fn, attack=base.bind(given, x_adv=x_adv), weight=5.0, **NOISE)
     (loss, (state, _)), grad = jax.value_and_grad(lambda p: bound(p, 0, KEY, X, Y), has_aux=True)(PARAMS)
-    share = np.array([jax.random.uniform(k, (), X.dtype, 0.0, 0.5) for k in arrays.example_keys(key_mix, B)], np.float64)[:, None]
+    share = np.array([jax.random.uniform(k, (), X.dtype, 0.0, 0.5) for k in prng.example_keys(key_mix, B)], np.float64)[:, None]
 
     def mixed(params):
         log_probs = by_hand(params, copies(key_noise))
@@ -181,7 +181,7 @@ def test_smooth_mix():
 
 def test_smooth_mix_runs_without_a_ball():
     free = base.bind(attacks.pgd, threat=L2(jnp.inf), step_size=0.5, num_steps=3, delta=0.0, keep_fn=attacks.keep_last)
-    x_adv = craft_smoothed(free, KEY, arrays.example_keys(KEY, B), apply_fn, PARAMS, 0, X, Y, "eval", SIGMA, S)
+    x_adv = _smooth_adv.craft_smoothed(free, KEY, prng.example_keys(KEY, B), apply_fn, PARAMS, 0, X, Y, "eval", SIGMA, S)
     size = arrays.norm(x_adv - X, 2)
     assert size.max() > 0.5 and x_adv.min() >= 0 and x_adv.max() <= 1
 
@@ -229,22 +229,22 @@ def test_smooth_adv_is_the_loss_at_the_attacked_inputs_under_the_noise_of_the_at
 
 
 def crafted(attack, keys=None, sigma=SIGMA, num_noise=S, **options):
-    keys = arrays.example_keys(jax.random.key(3), B) if keys is None else keys
-    return craft_smoothed(attack, KEY, keys, apply_fn, PARAMS, 0, X, Y, "eval", sigma, num_noise, **options)
+    keys = prng.example_keys(jax.random.key(3), B) if keys is None else keys
+    return _smooth_adv.craft_smoothed(attack, KEY, keys, apply_fn, PARAMS, 0, X, Y, "eval", sigma, num_noise, **options)
 
 
 def test_fresh_noise_gives_another_attack_than_kept_noise():
-    keys = arrays.example_keys(jax.random.key(3), B)
+    keys = prng.example_keys(jax.random.key(3), B)
     model_fn = training.classifier(apply_fn, PARAMS, 0)
     smoothed = smoothing.soft(model_fn, sigma=SIGMA, num_samples=S)
     kept = crafted(PGD)
     np.testing.assert_allclose(kept, PGD(KEY, smoothed.draw(keys), X, Y).x, atol=1e-6)
     assert np.abs(kept - PGD(KEY, smoothed, X, Y).x).max() > 1e-3
-    assert np.abs(kept - crafted(PGD, arrays.example_keys(jax.random.key(4), B))).max() > 1e-3
+    assert np.abs(kept - crafted(PGD, prng.example_keys(jax.random.key(4), B))).max() > 1e-3
 
 
 def test_what_is_attacked_is_the_log_of_the_mean_probability():
-    keys = arrays.example_keys(jax.random.key(3), B)
+    keys = prng.example_keys(jax.random.key(3), B)
     x_adv = crafted(PGD)
     assert L2(EPS).within(x_adv - X).all() and x_adv.min() >= 0 and x_adv.max() <= 1
     risk = lambda x: -np.log(np.exp(by_hand(PARAMS, counting.noisy(keys, x, SIGMA, S)[0])).mean(axis=1)[np.arange(B), Y])  # noqa: E731
@@ -270,8 +270,10 @@ def test_the_gradient_free_variant_attacks_a_model_without_gradients():
     x = 0.5 + 0.05 * jax.random.normal(jax.random.key(5), (B, D))
     y = ((x - 0.5) @ weight > 0).astype(int)
     attack = base.bind(PGD, threat=L2(EPS), num_steps=1, step_size=EPS, keep_fn=attacks.keep_last)
-    keys = arrays.example_keys(KEY, B)
-    run = jax.jit(lambda free: craft_smoothed(attack, KEY, keys, hard_fn, weight, None, x, y, "eval", SIGMA, 4000, free), static_argnums=0)
+    keys = prng.example_keys(KEY, B)
+    run = jax.jit(
+        lambda free: _smooth_adv.craft_smoothed(attack, KEY, keys, hard_fn, weight, None, x, y, "eval", SIGMA, 4000, free), static_argnums=0
+    )
     np.testing.assert_array_equal(run(False), x)
     moved = np.asarray(run(True) - x)
     expected = -np.where(np.asarray(y) == 1, 1, -1)[:, None] * np.asarray(weight / jnp.linalg.norm(weight))
@@ -284,9 +286,9 @@ def test_ddn_finds_the_distance_of_the_smoothed_boundary():
     linear_fn = lambda params, state, x, mode: (jnp.stack([jnp.zeros(len(x)), (x - 0.5) @ params], axis=1), state)  # noqa: E731
     x = 0.5 + 0.05 * jax.random.normal(jax.random.key(5), (B, D))
     y = ((x - 0.5) @ weight > 0).astype(int)
-    keys = arrays.example_keys(KEY, B)
+    keys = prng.example_keys(KEY, B)
     ddn = base.bind(attacks.ddn, threat=L2(EPS), num_steps=60, init_eps=0.1)
-    x_adv = jax.jit(lambda x: craft_smoothed(ddn, KEY, keys, linear_fn, weight, None, x, y, "eval", SIGMA, 64))(x)
+    x_adv = jax.jit(lambda x: _smooth_adv.craft_smoothed(ddn, KEY, keys, linear_fn, weight, None, x, y, "eval", SIGMA, 64))(x)
     smoothed = smoothing.soft(Partial(lambda w, x: linear_fn(w, None, x, "eval")[0], weight), sigma=SIGMA, num_samples=64).draw(keys)
     assert (smoothed(x_adv).argmax(axis=1) != smoothed(x).argmax(axis=1))[smoothed(x).argmax(axis=1) == y].all()
     margin = np.abs(losses.margin(smoothed(x_adv), y))
@@ -297,12 +299,12 @@ def test_ddn_is_shortened_to_eps_which_warm_up_scales():
     weight = jnp.array([1.0, -1.0, 0.5, 0.0, 2.0, -0.5])
     linear_fn = lambda params, state, x, mode: (jnp.stack([jnp.zeros(len(x)), (x - 0.5) @ params], axis=1), state)  # noqa: E731
     x = 0.5 + 0.3 * jnp.tile(jnp.sign(weight), (B, 1))
-    y, keys = jnp.ones(B, int), arrays.example_keys(KEY, B)
+    y, keys = jnp.ones(B, int), prng.example_keys(KEY, B)
 
     @jax.jit
     def size(eps):
         ddn = base.bind(attacks.ddn, threat=L2(eps), num_steps=60, init_eps=0.1)
-        return jnp.linalg.norm(craft_smoothed(ddn, KEY, keys, linear_fn, weight, None, x, y, "eval", SIGMA, 64) - x, axis=1)
+        return jnp.linalg.norm(_smooth_adv.craft_smoothed(ddn, KEY, keys, linear_fn, weight, None, x, y, "eval", SIGMA, 64) - x, axis=1)
 
     whole = size(10.0)
     assert float(whole.min()) > 0.3  # the boundary is farther than both eps
@@ -435,7 +437,7 @@ def test_votes_of_nnx_and_linen_models_are_those_of_their_weights():
     ]
     np.testing.assert_array_equal(votes[0], votes[2])
     np.testing.assert_array_equal(votes[1], votes[2])
-    *_, state = smoothing.sample(
+    *_, state = smoothing.vote_dataset(
         KEY, module, np.asarray(X), sigma=SIGMA, num_selection=8, num_samples=32, num_step_samples=16, batch_size=4, chunk_size=8
     )
     assert (state.estimation.sum(axis=1) == 32).all()

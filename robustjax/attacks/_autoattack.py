@@ -1,0 +1,92 @@
+"""AutoAttack: a parameter-free ensemble of APGD, FAB and Square (Croce & Hein, 2020)."""
+
+from robustjax import base, losses, threats
+from robustjax.attacks import _apgd, _fab, _square, combinators, objective
+from robustjax.base import Array, Attack, AttackResult, Key, ModelFn
+
+VERSIONS = ("standard", "plus", "rand")
+
+
+def autoattack(
+    key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat, version: str = "standard", loop_fn=None, **budget
+) -> AttackResult:
+    """The worst case over the attacks of `ensemble`, all of them run on every example.
+
+    `robustjax.evaluate` runs the same ensemble on survivors only, which is what it costs in the paper.
+
+    Args:
+      key, model_fn, x, y: as for `pgd`.
+      threat, version, loop_fn, **budget: as for `ensemble`.
+
+    Guarantee:
+      feasibility only: the result lies in the threat; not optimality.
+    Source: as for `ensemble`.
+    """
+    return _combination(threat=threat, version=version, loop_fn=loop_fn, **budget)(key, model_fn, x, y)
+
+
+def ensemble(
+    threat,
+    version: str = "standard",
+    *,
+    num_steps: int = 100,
+    num_targets: int = 9,
+    num_queries: int = 5000,
+    num_restarts: int | None = None,
+    loop_fn=None,
+) -> dict[str, Attack]:
+    """The attacks of AutoAttack by name, in their order.
+
+    Args:
+      threat: `Linf`, `L2` or `L1`.
+      version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus" (APGD-CE, APGD-DLR, FAB, Square, APGD-T, FAB-T), or "rand" for
+        randomised models (APGD-CE, APGD-DLR; the model given as `eot(model_fn, num_samples=20)`).
+      num_steps: of APGD and FAB.
+      num_targets: of the T-variants.
+      num_queries: of Square.
+      num_restarts: of APGD and of FAB; None takes the paper's: 5 in "plus" and for l1, else 1.
+      loop_fn: how every attack loops; None is each one's default.
+
+    Raises:
+      ValueError: an unknown version.
+
+    Source: Croce & Hein, ICML 2020, arXiv:2003.01690, and ICML 2021, arXiv:2103.01208, for l1.
+    """
+    objective.check_threat(threat)
+    if version not in VERSIONS:
+        raise ValueError(f"unknown version {version!r} of AutoAttack; choose one of {VERSIONS}.")
+    loop = {} if loop_fn is None else {"loop_fn": loop_fn}
+    is_l1 = isinstance(threat, threats.L1)
+    if num_restarts is None:
+        num_restarts = 5 if version == "plus" or is_l1 else 1
+
+    def often(attack):
+        return attack if num_restarts == 1 else combinators.restarts(attack, num_restarts)
+
+    apgd_ce = base.bind(_apgd.apgd, threat=threat, num_steps=num_steps, **loop)
+    apgd_dlr = base.bind(apgd_ce, loss_fn=losses.dlr)
+    targets = min(num_targets, 5) if is_l1 else num_targets
+    apgd_t = combinators.over_targets(apgd_ce, targets)
+    from_x = base.bind(_fab.fab, threat=threat, num_steps=num_steps, **loop)
+    fab_t = combinators.over_targets(from_x, targets)
+    squares = base.bind(_square.square, threat=threat, num_queries=num_queries, **loop)
+    if version == "rand":
+        return {"apgd-ce": often(apgd_ce), "apgd-dlr": often(apgd_dlr)}
+    if version == "standard":
+        return {"apgd-ce": often(apgd_ce), "apgd-t": apgd_t, "fab-t": fab_t, "square": squares}
+    random_fab = combinators.worst_case(from_x, often(base.bind(from_x, delta=None)))
+    return {
+        "apgd-ce": often(apgd_ce),
+        "apgd-dlr": often(apgd_dlr),
+        "fab": random_fab,
+        "square": squares,
+        "apgd-t": apgd_t,
+        "fab-t": fab_t,
+    }
+
+
+def _combination(*, threat, version="standard", loop_fn=None, **budget):
+    return combinators.worst_case(*ensemble(threat, version, loop_fn=loop_fn, **budget).values())
+
+
+combinators.expands_to(autoattack, _combination)

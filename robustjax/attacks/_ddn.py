@@ -1,0 +1,66 @@
+"""Decoupling direction and norm: a gradient step, then a sphere that shrinks or grows (Rony et al., 2019)."""
+
+import jax
+import jax.numpy as jnp
+
+from robustjax import arrays, base, checks, loops, losses, prng, threats
+from robustjax.attacks import objective, schedules
+from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
+
+
+def ddn(
+    key: Key,
+    model_fn: ModelFn,
+    x: Array,
+    y: Array,
+    *,
+    threat,
+    num_steps: int,
+    init_eps=1.0,
+    gamma=0.05,
+    loss_fn: LossFn = losses.cross_entropy,
+    success_fn: SuccessFn = losses.misclassified,
+    loop_fn=loops.scan,
+) -> AttackResult:
+    """Minimum-norm l2 attack: ascend the loss, then rescale delta to a radius that falls by gamma where fooled and rises elsewhere.
+
+    Args:
+      key, model_fn, x, y, loss_fn, success_fn, loop_fn: as for `pgd`.
+      threat: an `L2`; its eps decides success.
+      num_steps: 100 is usual; one forward and one backward pass each.
+      init_eps: the first radius.
+      gamma: relative change of the radius per step.
+
+    Returns:
+      The smallest perturbation that fooled the model; loss = -norm.
+
+    Guarantee:
+      feasibility only: the result lies in the box; not optimality.
+    Source: Rony et al., CVPR 2019, Algorithm 1, arXiv:1811.09600. Differs: no quantisation to 256 levels.
+    """
+    objective.check(model_fn, x, y, threat, num_steps=num_steps)
+    checks.positive(init_eps=init_eps, gamma=gamma)
+    objective.require_threat(threat, (threats.L2,), "ddn")
+    keys = objective.streams(key, x)
+    problem = objective.Problem(threat, loss_fn, success_fn)
+    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, gamma=gamma, problem=problem)
+    zeros = jnp.zeros_like(x)
+    eps = jnp.zeros(x.shape[0], x.dtype) + init_eps
+    delta, _, found = loop_fn(step, (zeros, eps, objective.unsuccessful(zeros, x)), num_steps)
+    last = objective.evaluate(objective.step_model(model_fn, keys.model, num_steps), x, y, delta, problem)
+    return objective.minimum_norm_result(x, objective.keep_best(found, objective.as_minimum_norm(last, threat)), threat)
+
+
+def _step(i, carry, *, model_fn, x, y, keys, num_steps, gamma, problem):
+    delta, eps, found = carry
+    threat = problem.threat
+    candidate, grad = objective.ascend(objective.step_model(model_fn, keys.model, i), x, y, delta, problem)
+    found = objective.keep_best(found, objective.as_minimum_norm(candidate, threat))
+    noise = prng.sample(jax.random.normal, prng.fold_in(keys.own, i), x)
+    flat_spot = arrays.per_example(threat.dual_norm(grad) == 0, x)
+    direction = threat.steepest(jnp.where(flat_spot, noise, grad), x, delta)
+    delta = delta + schedules.cosine(i, num_steps, 1.0, 0.01) * direction
+    eps = jnp.minimum(eps * jnp.where(candidate.success, 1.0 - gamma, 1.0 + gamma), threat.max_norm(x))
+    scale = arrays.ratio(eps, threat.norm(delta))
+    low, high = threat.delta_bounds(x)
+    return jnp.clip(delta * arrays.per_example(scale, x), min=low, max=high), eps, found

@@ -1,0 +1,82 @@
+"""DeepFool: straight to the nearest linearised boundary, again and again (Moosavi-Dezfooli et al., 2016)."""
+
+import jax.numpy as jnp
+
+from robustjax import arrays, base, loops, losses, threats
+from robustjax.attacks import boundary, objective
+from robustjax.base import Array, AttackResult, Key, ModelFn, SuccessFn
+
+
+def deepfool(
+    key: Key,
+    model_fn: ModelFn,
+    x: Array,
+    y: Array,
+    *,
+    threat,
+    num_steps: int,
+    num_candidates: int = 10,
+    overshoot=0.02,
+    boundary_fn=losses.differences,
+    success_fn: SuccessFn = losses.misclassified,
+    loop_fn=loops.scan,
+) -> AttackResult:
+    """Minimum-norm attack: delta <- delta + (distance + 1e-4) * steepest(gradient of the nearest boundary).
+
+    Args:
+      key, model_fn, x, y, success_fn, loop_fn: as for `pgd`.
+      threat: `L2` or `Linf` (`L1` moves one coordinate at a time); its eps decides success.
+      num_steps: 50 is usual; one step costs one forward pass and num_candidates backward passes.
+      num_candidates: the classes of largest logits at x that are considered.
+      overshoot: the point tested is x + (1 + overshoot) * delta.
+      boundary_fn: as for `fab`.
+
+    Returns:
+      The first perturbation that fooled the model; loss = -norm.
+
+    Guarantee:
+      feasibility only: the result lies in the box; not optimality.
+    Source: Moosavi-Dezfooli et al., CVPR 2016, Algorithm 2, arXiv:1511.04599. Differs: boundaries of the label, not of the
+      prediction; the tested point is clipped to the box.
+    """
+    objective.check(model_fn, x, y, threat, num_steps=num_steps, num_candidates=num_candidates)
+    objective.require_threat(threat, (threats.L2, threats.Linf, threats.L1), "deepfool")
+    keys = objective.streams(key, x).model
+    initial = boundary_fn(objective.step_model(model_fn, keys, num_steps)(x), y)
+    candidates = boundary.likeliest(initial, num_candidates)
+    problem = objective.Problem(threat, losses.never, success_fn)
+    step = base.bind(
+        _step, model_fn=model_fn, x=x, y=y, keys=keys, candidates=candidates, boundary_fn=boundary_fn, overshoot=overshoot, problem=problem
+    )
+    zeros = jnp.zeros_like(x)
+    walk, found = loop_fn(step, (zeros, objective.unsuccessful(zeros, x)), num_steps, _is_fooled)
+    last = _test(objective.step_model(model_fn, keys, num_steps), x, y, walk, overshoot, problem)
+    return objective.minimum_norm_result(x, objective.keep_best(found, last), threat)
+
+
+def _is_fooled(carry):
+    return objective.has_fooled(carry[1])
+
+
+def _test(model_fn, x, y, walk, overshoot, problem):
+    threat = problem.threat
+    low, high = threat.delta_bounds(x)
+    delta = jnp.clip((1.0 + overshoot) * walk, min=low, max=high)
+    return objective.as_minimum_norm(objective.evaluate(model_fn, x, y, delta, problem), threat)
+
+
+def _step(i, carry, *, model_fn, x, y, keys, candidates, boundary_fn, overshoot, problem):
+    walk, found = carry
+    threat = problem.threat
+    low, high = threat.delta_bounds(x)
+    model_fn = objective.step_model(model_fn, keys, i)
+    candidate = _test(model_fn, x, y, walk, overshoot, problem)
+    found = objective.keep_best(found, candidate)
+    _, normal, distance, known = boundary.linearize(
+        model_fn, x, y, jnp.clip((1.0 + overshoot) * walk, min=low, max=high),
+        threat=threat, boundary_fn=boundary_fn, candidates=candidates,
+    )  # fmt: skip
+    moved = walk + arrays.per_example(distance + 1e-4, x) * threat.steepest(normal, x, walk)
+    moved = jnp.clip(moved, min=low / (1.0 + overshoot), max=high / (1.0 + overshoot))  # as the point that is tested
+    found = found._replace(known=found.known & known)
+    return arrays.where_example(objective.has_fooled(found), walk, moved), found

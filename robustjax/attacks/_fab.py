@@ -1,0 +1,92 @@
+"""Fast adaptive boundary attack: steps between the linearised boundary and the original point (Croce & Hein, 2020)."""
+
+import jax.numpy as jnp
+
+from robustjax import arrays, base, checks, loops, losses, threats
+from robustjax.attacks import boundary, objective
+from robustjax.base import Array, AttackResult, Delta, Key, ModelFn, SuccessFn
+
+
+def fab(
+    key: Key,
+    model_fn: ModelFn,
+    x: Array,
+    y: Array,
+    *,
+    threat,
+    num_steps: int,
+    num_candidates: int | None = None,
+    boundary_fn=losses.differences,
+    success_fn: SuccessFn = losses.misclassified,
+    delta: Delta | None = 0.0,
+    max_bias=0.1,
+    overshoot=1.05,
+    backward=0.9,
+    loop_fn=loops.scan,
+) -> AttackResult:
+    """Minimum-norm attack by projections on the nearest linearised boundary, biased toward the original point.
+
+    Each step projects both the iterate and x on the linearised boundary within the box, exactly in the threat's norm, and moves to
+    a mixture of the two; where it has fooled the model it then steps back toward x.
+
+    Args:
+      key, model_fn, x, y: as for `pgd`.
+      threat: `Linf`, `L2` or `L1`; its eps decides success, inf for curves.
+      num_steps: 100 is the paper's; one step costs two forward passes and one backward pass per boundary.
+      num_candidates: the classes of largest logits at x that are considered, None for all others. Time and memory are those of that many
+        gradients: choose some 10 where classes are many.
+      boundary_fn: (logits, y) -> [B, K], the boundaries to cross: all other classes (one gradient each), for FAB-T
+        `base.bind(losses.target_difference, target=...)`, or `attacks.over_targets`.
+      success_fn: what counts as fooled.
+      delta: start; None for a random one (restarts), 0. for x.
+      max_bias: largest weight of the projection of x (alpha_max).
+      overshoot: extrapolation beyond the boundary (eta).
+      backward: the step back after success (beta).
+      loop_fn: see `loops`.
+
+    Returns:
+      The smallest perturbation that fooled the model; loss = -norm.
+
+    Guarantee:
+      feasibility only: the result lies in the box; not optimality.
+    Source: Croce & Hein, ICML 2020, Algorithm 1, arXiv:1907.02044. Differs: without the final search on the boundary, as in
+      AutoAttack.
+    """
+    objective.check(model_fn, x, y, threat, num_steps=num_steps, num_candidates=1 if num_candidates is None else num_candidates)
+    checks.positive(overshoot=overshoot)
+    objective.require_threat(threat, (threats.Linf, threats.L2, threats.L1), "fab", latent=False)
+    keys = objective.streams(key, x)
+    delta = objective.start(threat.with_radius(0.5 * jnp.minimum(threat.radius(), threat.max_norm(x))), keys.start, x, delta)
+    problem = objective.Problem(threat, losses.never, success_fn)
+    clean = objective.step_model(model_fn, keys.model, num_steps)(x)
+    step = base.bind(
+        _step, model_fn=model_fn, x=x, y=y, keys=keys.model, boundary_fn=boundary_fn,
+        candidates=boundary.likeliest(boundary_fn(clean, y), num_candidates),
+        max_bias=max_bias, overshoot=overshoot, backward=backward, problem=problem,
+    )  # fmt: skip
+    first = objective.evaluate(lambda _: clean, x, y, jnp.zeros_like(x), problem)
+    found = first._replace(loss=jnp.where(first.success, 0.0, -jnp.inf).astype(x.dtype))
+    _, found = loop_fn(step, (delta, found), num_steps, _is_at_origin)
+    return objective.minimum_norm_result(x, found, threat)
+
+
+def _is_at_origin(carry):
+    return carry[1].loss == 0.0  # misclassified as it is: nothing smaller can be found
+
+
+def _step(i, carry, *, model_fn, x, y, keys, boundary_fn, candidates, max_bias, overshoot, backward, problem):
+    delta, found = carry
+    threat = problem.threat
+    model_fn = objective.step_model(model_fn, keys, i)
+    value, normal, _, known = boundary.linearize(model_fn, x, y, delta, threat=threat, boundary_fn=boundary_fn, candidates=candidates)
+    from_iterate = threat.hyperplane(threat.apply(x, delta), normal, -value)
+    from_origin = threat.hyperplane(x, normal, arrays.sum_examples(normal * delta) - value)
+    near, far = threat.norm(from_iterate), threat.norm(from_origin)
+    bias = arrays.per_example(jnp.minimum(arrays.ratio(near, near + far), max_bias), x)
+    delta = (1.0 - bias) * (delta + overshoot * from_iterate) + bias * overshoot * from_origin
+    low, high = threat.delta_bounds(x)
+    delta = jnp.clip(delta, min=low, max=high)
+    candidate = objective.evaluate(model_fn, x, y, delta, problem)
+    candidate = candidate._replace(known=candidate.known & known)
+    back = jnp.where(arrays.per_example(candidate.success, x), backward * delta, delta)
+    return back, objective.keep_best(found, objective.as_minimum_norm(candidate, threat))
