@@ -15,6 +15,7 @@ import numpy as np
 from robustjax.configured import Configured, bind, node, static
 
 __all__ = [
+    "ApplyFn",
     "Array",
     "Attack",
     "AttackResult",
@@ -25,10 +26,15 @@ __all__ = [
     "Held",
     "HyperGradient",
     "Key",
+    "LoopFn",
     "LossFn",
     "ModelFn",
+    "NoiseFn",
+    "Numeric",
+    "SolveFn",
     "SuccessFn",
     "Threat",
+    "TransformFn",
     "bind",
     "draw",
     "node",
@@ -41,6 +47,12 @@ Delta = Any  # a pytree of arrays that lead with B
 ModelFn = Callable[[Array], Array]  # x [B, ...] -> logits [B, C]
 LossFn = Callable[[Array, Array], Array]  # (logits [B, C], y [B] or [B, C]) -> [B]; larger = worse for the model
 SuccessFn = Callable[[Array, Array], Array]  # (logits, y) -> [B] bool
+TransformFn = Callable[[Key, Array], Array]  # (key, x [...]) -> x of one example: augmentation, corruption, noise with its sigma bound
+NoiseFn = Callable[[Key, Array, Any], Array]  # (key, x [...], sigma) -> noisy x of one example: see `smoothing.noise`
+LoopFn = Callable[..., Any]  # (step, carry, num_steps, done_fn) -> carry: see `loops`
+ApplyFn = Callable[..., tuple[Array, Any]]  # (params, model_state, x, mode) -> (logits, model_state): see `training`
+SolveFn = Callable[..., Any]  # (phi, theta0, batch) -> theta: see `bilevel`
+Numeric = float | Array | np.ndarray  # a number, which may be traced, or one per example [B]
 
 
 @runtime_checkable
