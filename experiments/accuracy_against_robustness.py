@@ -97,7 +97,7 @@ def _architectures(settings):
             model_fn = _train(make(nnx.Rngs(settings.seed)), dataset, settings)
             found = jax.jit(closest)(jax.random.key(settings.seed), model_fn, x[:num_images], y[:num_images])
             accuracy.append(float(jnp.mean(jax.jit(model_fn)(x).argmax(axis=1) == y)))
-            margin.append(float(np.median(-np.asarray(found.loss))))
+            margin.append(float(np.median(np.asarray(found.info.norm))))
             labels.append(label)
             bar.advance(task)
     front = evaluate.pareto_front(accuracy, margin)

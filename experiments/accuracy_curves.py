@@ -23,7 +23,7 @@ def run(settings: experiment.Settings) -> report.Section:
         curve_fn = _pgd_curve(threat, settings.quick)
         closest = base.bind(attacks.fmn, threat=threat(jnp.inf), num_steps=20 if settings.quick else 200)
         for color, (name, model_fn) in zip(("C3", "C0"), models.items(), strict=True):
-            norms = -np.asarray(jax.jit(closest)(key, model_fn, x, y).loss)
+            norms = np.asarray(jax.jit(closest)(key, model_fn, x, y).info.norm)
             fine = np.linspace(0.0, largest, 200)
             axis.plot(fine, evaluate.accuracy_curve(norms, fine), color=color, label=f"{name}, FMN")
             axis.plot(grid, curve_fn(grid, key, model_fn, x, y), "o", color=color, ms=4, label=f"{name}, PGD")

@@ -18,7 +18,7 @@ def run(settings: experiment.Settings) -> report.Section:
     rows = []
     for axis, (norm, suite) in zip(axes, _suites(settings.quick).items(), strict=True):
         for color, (name, model_fn) in zip(("C3", "C0"), models.items(), strict=True):
-            each = {attack: -np.asarray(jax.jit(bound)(key, model_fn, x, y).loss) for attack, bound in suite.items()}
+            each = {attack: np.asarray(jax.jit(bound)(key, model_fn, x, y).info.norm) for attack, bound in suite.items()}
             smallest = np.min(list(each.values()), axis=0)
             correct = smallest > 0
             axis.hist(smallest[correct & np.isfinite(smallest)], bins=25, alpha=0.6, color=color, label=name)

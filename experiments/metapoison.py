@@ -50,7 +50,7 @@ class Size(NamedTuple):
     @property
     def threat(self):
         """What may be done to an image."""
-        return Recolor(self.eps, np.zeros(_GRID)) if self.is_colour else Linf(self.eps)
+        return Recolor(self.eps, _GRID) if self.is_colour else Linf(self.eps)
 
     @property
     def limit(self) -> str:

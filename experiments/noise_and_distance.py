@@ -33,7 +33,7 @@ def run(settings: experiment.Settings) -> report.Section:
         predicted = -np.asarray(SIGMAS)[:, None] * scipy.stats.norm.ppf(np.where(informative, rates, 0.5))
 
         def distances(images, labels, model_fn=model_fn):
-            return -np.asarray(closest(key_attack, model_fn, images, labels).loss)
+            return np.asarray(closest(key_attack, model_fn, images, labels).info.norm)
 
         from_image = np.broadcast_to(distances(x, y), predicted.shape)
         noisy = [distances((x[None] + sigma * noise).reshape(-1, *x.shape[1:]), np.tile(y, num_draws)) for sigma in SIGMAS]

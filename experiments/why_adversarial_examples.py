@@ -43,7 +43,7 @@ def run(settings: experiment.Settings) -> report.Section:
         axes[1].annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "#444"})
         axes[1].plot(*start, "o", color=f"C{label}", ms=5)
         axes[1].plot(*end, "x", color="black", ms=5)
-    distance = -np.asarray(result.loss)
+    distance = np.asarray(result.info.norm)
     caption = (
         f"Every class lies apart, and still every point is at most a step from a boundary: {NUM_SHOWN} points and the smallest "
         f"perturbation found by FMN (l2), median length {np.median(distance):.3f} where the classes' centres are .5 apart."

@@ -10,14 +10,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from robustjax.configured import Configured, bind, node, static
+from robustjax.configured import Configured, bind, node, static, static_field, unwrap, wrap
 
 __all__ = [
+    "NORM_THREAT",
     "ApplyFn",
     "Array",
     "Attack",
+    "AttackInfo",
     "AttackResult",
     "Bilevel",
     "Certificate",
@@ -30,6 +33,7 @@ __all__ = [
     "LossFn",
     "ModelFn",
     "NoiseFn",
+    "NormThreat",
     "Numeric",
     "SolveFn",
     "SuccessFn",
@@ -39,6 +43,8 @@ __all__ = [
     "draw",
     "node",
     "static",
+    "static_field",
+    "straight_through",
 ]
 
 Array = jax.Array
@@ -76,13 +82,70 @@ class Threat(Protocol):
         """The perturbed input."""
 
 
+@runtime_checkable
+class NormThreat(Threat, Protocol):
+    """A threat that is a ball of some norm, cut by a box of valid inputs: what attacks for a smallest norm, and bounds, ask for besides.
+
+    Norms are those of delta / eps where eps is per coordinate, and then the radius is 1.
+    """
+
+    def radius(self) -> Array:
+        """The largest norm allowed, a scalar or [B]."""
+
+    def finite_radius(self, x: Array) -> Array:
+        """A length for steps and starts [B]: the radius, or what the box allows where that is infinite."""
+
+    def with_radius(self, radius: Array) -> "NormThreat":
+        """The same threat of another radius [B]."""
+
+    def norm(self, delta: Delta) -> Array:
+        """The norm of each perturbation [B]."""
+
+    def dual_norm(self, grad: Delta) -> Array:
+        """The largest <grad, delta> over perturbations of norm 1, without a box [B]."""
+
+    def within(self, delta: Delta) -> Array:
+        """Whether the norm is at most the radius [B]."""
+
+    def delta_bounds(self, x: Array) -> tuple[Array, Array]:
+        """The least and the greatest perturbation of every coordinate that box and mask allow."""
+
+    def max_norm(self, x: Array) -> Array:
+        """The norm of the largest perturbation that the box allows [B]."""
+
+    def support(self, normal: Array, x: Array) -> Array:
+        """The maximum of <normal, delta> over ball and box [B]."""
+
+    def hyperplane(self, x: Array, normal: Array, offset: Array) -> Delta:
+        """The smallest delta in the box with <normal, delta> = offset."""
+
+    def to_unit(self, delta: Delta) -> Delta:
+        """delta in the unit that the norm measures."""
+
+    def from_unit(self, unit: Delta) -> Delta:
+        """Its inverse."""
+
+
+NORM_THREAT = tuple(name for name, value in vars(NormThreat).items() if callable(value) and not name.startswith("_"))
+
+
+class AttackInfo(NamedTuple):
+    """What an attack has to say besides its result; None where it has nothing to say."""
+
+    norm: Array | None = (
+        None  # [B] of the smallest delta that fooled the model; inf: none did, NaN: gradients were not finite
+    )
+    num_queries: Array | None = None  # [B] int, outputs that a black-box attack asked for until it succeeded
+
+
 class AttackResult(NamedTuple):
     """What every attack returns."""
 
     x: Array  # [B, ...] perturbed inputs, inside the threat
-    delta: Delta  # their perturbations: x = threat.apply(x_clean, delta)
+    delta: Delta  # their perturbations: x = threat.apply(x_clean, delta); leaves [1, ...] where the batch shares one
     loss: Array  # [B] loss_fn at x; minimum-norm attacks: -norm where fooled, -inf elsewhere
     success: Array  # [B] bool, success_fn at x; minimum-norm attacks: and norm <= threat.eps
+    info: AttackInfo = AttackInfo()
 
 
 Attack = Callable[[Key, ModelFn, Array, Array], AttackResult]  # hyper-parameters bound by `bind`
@@ -182,3 +245,49 @@ def _replaced(tree, root, change):
 
 def _fold_in(keys, number):
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def straight_through(forward_fn: Callable, backward_fn: Callable) -> Configured:
+    """A function with the value of one and the derivative of another, in both modes: the primitive of BPDA.
+
+    A defense that is not differentiable, or whose gradient misleads, gets the derivative of what it resembles, such as the identity.
+
+    Args:
+      forward_fn: (*args) -> arrays; never differentiated.
+      backward_fn: (*args) -> arrays of the same shapes; a callable pytree is differentiated in its own parameters too.
+
+    Returns:
+      A callable pytree.
+
+    Raises:
+      ValueError: when called, if shapes differ.
+
+    Example:
+      >>> rounded = straight_through(jnp.round, lambda x: x)
+      >>> float(rounded(0.7)), float(jax.grad(rounded)(0.7))
+      (1.0, 1.0)
+
+    Source: Athalye et al., ICML 2018, section 4.1.1, arXiv:1802.00420; Bengio et al., 2013, arXiv:1308.3432.
+    """
+    return bind(_straight_through, forward_fn=forward_fn, backward_fn=backward_fn)
+
+
+def _straight_through(*args, forward_fn, backward_fn):
+    shapes, expected = (jax.eval_shape(function, *args) for function in (backward_fn, forward_fn))
+    if jax.tree.map(jnp.shape, shapes) != jax.tree.map(jnp.shape, expected):
+        raise ValueError(f"expected backward_fn to return the shapes of forward_fn, {expected}, got {shapes}.")
+    # What they close over as pytrees are arguments: custom_jvp takes no derivative in anything else.
+    return _value_of_first((wrap(forward_fn), wrap(backward_fn)), jax.tree.map(jnp.asarray, args))
+
+
+@jax.custom_jvp
+def _value_of_first(functions, args):
+    return unwrap(functions[0])(*args)
+
+
+@_value_of_first.defjvp
+def _derivative_of_second(primals, tangents):
+    (functions, args), (d_functions, d_args) = primals, tangents
+    value = unwrap(functions[0])(*args)
+    _, slope = jax.jvp(lambda backward_fn, args: unwrap(backward_fn)(*args), (functions[1], args), (d_functions[1], d_args))
+    return value, jax.tree.map(lambda v, s: jnp.asarray(s, v.dtype), value, slope)

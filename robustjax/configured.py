@@ -13,31 +13,47 @@ import jax
 import numpy as np
 
 _T = TypeVar("_T")
+_STATIC = "robustjax_static"  # in the metadata of a dataclass's field
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def node(cls: type[_T]) -> type[_T]:
-    """A frozen dataclass registered as a pytree, every field a child.
+    """A frozen dataclass registered as a pytree, every field a child but those marked by `static_field`.
 
     In jax 0.10 to 0.12 the structures of two classes that went through `jax.tree_util.register_dataclass` (as flax.struct's do)
     compare equal if their fields do, so that a jit cache may take `Linf` for `L2`; custom nodes compare their types.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
-    names = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    names = tuple(field.name for field in fields if not field.metadata.get(_STATIC))
+    static_names = tuple(field.name for field in fields if field.metadata.get(_STATIC))
+
+    def static_values(value):
+        return tuple(getattr(value, name) for name in static_names)
+
+    def flatten(value):
+        return [getattr(value, name) for name in names], static_values(value)
 
     def flatten_with_keys(value):
-        return [(jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in names], None
+        return [(jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in names], static_values(value)
 
-    def unflatten(_, children):
+    def unflatten(values, children):
         value = object.__new__(cls)  # no __post_init__: children may be tracers, axes or placeholders
-        for name, child in zip(names, children, strict=True):
+        for name, child in zip((*names, *static_names), (*children, *values), strict=True):
             object.__setattr__(value, name, child)
         return value
 
-    jax.tree_util.register_pytree_with_keys(
-        cls, flatten_with_keys, unflatten, lambda value: ([getattr(value, name) for name in names], None)
-    )
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
+
+
+def static_field(**options: Any) -> Any:
+    """A field of a `node` that is part of its structure, such as a size: another value compiles again. It must be hashable.
+
+    Args:
+      **options: of `dataclasses.field`, such as `default`.
+    """
+    return dataclasses.field(metadata={_STATIC: True}, **options)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -72,7 +88,7 @@ class Configured:
     @property
     def function(self) -> Callable:
         """What is called."""
-        return _unwrap(self._function)
+        return unwrap(self._function)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value that an argument is bound to, or `default` if it is not bound."""
@@ -121,7 +137,7 @@ class Configured:
         return f"bind({getattr(self.function, '__name__', self.function)}, {self._values()})"
 
     def _values(self) -> dict[str, Any]:
-        return _unwrap(self._options)
+        return unwrap(self._options)
 
     def tree_flatten(self):
         return (self._function, self._options), None
@@ -195,6 +211,7 @@ def wrap(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf if is_number(leaf) else Static(leaf), tree)
 
 
-def _unwrap(tree):
+def unwrap(tree: Any) -> Any:
+    """The inverse of `wrap`."""
     whole = lambda node: isinstance(node, Static | Configured)  # noqa: E731  (a configured value unwraps its own)
     return jax.tree.map(lambda node: node.value if isinstance(node, Static) else node, tree, is_leaf=whole)

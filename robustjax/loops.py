@@ -89,7 +89,13 @@ def _compiled_step(step, done_fn, i, carry):
 
 
 def _frozen(step, done_fn, i, carry):
-    return arrays.where_example(done_fn(carry), carry, _of_same_types(step)(i, carry))
+    done = done_fn(carry)
+
+    def frozen(old, new):
+        own = done if old.shape[:1] == done.shape else done.all(keepdims=True)  # what a batch shares waits for all of them
+        return arrays.where_example(own, old, new)
+
+    return jax.tree.map(frozen, carry, _of_same_types(step)(i, carry))
 
 
 def _of_same_types(step):

@@ -1,12 +1,14 @@
 """Several devices: a mesh with one axis of data, inputs sharded over it, models replicated. The rest is `jit`."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from robustjax.base import Array
+from robustjax.base import Array, ModelFn
 
 
 def data_mesh(num_devices: int | None = None) -> Mesh:
@@ -62,7 +64,7 @@ def gather(tree, mesh: Mesh):
     return jax.tree.map(np.asarray, _replicated(mesh)(tree))
 
 
-def pad_to(x: Array, num_rows: int):
+def pad_to(x: Array | np.ndarray, num_rows: int):
     """x [B, ...] with its last row repeated up to `num_rows`; numpy in, numpy out.
 
     Raises:
@@ -72,6 +74,40 @@ def pad_to(x: Array, num_rows: int):
         raise ValueError(f"cannot pad {x.shape[0]} rows to {num_rows}: expected between 1 and {num_rows} rows.")
     rows = np.minimum(np.arange(num_rows), x.shape[0] - 1)
     return x[rows]
+
+
+class RowRunner:
+    """Runs a function on chosen rows of a data set: gathers them, pads and shards the batch, and cuts the padding off the results.
+
+    Args:
+      model_fn: the model, replicated over the mesh. x: [N, ...] on the host.
+      batch_size: rows of a batch; a multiple of the number of devices.
+      mesh: devices to shard over; None for one device.
+    """
+
+    def __init__(self, model_fn: ModelFn, x: np.ndarray, batch_size: int, mesh: Mesh | None = None):
+        self.x, self.batch_size, self.mesh = x, batch_size, mesh
+        self.model_fn = model_fn if mesh is None else replicate(model_fn, mesh)
+
+    def __call__(self, function: Callable, rows: np.ndarray, *per_row: np.ndarray, num_rows: int | None = None) -> Any:
+        """`function(model_fn, rows [B], x [B, ...], *per_row [B, ...])` on at most `batch_size` rows.
+
+        Args:
+          function: what is run; jit it.
+          rows: places in the data set. *per_row: further arrays, one entry for each of the rows.
+          num_rows: length that the batch is padded to; `batch_size` for None.
+
+        Returns:
+          The results as numpy arrays, of the rows alone.
+        """
+        num_rows = self.batch_size if num_rows is None else num_rows
+        padded = pad_to(rows, num_rows)
+        batch = (padded.astype(np.int32), self.x[padded], *(pad_to(values, num_rows) for values in per_row))
+        if self.mesh is None:
+            result = jax.tree.map(np.asarray, function(self.model_fn, *map(jax.numpy.asarray, batch)))
+        else:
+            result = gather(function(self.model_fn, *shard_batch(batch, self.mesh)), self.mesh)
+        return jax.tree.map(lambda values: values[: len(rows)], result)
 
 
 @functools.cache

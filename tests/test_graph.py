@@ -128,7 +128,7 @@ def test_eager_and_batched_evaluation_agree():
     np.testing.assert_allclose(jax.vmap(rewritten)(x), jnp.stack([_nested(row) for row in x]), rtol=1e-6)
 
 
-_COSINE = {"sin": lambda eqn, x: [jax.lax.cos(x)]}
+_COSINE = {"sin": lambda context, eqn, x: [jax.lax.cos(x)]}
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,12 @@ _COSINE = {"sin": lambda eqn, x: [jax.lax.cos(x)]}
 )
 def test_a_rule_replaces_its_primitive_inside_every_structure(function, monkeypatch):
     rewritten = graph.rewrite(function, _COSINE)(_X)
-    names = {eqn.primitive.name for eqn, _ in graph.equations(jax.make_jaxpr(graph.rewrite(function, _COSINE))(_X).jaxpr)}
+    names = {eqn.primitive.name for eqn, _ in graph.walk(graph.program(graph.rewrite(function, _COSINE), _X))}
     assert "sin" not in names
     monkeypatch.setattr(jnp, "sin", jnp.cos)
     expected = function(_X)
     np.testing.assert_allclose(rewritten, expected, rtol=1e-6)
-    assert not np.allclose(rewritten, graph.rewrite(function, {"cos": lambda eqn, x: [jax.lax.sin(x)]})(_X))
+    assert not np.allclose(rewritten, graph.rewrite(function, {"cos": lambda context, eqn, x: [jax.lax.sin(x)]})(_X))
 
 
 def test_a_rule_leaves_the_bodies_of_custom_derivatives_alone():
@@ -150,7 +150,7 @@ def test_a_rule_leaves_the_bodies_of_custom_derivatives_alone():
 
 
 def test_a_rule_sees_the_equation_and_its_values():
-    def doubled(eqn, x, y):
+    def doubled(context, eqn, x, y):
         assert eqn.primitive.name == "mul"
         return [2 * x * y]
 
@@ -179,10 +179,10 @@ def test_typed_keys_and_random_draws_survive():
     np.testing.assert_array_equal(graph.rewrite(function, {})(jax.random.key(0), _X), function(jax.random.key(0), _X))
 
 
-def test_equations_counts_the_runs_inside_loops():
+def test_the_walk_counts_the_runs_inside_loops():
     def function(x):
         x = jax.lax.scan(lambda c, _: (jax.lax.scan(lambda d, _: (jnp.sin(d), None), c, None, length=3)[0], None), x, None, length=4)[0]
         return jnp.cos(jax.lax.while_loop(lambda c: c[0] < 1, jnp.tanh, x))
 
-    times = {eqn.primitive.name: n for eqn, n in graph.equations(jax.make_jaxpr(function)(_X).jaxpr)}
+    times = {eqn.primitive.name: n for eqn, n in graph.walk(graph.program(function, _X))}
     assert (times["sin"], times["cos"], times["tanh"]) == (12, 1, None)

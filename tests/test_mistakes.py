@@ -124,7 +124,7 @@ MISTAKES = {
     "another ball for apgd_l1": (attacked(attacks.apgd_l1, threat=L2(0.1), num_steps=3), "L1"),
     "codes for rs_fgsm": (attacked(attacks.rs_fgsm, threat=Latent(MODEL, 0.1)), "Latent"),
     "codes for fab": (attacked(attacks.fab, threat=Latent(MODEL, L2(0.1)), num_steps=1), "Latent"),
-    "colours for n_fgsm": (attacked(attacks.n_fgsm, threat=Recolor(0.1, jnp.zeros(4))), "Recolor"),
+    "colours for n_fgsm": (attacked(attacks.n_fgsm, threat=Recolor(0.1, 4)), "Recolor"),
     "channels first in square": (
         lambda: attacks.square(KEY, MODEL, jnp.zeros((2, 3, 8, 8)), Y, threat=Linf(0.1), num_queries=1),
         "transpose",

@@ -8,7 +8,7 @@ import numpy as np
 
 from robustjax import arrays, base, loops, losses, prng, threats
 from robustjax.attacks import objective
-from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
+from robustjax.base import Array, AttackInfo, AttackResult, Key, LossFn, ModelFn, SuccessFn
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the squares shrink
 
@@ -39,7 +39,7 @@ def square(
       loss_fn: what a move must raise.
 
     Returns:
-      The best point by (success, loss).
+      The best point by (success, loss); `info.num_queries` counts the outputs asked for until it succeeded, x and the start included.
 
     Raises:
       ValueError: x of another rank, or another threat.
@@ -69,8 +69,9 @@ def square(
     step = base.bind(
         _step, model_fn=model_fn, x=x, y=y, keys=keys, sizes=sizes, propose_fn=_squares if is_linf else _windows, problem=problem
     )
-    (found,) = loop_fn(step, (objective.keep_best(clean, found),), num_queries, objective.has_succeeded)
-    return objective.result(x, found, threat)
+    found = objective.keep_best(clean, found)
+    spent, found = loop_fn(step, (jnp.full(x.shape[0], 2, jnp.int32), found), num_queries, objective.has_succeeded)
+    return objective.result(x, found, threat, AttackInfo(num_queries=spent))
 
 
 class _Frame(NamedTuple):
@@ -108,12 +109,12 @@ def _sizes(num_queries, fraction, rescaled, frame, least):
 
 
 def _step(i, carry, *, model_fn, x, y, keys, sizes, propose_fn, problem):
-    (found,) = carry
+    spent, found = carry
     query = i + 1
     proposal = propose_fn(prng.fold_in(keys.own, query), x, found.delta, sizes[i], problem.threat)
     candidate = objective.evaluate(objective.step_model(model_fn, keys.model, query), x, y, proposal, problem)
     better = (candidate.loss > found.loss) | candidate.success
-    return (arrays.where_example(better & ~found.success, candidate, found),)
+    return spent + ~found.success, arrays.where_example(better & ~found.success, candidate, found)
 
 
 # --- linf ------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from jax.experimental import checkify
 
 from robustjax import arrays, base, checks, configured, loops, losses, prng
 from robustjax.attacks import objective
-from robustjax.base import Array, Attack, LossFn, SuccessFn
+from robustjax.base import Array, Attack, AttackInfo, LossFn, SuccessFn
 
 
 def restarts(attack: Attack, num_restarts: int) -> Attack:
@@ -240,7 +240,7 @@ def _worst_case(key, model_fn, x, y, *, attacks):
     keys = prng.example_keys(key, x.shape[0])
     worst = None
     for index, attack in enumerate(attacks):
-        result = attack(prng.fold_in(keys, index), model_fn, x, y)
+        result = attack(prng.fold_in(keys, index), model_fn, x, y)._replace(info=AttackInfo())  # attacks have different things to say
         worst = result if worst is None else arrays.where_example(~worst.success & result.success, result, worst)
     return worst
 
@@ -278,8 +278,10 @@ def _best_of(run, num_runs, attack):
 
 
 def _better(best, result):
-    wins = jnp.where(best.success == result.success, result.loss > best.loss, result.success)
-    return arrays.where_example(wins, result, best)
+    chosen = objective.choose(objective.is_better(result, best), result, best)
+    if result.info.num_queries is None:
+        return chosen
+    return chosen._replace(info=chosen.info._replace(num_queries=best.info.num_queries + result.info.num_queries))
 
 
 def _checked(key, model_fn, x, y, *, attack):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax import arrays, base, checks, prng, threats
-from robustjax.base import Array, AttackResult, Delta, LossFn, ModelFn, SuccessFn, Threat
+from robustjax.base import Array, AttackInfo, AttackResult, Delta, LossFn, ModelFn, SuccessFn, Threat
 
 
 class Problem(NamedTuple):
@@ -20,7 +20,7 @@ class Problem(NamedTuple):
 class Found(NamedTuple):
     """A perturbation and what the model made of it: the part of an `AttackResult` that loops carry."""
 
-    delta: Delta  # leaves [B, ...]
+    delta: Delta  # leaves [B, ...], or [1, ...] where a batch shares one: see `threats.Shared`
     loss: Array  # [B]
     success: Array  # [B] bool
     known: Array  # [B] bool, no loss or gradient so far was NaN, no gradient infinite
@@ -82,7 +82,7 @@ def check_threat(threat) -> None:
 
 
 def require_threat(threat, kinds: tuple[type, ...], attack: str, latent: bool = True) -> None:
-    """The threat is of a kind that the attack can work in; that of a user's own threat is not checked.
+    """The threat is of a kind that the attack can work in; a threat of the user's own has what `base.NormThreat` declares.
 
     Args:
       threat: the threat.
@@ -91,12 +91,20 @@ def require_threat(threat, kinds: tuple[type, ...], attack: str, latent: bool = 
       latent: whether such balls of a decoder's codes will do as well.
 
     Raises:
-      ValueError: it is a ball of another norm, or a threat of this package that is no ball.
+      ValueError: it is a ball of another norm, or a threat of this package that is no ball. TypeError: a method is missing, which is named.
     """
     ball = threat.ball if latent and isinstance(threat, threats.Latent) else threat
-    if isinstance(ball, threats.Ball | threats.Latent | threats.Recolor) and not isinstance(ball, kinds):
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"{attack} works in {names}, got {type(threat).__name__}; pass such a threat, or another attack.")
+    if isinstance(ball, threats.Ball | threats.Latent | threats.Recolor | threats.Shared):
+        if not isinstance(ball, kinds):
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"{attack} works in {names}, got {type(threat).__name__}; pass such a threat, or another attack.")
+        return
+    missing = [name for name in base.NORM_THREAT if not callable(getattr(threat, name, None))]
+    if missing:
+        raise TypeError(
+            f"{attack} measures perturbations, and {type(threat).__name__} lacks {', '.join(missing)}; add them (see base.NormThreat), or "
+            "use an attack that asks for a base.Threat alone, such as pgd."
+        )
 
 
 def start(threat: Threat, keys: Array, x: Array, delta: Delta | None) -> Delta:
@@ -196,10 +204,23 @@ def has_fooled(found: Found) -> Array:
 
 
 def keep_best(incumbent: Found, candidate: Found) -> Found:
-    """Success first, then the larger loss, then the earlier."""
-    higher = candidate.loss > incumbent.loss
-    better = jnp.where(candidate.success == incumbent.success, higher, candidate.success)
-    return arrays.where_example(better, candidate, incumbent)._replace(known=incumbent.known & candidate.known)
+    """The better of two by `is_better`, the earlier of equal ones."""
+    return choose(is_better(candidate, incumbent), candidate, incumbent)._replace(known=incumbent.known & candidate.known)
+
+
+def is_better(candidate: Found | AttackResult, incumbent: Found | AttackResult) -> Array:
+    """Success first, then the larger loss [B]; of perturbations that a batch shares, the larger mean loss, the same for all."""
+    if threats.is_shared(candidate.delta, candidate.loss.shape[0]):
+        return jnp.broadcast_to(candidate.loss.mean() > incumbent.loss.mean(), candidate.loss.shape)
+    return jnp.where(candidate.success == incumbent.success, candidate.loss > incumbent.loss, candidate.success)
+
+
+def choose(better: Array, candidate, incumbent):
+    """Per example the candidate where `better` [B] holds; where a batch shares its perturbation `better` must be the same for all."""
+    if not threats.is_shared(candidate.delta, candidate.loss.shape[0]):
+        return arrays.where_example(better, candidate, incumbent)
+    delta = arrays.where_example(better[:1], candidate.delta, incumbent.delta)
+    return arrays.where_example(better, candidate._replace(delta=None), incumbent._replace(delta=None))._replace(delta=delta)
 
 
 def keep_last(incumbent: Found, candidate: Found) -> Found:
@@ -207,20 +228,23 @@ def keep_last(incumbent: Found, candidate: Found) -> Found:
     return candidate._replace(known=incumbent.known & candidate.known)
 
 
-def result(x: Array, found: Found, threat) -> AttackResult:
+def result(x: Array, found: Found, threat, info: AttackInfo | None = None) -> AttackResult:
     """The found perturbation as an attack's result; where nothing was found and gradients were not finite, the loss is NaN."""
     loss = jnp.where(found.known | found.success, found.loss, jnp.nan)
-    return AttackResult(threat.apply(x, found.delta), found.delta, loss, found.success)
+    return AttackResult(threat.apply(x, found.delta), found.delta, loss, found.success, info or AttackInfo())
 
 
 def minimum_norm_result(x: Array, found: Found, threat) -> AttackResult:
-    """The same of a minimum-norm attack, which has found something wherever it was ever fooled."""
-    return result(x, found._replace(known=found.known | has_fooled(found)), threat)
+    """The same of a minimum-norm attack, which has found something wherever it was ever fooled, and says how far away."""
+    found = found._replace(known=found.known | has_fooled(found))
+    return result(x, found, threat, AttackInfo(norm=jnp.where(found.known, -found.loss, jnp.nan)))
 
 
 def has_succeeded(carry) -> Array:
-    """`done_fn` of the attacks whose carry ends in what they found."""
-    return carry[-1].success
+    """`done_fn` of the attacks whose carry ends in what they found; those who share a perturbation go on until all have succeeded."""
+    found = carry[-1]
+    shared = threats.is_shared(found.delta, found.success.shape[0])
+    return jnp.broadcast_to(found.success.all(), found.success.shape) if shared else found.success
 
 
 def step_model(model_fn: ModelFn, keys: Array, i) -> ModelFn:

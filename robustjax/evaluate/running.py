@@ -1,12 +1,13 @@
 """The attacks in turn on the examples that still stand, as a generator of states."""
 
+import functools
 from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax import base, checks, fingerprint, loops, losses, parallel, prng
+from robustjax import base, checks, fingerprint, loops, losses, parallel, prng, threats
 from robustjax.attacks import combinators, kinds
 from robustjax.base import Attack, Key, ModelFn
 from robustjax.evaluate import programs, reports
@@ -63,11 +64,12 @@ def evaluate(
         raise ValueError("targets were given, but no attack is targeted; leave them out, or pass attacks.targeted(attack).")
     targets = (y if aimed.any() else None) if targets is None else np.asarray(targets)
     _check_data(attacks, x, y, targets, batch_size, mesh)
-    run = _Runner(key, base.bind(model_fn), x, batch_size, mesh)
+    rows_of = parallel.RowRunner(base.bind(model_fn), x, batch_size, mesh)
+    run = functools.partial(_run, rows_of, key if mesh is None else parallel.replicate(key, mesh))
     checks.model(model_fn, jnp.asarray(x[:batch_size]))
     identity = programs.identity(key, attacks, model_fn, x, y, targets)
     if state is None:
-        state = _clean(run, tuple(attacks), y, targets, aimed, _kinds(attacks), identity)
+        state = _clean(run, x, batch_size, tuple(attacks), y, targets, aimed, _kinds(attacks), identity)
     else:
         if not isinstance(state, reports.EvaluationState):
             raise TypeError(f"expected state as an EvaluationState, got a {type(state).__name__}; pass EvaluationState(**saved).")
@@ -85,28 +87,18 @@ def evaluate(
             yield state
 
 
-class _Runner:
-    """Gathers rows, pads and shards them, runs an attack, and cuts the padding off."""
-
-    def __init__(self, key, model_fn, x, batch_size, mesh):
-        self.key, self.x, self.batch_size, self.mesh = key, x, batch_size, mesh
-        self.model_fn = model_fn if mesh is None else parallel.replicate(model_fn, mesh)
-
-    def __call__(self, attack, index, rows, y):
-        quarter = self.batch_size // 4
-        small = 0 < len(rows) <= quarter and (self.mesh is None or quarter % self.mesh.size == 0)
-        padded = parallel.pad_to(rows, quarter if small else self.batch_size)
-        keys = prng.fold_in(jax.vmap(jax.random.fold_in, (None, 0))(self.key, padded), index)
-        batch = (keys, jnp.asarray(self.x[padded]), jnp.asarray(y[padded]))
-        if self.mesh is not None:
-            batch = parallel.shard_batch(batch, self.mesh)
-        attack = attack if isinstance(attack, base.Configured) else base.bind(attack)
-        attack = combinators.take_rows(attack, padded, len(self.x), self.x.ndim)
-        result = (_call if loops.is_host(attack) else _compiled)(attack, batch[0], self.model_fn, *batch[1:])
-        return jax.tree.map(lambda a: np.asarray(a)[: len(rows)], result)
+def _run(run, key, attack, index, rows, y):
+    quarter = run.batch_size // 4
+    is_small = 0 < len(rows) <= quarter and (run.mesh is None or quarter % run.mesh.size == 0)
+    num_rows = quarter if is_small else run.batch_size
+    attack = attack if isinstance(attack, base.Configured) else base.bind(attack)
+    attack = combinators.take_rows(attack, parallel.pad_to(rows, num_rows), len(run.x), run.x.ndim)
+    call = functools.partial(_call if loops.is_host(attack) else _compiled, attack, key, np.int32(index))
+    return run(call, rows, y[rows], num_rows=num_rows)
 
 
-def _call(attack, keys, model_fn, x, y):
+def _call(attack, key, index, model_fn, rows, x, y):
+    keys = prng.fold_in(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), index)
     return attack(keys, model_fn, x, y)
 
 
@@ -118,9 +110,9 @@ def _logits(keys, model_fn, x, y):
     return losses.as_logits(base.draw(model_fn, keys)(x))
 
 
-def _clean(run, names, y, targets, aimed, kinds, identity):
-    num_examples = len(run.x)
-    rows = np.split(np.arange(num_examples), range(run.batch_size, num_examples, run.batch_size))
+def _clean(run, x, batch_size, names, y, targets, aimed, kinds, identity):
+    num_examples = len(x)
+    rows = np.split(np.arange(num_examples), range(batch_size, num_examples, batch_size))
     logits = np.concatenate([run(_logits, len(names), batch, y) for batch in rows])
     unusable = (~(logits < np.inf)).any(axis=1) | ~np.isfinite(logits).any(axis=1)  # -inf masks a class
     if unusable.any():
@@ -139,7 +131,7 @@ def _clean(run, names, y, targets, aimed, kinds, identity):
         correct=~at_target if targets is y else prediction == y,
         success=np.full(shape, reports.NOT_RUN, np.int8),
         loss=np.full(shape, np.nan, np.float32),
-        x=run.x.copy(),
+        x=x.copy(),
         at_goal=aimed[:, None] & at_target[None],
         signs=_signs(logits, y),
         kinds=kinds,
@@ -178,5 +170,10 @@ def _check_data(attacks, x, y, targets, batch_size, mesh):
     if mesh is not None and batch_size % mesh.size:
         raise ValueError(f"batch_size={batch_size} must be a multiple of the {mesh.size} devices.")
     for threat in (threat for attack in attacks.values() for threat in combinators.threats_of(attack)):
+        if isinstance(threat, threats.Shared):
+            raise ValueError(
+                "evaluate judges every example by itself, and threats.Shared makes one perturbation for a batch: craft it on training "
+                "data, and count the errors that it makes on others."
+            )
         if hasattr(threat, "check"):  # a user's own need not have it
             threat.check(x)

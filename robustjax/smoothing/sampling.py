@@ -6,6 +6,7 @@ count. Shapes do not either, as far as the model gives an example the same logit
 digit from one shape to another, which moves the votes of samples that lie that near to a boundary.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -131,14 +132,20 @@ def vote_dataset(
     nothing = VoteState(none, none, _fingerprint(key, model_fn, x, noise_fn, plan))
     if state is not None:
         _check_resumable(state, nothing, num_selection, num_samples, num_step_samples)
-    run = _Runner(key, model_fn, x, batch_size, int(chunk_size), sigma, noise_fn, mesh)
-    run.check_clean()
+    run = parallel.RowRunner(model_fn, x, batch_size, mesh)
+    key = key if mesh is None else parallel.replicate(key, mesh)
+    _check_clean(run, key)
+    count = base.bind(counting.count_predictions, sigma=sigma, chunk_size=int(chunk_size), noise_fn=noise_fn)
+    select, estimate = (
+        functools.partial(_count, base.bind(count, num_samples=int(number)), key, np.int32(role))
+        for role, number in enumerate((num_selection, num_step_samples))
+    )
     begun = nothing if state is None else state
     state = VoteState(np.array(begun.selection), np.array(begun.estimation), nothing.fingerprint)
     yield state
     rows = np.flatnonzero(state.selection.sum(axis=1) == 0)
     for batch in np.split(rows, range(batch_size, len(rows), batch_size)) if len(rows) else ():
-        state.selection[batch] = run(0, batch, np.zeros(len(batch), np.int32), int(num_selection))
+        state.selection[batch] = run(select, batch, np.zeros(len(batch), np.int32))
         yield state
 
     def is_open(rows):
@@ -152,7 +159,7 @@ def vote_dataset(
         turn, place = np.divmod(np.arange(batch_size), len(rows))
         rows = rows[place]
         first = state.estimation[rows].sum(axis=1) + turn * num_step_samples
-        counts = run(1, rows, first, int(num_step_samples))
+        counts = run(estimate, rows, first.astype(np.int32))
         for ahead in range(turn.max() + 1):  # votes ahead of a stop are not counted
             taken = (turn == ahead) & waiting[rows] & (first < num_samples)
             cast, before = counts[taken], state.estimation[rows[taken]]
@@ -161,33 +168,11 @@ def vote_dataset(
         yield state
 
 
-class _Runner:
-    """Gathers rows, pads and shards them, counts, and cuts the padding off."""
-
-    def __init__(self, key, model_fn, x, batch_size, chunk_size, sigma, noise_fn, mesh):
-        self.x, self.batch_size, self.mesh = x, batch_size, mesh
-        self.key, self.model_fn = (key, model_fn) if mesh is None else parallel.replicate((key, model_fn), mesh)
-        self.verb = base.bind(counting.count_predictions, sigma=sigma, chunk_size=chunk_size, noise_fn=noise_fn)
-
-    def check_clean(self):
-        """The first batch is looked at without noise, so that a broken model is named before hours of work."""
-        rows = np.arange(min(self.batch_size, len(self.x)))
-        if len(rows) and not np.isfinite(self._run(base.bind(_clean_logits), rows).max(axis=1)).all():
-            raise ValueError("the model's logits are not finite; check its parameters and the scale of x.")
-
-    def __call__(self, role, rows, first, num_samples):
-        return self._run(base.bind(self.verb, num_samples=num_samples), rows, role, first)
-
-    def _run(self, verb, rows, role=0, first=None):
-        padded = parallel.pad_to(rows, self.batch_size)
-        first = np.zeros_like(padded) if first is None else parallel.pad_to(first, self.batch_size)
-        batch = (padded.astype(np.int32), self.x[padded], first.astype(np.int32))
-        role = np.int32(role)
-        if self.mesh is None:
-            result = np.asarray(_compiled(verb, self.key, self.model_fn, role, *batch))
-        else:
-            result = parallel.gather(_compiled(verb, self.key, self.model_fn, role, *parallel.shard_batch(batch, self.mesh)), self.mesh)
-        return result[: len(rows)]
+def _check_clean(run, key):
+    # The first batch is looked at without noise, so that a broken model is named before hours of work.
+    rows = np.arange(min(run.batch_size, len(run.x)))
+    if len(rows) and not np.isfinite(run(functools.partial(_clean_logits, key), rows).max(axis=1)).all():
+        raise ValueError("the model's logits are not finite; check its parameters and the scale of x.")
 
 
 def _check_chunk(chunk_size, **numbers):
@@ -246,9 +231,9 @@ def _asked(undecided_fn, selection, estimation):
     return more
 
 
-def _clean_logits(keys, model_fn, x, *, first_sample):
-    del first_sample
-    return _logits(model_fn, keys, x)
+@jax.jit
+def _clean_logits(key, model_fn, rows, x):
+    return _logits(model_fn, jax.vmap(jax.random.fold_in, (None, 0))(key, rows), x)
 
 
 def _logits(model_fn, keys, x):
@@ -256,6 +241,6 @@ def _logits(model_fn, keys, x):
 
 
 @jax.jit
-def _compiled(verb, key, model_fn, role, rows, x, first):
+def _count(count, key, role, model_fn, rows, x, first):
     keys = prng.fold_in(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), role)
-    return verb(keys, model_fn, x, first_sample=first)
+    return count(keys, model_fn, x, first_sample=first)

@@ -7,5 +7,6 @@ from robustjax.threats.l2 import L2
 from robustjax.threats.latent import Latent
 from robustjax.threats.linf import Linf
 from robustjax.threats.recolor import Recolor
+from robustjax.threats.shared import Shared, is_shared
 
-__all__ = ["L0", "L1", "L2", "RTOL", "Ball", "Latent", "Linf", "Recolor"]
+__all__ = ["L0", "L1", "L2", "RTOL", "Ball", "Latent", "Linf", "Recolor", "Shared", "is_shared"]

@@ -106,6 +106,14 @@ class Ball:
         low, high = self.delta_bounds(x)
         return self.norm(jnp.maximum(-low, high))
 
+    def support(self, normal: Array, x: Array) -> Array:
+        """The maximum of <normal, delta> over ball and box [B]: exact up to rounding, with its derivative in normal and eps.
+
+        Args:
+          normal: [B, ...] or [1, ...]. x: inputs [B, ...].
+        """
+        raise TypeError("threats.Ball has no support function; use Linf, L2, L1 or L0.")
+
     def delta_bounds(self, x: Array) -> tuple[Array, Array]:
         """The least and the greatest delta of every coordinate: lower - x <= 0 <= upper - x, zero outside the mask."""
         lower, upper = (jnp.asarray(bound).astype(jnp.result_type(x)) for bound in self.box)
@@ -244,6 +252,13 @@ def _middle(low, high):
     return jnp.where(wide, jnp.sqrt(low) * jnp.sqrt(high), 0.5 * low + 0.5 * high)
 
 
+def orthant(x: Array, threat: Ball, normal: Array) -> tuple[Array, Array]:
+    """The slope |normal| of every coordinate, and how far it may go along the sign of the normal, both [B, D] in the unit of the norm."""
+    low, high = (arrays.flatten_examples(threat.to_unit(jnp.broadcast_to(bound, x.shape))) for bound in threat.delta_bounds(x))
+    slope = arrays.flatten_examples(threat.from_unit(jnp.broadcast_to(normal, x.shape)))
+    return arrays.absolute(slope), jnp.where(slope > 0, high, jnp.where(slope < 0, -low, 0.0))
+
+
 def fold_to_orthant(x: Array, threat: Ball, normal: Array, offset: Array) -> tuple[Array, Array, Array, Array]:
     """A hyperplane problem <normal, delta> = offset folded into the positive orthant, each example flat.
 
@@ -256,3 +271,24 @@ def fold_to_orthant(x: Array, threat: Ball, normal: Array, offset: Array) -> tup
     room = jnp.where(sign > 0, high, jnp.where(sign < 0, -low, 0.0))
     scale = arrays.scale_of(arrays.flatten_examples(normal))[:, None]
     return arrays.absolute(arrays.flatten_examples(normal) / scale), room, arrays.absolute(offset)[:, None] / scale, sign
+
+
+def spent_in_order(scores: Array, slope: Array, room: Array, goal: Array, sign: Array) -> Array:
+    """Coordinates go to their bound in the order of their scores, until <slope, t> = goal; the last one goes as far as it must.
+
+    Args:
+      scores: [B, D], the largest first. slope, room, goal, sign: as of `fold_to_orthant`.
+
+    Returns:
+      delta [B, D].
+    """
+    order = jnp.argsort(-scores, axis=1)
+    slope, room, sign = (jnp.take_along_axis(a, order, axis=1) for a in (slope, room, sign))
+    gain = jnp.where(slope > 0, slope * jnp.where(slope > 0, room, 0.0), 0.0)
+    finite = jnp.where(jnp.isfinite(gain), gain, 0.0)
+    before = jnp.cumsum(finite, axis=1) - finite
+    endless = (~jnp.isfinite(gain)).astype(jnp.int32)
+    blocked = jnp.cumsum(endless, axis=1) - endless > 0  # an unbounded coordinate took it all
+    part = jnp.where(blocked, 0.0, jnp.clip(goal - before, min=0.0, max=gain))
+    delta = sign * jnp.where(slope > 0, part / jnp.where(slope > 0, slope, 1.0), 0.0)
+    return jnp.take_along_axis(delta, jnp.argsort(order, axis=1), axis=1)

@@ -46,3 +46,18 @@ class L0(ball.Ball):
     def dual_norm(self, grad: Delta) -> Array:
         """max |grad_i| [B]: by convention that of l1, its convex envelope."""
         return arrays.norm(self._masked(grad), jnp.inf)
+
+    def support(self, normal: Array, x: Array) -> Array:
+        """The sum of the eps largest gains |normal_i| times the room of x_i: see `Ball.support`."""
+        slope, room = ball.orthant(x, self, normal)
+        gain = slope * jnp.where(slope > 0, room, 0.0)
+        return jnp.sum(jnp.where(arrays.top_k_mask(gain, self.eps), gain, 0.0), axis=1)
+
+    def hyperplane(self, x: Array, normal: Array, offset: Array) -> Delta:
+        """The delta of fewest coordinates in the box with <normal, delta> = offset; if there is none, the corner that comes closest.
+
+        Args:
+          x: inputs [B, ...]. normal: [B, ...]. offset: [B].
+        """
+        slope, room, goal, sign = ball.fold_to_orthant(x, self, normal, offset)
+        return ball.spent_in_order(slope * jnp.where(slope > 0, room, 0.0), slope, room, goal, sign).reshape(x.shape)

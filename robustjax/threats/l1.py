@@ -87,6 +87,18 @@ class L1(ball.Ball):
         """max |grad_i| [B]."""
         return arrays.norm(self.from_unit(self._masked(grad)), jnp.inf)
 
+    def support(self, normal: Array, x: Array) -> Array:
+        """The radius is spent on the coordinates of largest slope, each up to its side of the box: see `Ball.support`."""
+        slope, room = ball.orthant(x, self, normal)
+        order = jnp.argsort(-slope, axis=1)
+        slope, room = (jnp.take_along_axis(a, order, axis=1) for a in (slope, room))
+        radius = jnp.reshape(self.radius().astype(slope.dtype), (-1, 1))
+        open_ended = jnp.cumsum(jnp.isinf(room), axis=1) - jnp.isinf(room) > 0
+        finite = jnp.where(jnp.isinf(room), 0.0, room)
+        spent = jnp.where(open_ended, jnp.inf, jnp.cumsum(finite, axis=1) - finite)
+        used = jnp.where(spent < radius, jnp.minimum(room, jnp.where(spent < radius, radius - spent, 0.0)), 0.0)
+        return jnp.sum(slope * jnp.where(slope > 0, used, 0.0), axis=1)
+
     def hyperplane(self, x: Array, normal: Array, offset: Array) -> Delta:
         """The smallest delta in the box with <normal, delta> = offset; if there is none, the corner that comes closest.
 
@@ -96,12 +108,6 @@ class L1(ball.Ball):
           x: inputs [B, ...]. normal: [B, ...]. offset: [B].
         """
         slope, room, goal, sign = ball.fold_to_orthant(x, self, normal, offset)
-        order = jnp.argsort(-slope * arrays.flatten_examples(self.from_unit(jnp.ones_like(x))), axis=1)
-        slope, room, sign = (jnp.take_along_axis(a, order, axis=1) for a in (slope, room, sign))
-        gain = jnp.where(slope > 0, slope * jnp.where(slope > 0, room, 0.0), 0.0)
-        before = jnp.cumsum(jnp.where(jnp.isfinite(gain), gain, 0.0), axis=1) - jnp.where(jnp.isfinite(gain), gain, 0.0)
-        endless = (~jnp.isfinite(gain)).astype(jnp.int32)
-        blocked = jnp.cumsum(endless, axis=1) - endless > 0  # an unbounded coordinate took it all
-        part = jnp.where(blocked, 0.0, jnp.clip(goal - before, min=0.0, max=gain))
-        delta = sign * jnp.where(slope > 0, part / jnp.where(slope > 0, slope, 1.0), 0.0)
-        return jnp.take_along_axis(delta, jnp.argsort(order, axis=1), axis=1).reshape(x.shape)
+        return ball.spent_in_order(slope * arrays.flatten_examples(self.from_unit(jnp.ones_like(x))), slope, room, goal, sign).reshape(
+            x.shape
+        )

@@ -47,6 +47,38 @@ class L2(ball.Ball):
         """sqrt(sum grad_i^2) [B]."""
         return arrays.norm(self.from_unit(self._masked(grad)), 2)
 
+    def support(self, normal: Array, x: Array) -> Array:
+        """The dual value min over mu of sum max over t <= room (slope t - mu t^2 / 2) + mu eps^2 / 2: see `Ball.support`.
+
+        Any mu > 0 gives an upper bound, so that an inexact one errs on the safe side.
+        """
+        slope, room = ball.orthant(x, self, normal)
+        radius = jnp.broadcast_to(jnp.reshape(self.radius().astype(slope.dtype), (-1, 1)), (x.shape[0], 1))
+        scale = arrays.scale_of(slope)[:, None]
+        slope = slope / scale
+        binds = (radius > 0) & jnp.isfinite(radius)
+        unit = jnp.where(binds, radius, 1.0)  # lengths in units of the radius
+        slope_, room_ = jax.lax.stop_gradient((slope, room / unit))
+        moving = slope_ > 0
+
+        def length(step):  # of the maximiser min(room, step * slope), where step = 1 / mu
+            return jnp.sqrt(jnp.sum(jnp.square(jnp.where(moving, jnp.minimum(room_, step * slope_), 0.0)), axis=1, keepdims=True))
+
+        squares = jnp.square(slope_)
+        bounded = moving & jnp.isfinite(room_)
+        near = arrays.ratio(1.0, jnp.sqrt(jnp.sum(squares, axis=1, keepdims=True)))
+        far = jnp.max(jnp.where(bounded, room_ / jnp.where(bounded, slope_, 1.0), 0.0), axis=1, keepdims=True)
+        endless = jnp.sum(jnp.where(moving & ~bounded, squares, 0.0), axis=1, keepdims=True)
+        far = jnp.maximum(far, arrays.ratio(1.0, jnp.sqrt(endless)))
+        fits = (length(jnp.inf) <= 1.0) | ~binds  # the whole box lies in the ball
+        step, _ = ball.bisect(lambda step: length(step) < 1.0, jnp.minimum(near, far), far)
+        step = jnp.where(step > 0, step, 1.0)
+        at = jax.lax.stop_gradient(jnp.where(moving, jnp.minimum(room_, step * slope_), 0.0)) * unit
+        at = jnp.where(moving, jnp.minimum(room, at), 0.0)
+        dual = jnp.sum(slope * at - jnp.square(at) / (2.0 * step * unit), axis=1) + (jnp.square(radius) / (2.0 * step * unit))[:, 0]
+        whole = jnp.sum(slope * jnp.where(moving, jnp.where(radius > 0, room, 0.0), 0.0), axis=1)
+        return scale[:, 0] * jnp.where(fits[:, 0], whole, jnp.where(binds[:, 0], dual, 0.0))
+
     def hyperplane(self, x: Array, normal: Array, offset: Array) -> Delta:
         """The smallest delta in the box with <normal, delta> = offset; if there is none, the corner that comes closest.
 

@@ -70,6 +70,14 @@ class Latent:
         """The least and the greatest perturbation of every code."""
         return self.ball.delta_bounds(x)
 
+    def support(self, normal: Array, x: Array) -> Array:
+        """The maximum of <normal, delta> over the codes' ball and box [B]."""
+        return self.ball.support(normal, x)
+
+    def hyperplane(self, x: Array, normal: Array, offset: Array) -> Delta:
+        """As the ball of codes."""
+        return self.ball.hyperplane(x, normal, offset)
+
     def finite_radius(self, x: Array) -> Array:
         """As the ball of codes."""
         return self.ball.finite_radius(x)

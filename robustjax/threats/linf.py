@@ -52,6 +52,12 @@ class Linf(ball.Ball):
         """sum |grad_i| [B]."""
         return arrays.norm(self.from_unit(self._masked(grad)), 1)
 
+    def support(self, normal: Array, x: Array) -> Array:
+        """sum |normal_i| min(eps, room of x_i): see `Ball.support`."""
+        slope, room = ball.orthant(x, self, normal)
+        reach = jnp.minimum(room, jnp.reshape(self.radius().astype(slope.dtype), (-1, 1)))
+        return jnp.sum(slope * jnp.where(slope > 0, reach, 0.0), axis=1)
+
     def hyperplane(self, x: Array, normal: Array, offset: Array) -> Delta:
         """The smallest delta in the box with <normal, delta> = offset; if there is none, the corner that comes closest.
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, base, prng
+from robustjax import arrays, base, checks, prng
 from robustjax.base import Array, Delta, Key
 
 
@@ -17,14 +17,17 @@ class Recolor:
 
     Attributes:
       eps: largest shift of a grid point in each channel; a scalar or [B].
-      grid_points: [G] any array of the grid's length, which is a static shape; `jnp.zeros(10)` is the paper's resolution.
+      grid_points: G, points along each side of the grid; 10 is the paper's resolution.
 
     Source: Huang et al., NeurIPS 2020, section 3.3, arXiv:2004.00225; Laidlaw & Feizi, NeurIPS 2019, arXiv:1906.00001. Differs: the cube
       is RGB's, where the authors' code takes YUV and their paper LUV.
     """
 
     eps: Any
-    grid_points: Any
+    grid_points: int = base.static_field()
+
+    def __post_init__(self):
+        checks.counts(least=2, grid_points=self.grid_points)
 
     def init(self, key: Key, x: Array) -> Delta:
         """Uniform in the ball."""
@@ -68,7 +71,7 @@ class Recolor:
     def _zeros(self, x):
         if x.ndim != 4 or x.shape[-1] != 3:
             raise ValueError(f"Recolor moves colours of images [B, H, W, 3], got {x.shape}; for grey images use Linf.")
-        size = self.grid_points.shape[0]
+        size = self.grid_points
         return jnp.zeros((x.shape[0], size, size, size, 3), x.dtype)
 
 
