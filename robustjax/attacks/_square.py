@@ -114,7 +114,7 @@ def _step(i, carry, *, model_fn, x, y, keys, sizes, propose_fn, problem):
     proposal = propose_fn(prng.fold_in(keys.own, query), x, found.delta, sizes[i], problem.threat)
     candidate = objective.evaluate(objective.step_model(model_fn, keys.model, query), x, y, proposal, problem)
     better = (candidate.loss > found.loss) | candidate.success
-    return spent + ~found.success, arrays.where_example(better & ~found.success, candidate, found)
+    return spent + (~found.success).astype(spent.dtype), arrays.where_example(better & ~found.success, candidate, found)
 
 
 # --- linf ------------------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_learned_regularization_rises_with_the_fraction_of_poisons_and_poisons_s
 
 
 def test_recolouring_interpolates_and_moves_equal_colours_equally():
-    threat = Recolor(0.1, jnp.zeros(5))
+    threat = Recolor(0.1, 5)
     x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 3))
     x = x.at[:, 0, 0].set(x[:, 3, 3])
     delta = threat.init(jax.random.key(1), x)
@@ -98,7 +98,7 @@ def test_any_attack_recolours():
     model_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weight)
     x = jax.random.uniform(jax.random.key(0), (3, 4, 4, 3), minval=0.2, maxval=0.8)
     y = model_fn(x).argmax(axis=1)
-    attack = functools.partial(attacks.pgd, threat=Recolor(0.2, jnp.zeros(4)), step_size=0.05, num_steps=10)
+    attack = functools.partial(attacks.pgd, threat=Recolor(0.2, 4), step_size=0.05, num_steps=10)
     result = jax.jit(attack)(jax.random.key(1), model_fn, x, y)
     start = jax.jit(functools.partial(attack, num_steps=1, step_size=0.0))(jax.random.key(1), model_fn, x, y)
     assert bool((result.loss > start.loss).all()) and bool((threat_norm := jnp.abs(result.delta).max()) <= 0.2 + 1e-6), threat_norm
