@@ -30,7 +30,7 @@ _EPS = {  # radii at which accuracy is neither that of the clean set nor zero
 _SHARPNESS = 30.0  # of the masked model's logits: for most images the cross-entropy and its gradient vanish in float32
 _THREATS = {"Linf": threats.Linf, "L2": threats.L2}
 _NUM_TARGETS = 9
-_FLAGS_BAR, _GAP_BAR, _SQUARE_BAR, _WORST_CASE_BAR = 0.99, 1e-5, 0.01, 0.005
+_LOST_BAR, _GAP_BAR, _SQUARE_BAR, _WORST_CASE_BAR = 0.01, 1e-5, 0.01, 0.005
 
 
 class Case(NamedTuple):
@@ -265,7 +265,8 @@ def _row_of_flags(case, attack, threat, ours, theirs):
     if ours.loss is not None and theirs.loss is not None:
         difference = np.abs(ours.loss - theirs.loss)
         gap = float(np.median(np.where(difference > 0, difference / np.maximum(np.abs(theirs.loss), 1e-30), 0.0)))
-    met = equal >= _FLAGS_BAR and (gap is None or gap <= _GAP_BAR)
+    lost = float(np.mean(theirs.success & ~ours.success))
+    met = lost <= _LOST_BAR and (gap is None or gap <= _GAP_BAR)
     accuracies = _accuracy(case, ours), _accuracy(case, theirs)
     return Row(case.name, attack, threat, *accuracies, equal, gap, met, (ours.seconds, theirs.seconds))
 
@@ -273,7 +274,7 @@ def _row_of_flags(case, attack, threat, ours, theirs):
 def _row_of_accuracies(case, attack, threat, pairs, bar):
     ours, theirs = (float(np.mean([_accuracy(case, outcome) for outcome in side])) for side in zip(*pairs, strict=True))
     seconds = tuple(float(np.sum([outcome.seconds for outcome in side])) for side in zip(*pairs, strict=True))
-    met = None if bar is None else abs(ours - theirs) <= bar + 1e-9
+    met = None if bar is None else ours - theirs <= bar + 1e-9
     return Row(case.name, attack, threat, ours, theirs, None, None, met, seconds)
 
 
@@ -295,7 +296,7 @@ def _report(rows, options, arguments):
     about = _ABOUT.format(
         command=" ".join(["python -m experiments.parity_autoattack", *arguments]), options=options, versions=versions,
         num_targets=_NUM_TARGETS, last_seed=options.seeds - 1, trained_eps=_TRAINED_EPS, sharpness=_SHARPNESS,
-        flags=_FLAGS_BAR, gap=_GAP_BAR, square=_SQUARE_BAR, worst_case=_WORST_CASE_BAR,
+        lost=_LOST_BAR, gap=_GAP_BAR, square=_SQUARE_BAR, worst_case=_WORST_CASE_BAR,
     )  # fmt: skip
     return "\n".join([about, *map(_line, rows), ""])
 
@@ -316,8 +317,10 @@ and rows of own starts, use each package's own draws. Accuracies are of all imag
 without attack. The loss gap is the median of |largest loss of robustjax - that of pyautoattack| / |that of pyautoattack|. Seconds are
 robustjax / pyautoattack, wall time with compilation, one after the other on a shared machine, torch on one thread: for orientation only.
 
-Bars: flags equal on {flags:g} of the images and, for APGD, a gap of at most {gap:g}; accuracies of Square, in the mean of its seeds, within
-{square:g}; worst cases within {worst_case:g}.
+Bars: at most {lost:g} of the images are fooled by pyautoattack alone and, for APGD, the gap is at most {gap:g}; accuracies of Square, in the
+mean of its seeds, are at most {square:g} higher, worst cases at most {worst_case:g}. Two differences are meant: robustjax takes the direction
+of a gradient however small it is, where the reference divides by its norm plus 1e-12 and stands still (masked, APGD-CE, l2), and its Square
+draws windows up to the last row and column, which the reference never does.
 
 | model | attack | threat | robustjax | pyautoattack | flags equal | loss gap | bar | seconds |
 |---|---|---|---|---|---|---|---|---|"""

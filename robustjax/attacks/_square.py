@@ -121,9 +121,8 @@ def _step(i, carry, *, model_fn, x, y, keys, sizes, propose_fn, problem):
 
 
 def _stripes(keys, x, frame, threat):
-    signs = jax.vmap(lambda k: jax.random.rademacher(k, (1, frame.width, frame.channels), x.dtype))(keys)
-    if frame.width == 1:  # on a vector every coordinate has its own sign
-        signs = jax.vmap(lambda k: jax.random.rademacher(k, (frame.height, 1, 1), x.dtype))(keys)
+    shape = (frame.height, 1, 1) if frame.width == 1 else (1, frame.width, frame.channels)  # on a vector every coordinate has its own sign
+    signs = jax.vmap(lambda k: jax.random.rademacher(k, shape, x.dtype))(keys)
     signs = jnp.broadcast_to(signs, (x.shape[0], *frame)).reshape(x.shape)
     return threat.project(_whole(signs, x, threat), x)
 
