@@ -317,10 +317,10 @@ and rows of own starts, use each package's own draws. Accuracies are of all imag
 without attack. The loss gap is the median of |largest loss of robustjax - that of pyautoattack| / |that of pyautoattack|. Seconds are
 robustjax / pyautoattack, wall time with compilation, one after the other on a shared machine, torch on one thread: for orientation only.
 
-Bars: at most {lost:g} of the images are fooled by pyautoattack alone and, for APGD, the gap is at most {gap:g}; accuracies of Square, in the
-mean of its seeds, are at most {square:g} higher, worst cases at most {worst_case:g}. Two differences are meant: robustjax takes the direction
-of a gradient however small it is, where the reference divides by its norm plus 1e-12 and stands still (masked, APGD-CE, l2), and its Square
-draws windows up to the last row and column, which the reference never does.
+Bars: at most {lost:g} of the images are fooled by pyautoattack alone and, for APGD, the gap is at most {gap:g}; accuracies of Square, in
+the mean of its seeds, are at most {square:g} higher, worst cases at most {worst_case:g}. Two differences are meant: robustjax takes the
+direction of a gradient however small it is, where the reference divides by its norm plus 1e-12 and stands still (masked, APGD-CE, l2),
+and its Square draws windows up to the last row and column, which the reference never does.
 
 | model | attack | threat | robustjax | pyautoattack | flags equal | loss gap | bar | seconds |
 |---|---|---|---|---|---|---|---|---|"""
