@@ -7,7 +7,7 @@ and dataclasses pytrees, are those of `configured`.
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,8 @@ __all__ = [
     "static_field",
     "straight_through",
 ]
+
+_T = TypeVar("_T")
 
 Array = jax.Array
 Key = jax.Array  # one key, or one per example [B]
@@ -186,8 +188,8 @@ class Held:
     model_fn: Any
 
 
-def draw(model_fn: ModelFn, keys: Array) -> ModelFn:
-    """One realisation of a randomised model; any other model is returned as it is.
+def draw(model_fn: _T, keys: Array) -> _T:
+    """One realisation of a randomised model, or of a pytree with such models or random threats inside; any other is returned as it is.
 
     A randomised model offers `draw(keys) -> ModelFn`, `keys` [B] being one key per example. It may sit anywhere inside a model that is a
     pytree: a denoiser before a classifier, a model bound to a function, an argument of a `Partial`. Each is drawn with keys of its

@@ -66,8 +66,8 @@ def alma(
     checks.positive(init_distance=init_distance)
     objective.require_threat(threat, (threats.L2, threats.L1), "alma")
     keys = objective.streams(key, x).model
-    problem = objective.Problem(threat, loss_fn, success_fn)
-    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, init_distance=init_distance, problem=problem)
+    problem = objective.Problem(model_fn, x, y, threat, loss_fn, success_fn)
+    step = base.bind(_step, problem=problem, keys=keys, num_steps=num_steps, init_distance=init_distance)
     zeros, ones = jnp.zeros_like(x), jnp.ones(x.shape[0], x.dtype)
     state = _State(
         delta=zeros,
@@ -80,13 +80,14 @@ def alma(
         found=objective.unsuccessful(zeros, x),
     )
     state = loop_fn(step, state, num_steps)
-    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, state.delta, problem)
-    return objective.minimum_norm_result(x, objective.keep_best(state.found, objective.as_minimum_norm(last, threat)), threat)
+    last = objective.evaluate(objective.step_problem(problem, keys, num_steps), state.delta)
+    return objective.minimum_norm_result(problem, objective.keep_best(state.found, objective.as_minimum_norm(last, threat)))
 
 
-def _step(i, state, *, model_fn, x, y, keys, num_steps, init_distance, problem):
-    threat = problem.threat
-    candidate, uphill = objective.ascend(objective.step_model(model_fn, keys, i), x, y, state.delta, problem)
+def _step(i, state, *, problem, keys, num_steps, init_distance):
+    problem = objective.step_problem(problem, keys, i)
+    x, threat = problem.x, problem.threat
+    candidate, uphill = objective.ascend(problem, state.delta)
     constraint = _OFFSET - candidate.loss
     found = objective.keep_best(state.found, objective.as_minimum_norm(candidate, threat))
     first = jnp.where(candidate.success, jnp.minimum(state.first, jnp.asarray(i, x.dtype)), state.first)

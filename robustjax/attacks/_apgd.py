@@ -68,11 +68,11 @@ def apgd(
         )
     keys = objective.streams(key, x)
     delta = objective.start(threat, keys.start, x, delta)
-    problem = objective.Problem(threat, loss_fn, success_fn)
-    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys.model, windows=jnp.asarray(_windows(num_steps)), problem=problem)
+    problem = objective.Problem(model_fn, x, y, threat, loss_fn, success_fn)
+    step = base.bind(_step, problem=problem, keys=keys.model, windows=jnp.asarray(_windows(num_steps)))
     state = loop_fn(step, _initial(delta, x, threat), num_steps, objective.has_succeeded)
-    last = objective.evaluate(objective.step_model(model_fn, keys.model, num_steps), x, y, state.delta, problem)
-    return objective.result(x, objective.keep_best(state.found, last), threat)
+    last = objective.evaluate(objective.step_problem(problem, keys.model, num_steps), state.delta)
+    return objective.result(problem, objective.keep_best(state.found, last))
 
 
 def _windows(num_steps: int) -> np.ndarray:
@@ -103,9 +103,10 @@ def _initial(delta, x, threat):
     )
 
 
-def _step(i, state, *, model_fn, x, y, keys, windows, problem):
-    threat = problem.threat
-    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, state.delta, problem)
+def _step(i, state, *, problem, keys, windows):
+    problem = objective.step_problem(problem, keys, i)
+    x, threat = problem.x, problem.threat
+    candidate, grad = objective.ascend(problem, state.delta)
     delta, loss = candidate.delta, candidate.loss
     better = loss > state.best_loss
     best, best_grad = arrays.where_example(better, (delta, grad), (state.best, state.best_grad))

@@ -70,10 +70,10 @@ def apgd_l1(
         found=objective.unsuccessful(delta, x),
     )
     plan = {name: jnp.asarray(values) for name, values in _plan(num_steps).items()}
-    problem = objective.Problem(threat, loss_fn, success_fn)
-    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys.model, plan=plan, problem=problem)
+    problem = objective.Problem(model_fn, x, y, threat, loss_fn, success_fn)
+    step = base.bind(_step, problem=problem, keys=keys.model, plan=plan)
     state = loop_fn(step, state, len(plan["factor"]), objective.has_succeeded)
-    return objective.result(x, state.found, threat)
+    return objective.result(problem, state.found)
 
 
 def _plan(num_steps):
@@ -89,8 +89,9 @@ def _plan(num_steps):
     return {name: np.asarray(values, np.float32 if name == "factor" else bool) for name, values in plan.items()}
 
 
-def _step(i, state, *, model_fn, x, y, keys, plan, problem):
-    threat = problem.threat
+def _step(i, state, *, problem, keys, plan):
+    problem = objective.step_problem(problem, keys, i)
+    x, threat = problem.x, problem.threat
     factor, first, checked = (plan[name][i] for name in ("factor", "first", "checked"))
     ball = threat.with_radius(factor * threat.finite_radius(x))
     later = first & (i > 0)
@@ -104,7 +105,7 @@ def _step(i, state, *, model_fn, x, y, keys, plan, problem):
     step_size = jnp.where(first, 1.0, state.step_size)
     best_loss = jnp.where(first, -jnp.inf, state.best_loss)
 
-    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, problem)
+    candidate, grad = objective.ascend(problem, delta)
     better = candidate.loss > best_loss
     best, best_grad = arrays.where_example(better, (delta, grad), (state.best, state.best_grad))
     best_loss = jnp.where(better, candidate.loss, best_loss)

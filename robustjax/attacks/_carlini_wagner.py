@@ -49,12 +49,11 @@ def carlini_wagner(
     checks.positive(learning_rate=learning_rate, init_weight=init_weight)
     objective.require_threat(threat, (threats.L2,), "carlini_wagner")
     confident = base.bind(_confident, success_fn=success_fn, loss_fn=loss_fn, confidence=confidence)
-    problem = objective.Problem(threat, loss_fn, confident)
     return penalty.search(
-        key, model_fn, x, y, threat=threat, num_rounds=num_binary_search_steps, num_steps=num_steps, init_weight=init_weight,
+        key, objective.Problem(model_fn, x, y, threat, loss_fn, confident),
+        num_rounds=num_binary_search_steps, num_steps=num_steps, init_weight=init_weight,
         violation_fn=base.bind(_hinge, confidence=confidence), origin=penalty.to_free(x, threat), decode_fn=penalty.to_delta,
-        init_fn=penalty.adam_init,
-        update_fn=base.bind(_adam, learning_rate=learning_rate), problem=problem, loop_fn=loop_fn,
+        init_fn=penalty.adam_init, update_fn=base.bind(_adam, learning_rate=learning_rate), loop_fn=loop_fn,
     )  # fmt: skip
 
 

@@ -79,20 +79,19 @@ def carlini_wagner_l0(
         fooled=ones < 0,
         found=objective.unsuccessful(jnp.zeros_like(x), x),
     )
-    problem = objective.Problem(threat, loss_fn, success_fn)
-    step = base.bind(
-        _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, learning_rate=learning_rate, drop=drop, problem=problem
-    )
-    return objective.minimum_norm_result(x, loop_fn(step, state, num_rounds * num_steps).found, threat)
+    problem = objective.Problem(model_fn, x, y, threat, loss_fn, success_fn)
+    step = base.bind(_step, problem=problem, keys=keys, num_steps=num_steps, learning_rate=learning_rate, drop=drop)
+    return objective.minimum_norm_result(problem, loop_fn(step, state, num_rounds * num_steps).found)
 
 
-def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, drop, problem):
-    threat = problem.threat
+def _step(i, state, *, problem, keys, num_steps, learning_rate, drop):
+    problem = objective.step_problem(problem, keys, i)
+    x, threat = problem.x, problem.threat
     new_round = jnp.broadcast_to((i > 0) & (i % num_steps == 0), x.shape[:1])
     state = arrays.where_example(new_round, _next_round(state, x, threat, drop), state)
     everywhere, pullback = jax.vjp(lambda free: penalty.to_delta(free, x, threat), state.free)
     delta = jnp.where(state.allowed, everywhere, 0.0)
-    candidate, uphill = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, problem)
+    candidate, uphill = objective.ascend(problem, delta)
     pull = jnp.where(candidate.loss < 0, state.weight, 0.0)
     (grad,) = pullback(jnp.where(state.allowed, 2.0 * delta - arrays.per_example(pull, x) * uphill, 0.0))
     free, memory = penalty.adam_step(grad, state.memory, state.free, learning_rate)

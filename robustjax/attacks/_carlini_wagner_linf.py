@@ -73,14 +73,14 @@ def carlini_wagner_linf(
         size=jnp.inf * ones,
         found=objective.unsuccessful(jnp.zeros_like(x), x),
     )
-    problem = objective.Problem(threat, loss_fn, success_fn)
-    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, learning_rate=learning_rate, problem=problem)
-    return objective.minimum_norm_result(x, loop_fn(step, state, num_rounds * num_steps).found, threat)
+    problem = objective.Problem(model_fn, x, y, threat, loss_fn, success_fn)
+    step = base.bind(_step, problem=problem, keys=keys, num_steps=num_steps, learning_rate=learning_rate)
+    return objective.minimum_norm_result(problem, loop_fn(step, state, num_rounds * num_steps).found)
 
 
-def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, problem):
-    threat = problem.threat
-    model_fn = objective.step_model(model_fn, keys, i)
+def _step(i, state, *, problem, keys, num_steps, learning_rate):
+    problem = objective.step_problem(problem, keys, i)
+    x, threat = problem.x, problem.threat
     new_round = jnp.broadcast_to((i > 0) & (i % num_steps == 0), x.shape[:1])
     tau = jnp.where(new_round & state.fooled, _SHRINK * jnp.minimum(state.tau, state.size), state.tau)
     weight = jnp.where(new_round & ~state.fooled, jnp.minimum(2.0 * state.weight, _MAX_WEIGHT), state.weight)
@@ -89,7 +89,7 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, problem):
 
     def total(free):
         delta = penalty.to_delta(free, x, threat)
-        candidate = objective.evaluate(model_fn, x, y, delta, problem)
+        candidate = objective.evaluate(problem, delta)
         excess = jnp.maximum(arrays.absolute(threat.to_unit(delta)) - arrays.per_example(tau, x), 0.0)
         value = arrays.sum_examples(excess) + weight * jnp.maximum(-candidate.loss, 0.0)
         return value.sum(), candidate

@@ -42,19 +42,20 @@ def ddn(
     checks.positive(init_eps=init_eps, gamma=gamma)
     objective.require_threat(threat, (threats.L2,), "ddn")
     keys = objective.streams(key, x)
-    problem = objective.Problem(threat, loss_fn, success_fn)
-    step = base.bind(_step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, gamma=gamma, problem=problem)
+    problem = objective.Problem(model_fn, x, y, threat, loss_fn, success_fn)
+    step = base.bind(_step, problem=problem, keys=keys, num_steps=num_steps, gamma=gamma)
     zeros = jnp.zeros_like(x)
     eps = jnp.zeros(x.shape[0], x.dtype) + init_eps
     delta, _, found = loop_fn(step, (zeros, eps, objective.unsuccessful(zeros, x)), num_steps)
-    last = objective.evaluate(objective.step_model(model_fn, keys.model, num_steps), x, y, delta, problem)
-    return objective.minimum_norm_result(x, objective.keep_best(found, objective.as_minimum_norm(last, threat)), threat)
+    last = objective.evaluate(objective.step_problem(problem, keys.model, num_steps), delta)
+    return objective.minimum_norm_result(problem, objective.keep_best(found, objective.as_minimum_norm(last, threat)))
 
 
-def _step(i, carry, *, model_fn, x, y, keys, num_steps, gamma, problem):
+def _step(i, carry, *, problem, keys, num_steps, gamma):
     delta, eps, found = carry
-    threat = problem.threat
-    candidate, grad = objective.ascend(objective.step_model(model_fn, keys.model, i), x, y, delta, problem)
+    problem = objective.step_problem(problem, keys.model, i)
+    x, threat = problem.x, problem.threat
+    candidate, grad = objective.ascend(problem, delta)
     found = objective.keep_best(found, objective.as_minimum_norm(candidate, threat))
     noise = prng.sample(jax.random.normal, prng.fold_in(keys.own, i), x)
     flat_spot = arrays.per_example(threat.dual_norm(grad) == 0, x)

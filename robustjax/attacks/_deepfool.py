@@ -42,40 +42,33 @@ def deepfool(
     objective.check(model_fn, x, y, threat, num_steps=num_steps, num_candidates=num_candidates)
     objective.require_threat(threat, (threats.L2, threats.Linf, threats.L1), "deepfool")
     keys = objective.streams(key, x).model
-    initial = boundary_fn(objective.step_model(model_fn, keys, num_steps)(x), y)
-    candidates = boundary.likeliest(initial, num_candidates)
-    problem = objective.Problem(threat, losses.never, success_fn)
-    step = base.bind(
-        _step, model_fn=model_fn, x=x, y=y, keys=keys, candidates=candidates, boundary_fn=boundary_fn, overshoot=overshoot, problem=problem
-    )
+    problem = objective.Problem(model_fn, x, y, threat, losses.never, success_fn)
+    last_problem = objective.step_problem(problem, keys, num_steps)
     zeros = jnp.zeros_like(x)
+    candidates = boundary.likeliest(boundary_fn(objective.logits_at(last_problem, zeros), y), num_candidates)
+    step = base.bind(_step, problem=problem, keys=keys, candidates=candidates, boundary_fn=boundary_fn, overshoot=overshoot)
     walk, found = loop_fn(step, (zeros, objective.unsuccessful(zeros, x)), num_steps, _is_fooled)
-    last = _test(objective.step_model(model_fn, keys, num_steps), x, y, walk, overshoot, problem)
-    return objective.minimum_norm_result(x, objective.keep_best(found, last), threat)
+    return objective.minimum_norm_result(problem, objective.keep_best(found, _test(last_problem, walk, overshoot)))
 
 
 def _is_fooled(carry):
     return objective.has_fooled(carry[1])
 
 
-def _test(model_fn, x, y, walk, overshoot, problem):
-    threat = problem.threat
-    low, high = threat.delta_bounds(x)
+def _test(problem, walk, overshoot):
+    low, high = problem.threat.delta_bounds(problem.x)
     delta = jnp.clip((1.0 + overshoot) * walk, min=low, max=high)
-    return objective.as_minimum_norm(objective.evaluate(model_fn, x, y, delta, problem), threat)
+    return objective.as_minimum_norm(objective.evaluate(problem, delta), problem.threat)
 
 
-def _step(i, carry, *, model_fn, x, y, keys, candidates, boundary_fn, overshoot, problem):
+def _step(i, carry, *, problem, keys, candidates, boundary_fn, overshoot):
     walk, found = carry
-    threat = problem.threat
+    problem = objective.step_problem(problem, keys, i)
+    x, threat = problem.x, problem.threat
     low, high = threat.delta_bounds(x)
-    model_fn = objective.step_model(model_fn, keys, i)
-    candidate = _test(model_fn, x, y, walk, overshoot, problem)
+    candidate = _test(problem, walk, overshoot)
     found = objective.keep_best(found, candidate)
-    _, normal, distance, known = boundary.linearize(
-        model_fn, x, y, jnp.clip((1.0 + overshoot) * walk, min=low, max=high),
-        threat=threat, boundary_fn=boundary_fn, candidates=candidates,
-    )  # fmt: skip
+    _, normal, distance, known = boundary.linearize(problem, candidate.delta, boundary_fn=boundary_fn, candidates=candidates)
     moved = walk + arrays.per_example(distance + 1e-4, x) * threat.steepest(normal, x, walk)
     moved = jnp.clip(moved, min=low / (1.0 + overshoot), max=high / (1.0 + overshoot))  # as the point that is tested
     found = found._replace(known=found.known & known)

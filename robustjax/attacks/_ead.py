@@ -56,25 +56,15 @@ def ead(
     objective.require_threat(threat, (threats.L1, threats.L2), "ead")
     keys = objective.streams(key, x).model
     zeros = jnp.zeros_like(x)
-    problem = objective.Problem(threat, loss_fn, success_fn)
-    step = base.bind(
-        _step,
-        model_fn=model_fn,
-        x=x,
-        y=y,
-        keys=keys,
-        num_steps=num_steps,
-        learning_rate=learning_rate,
-        shrinkage=shrinkage,
-        problem=problem,
-    )
+    problem = objective.Problem(model_fn, x, y, threat, loss_fn, success_fn)
+    step = base.bind(_step, problem=problem, keys=keys, num_steps=num_steps, learning_rate=learning_rate, shrinkage=shrinkage)
     state = _State(zeros, zeros, penalty.first_weight(init_weight, x), objective.unsuccessful(zeros, x))
-    return objective.minimum_norm_result(x, loop_fn(step, state, num_binary_search_steps * num_steps).found, threat)
+    return objective.minimum_norm_result(problem, loop_fn(step, state, num_binary_search_steps * num_steps).found)
 
 
-def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, shrinkage, problem):
-    threat = problem.threat
-    model_fn = objective.step_model(model_fn, keys, i)
+def _step(i, state, *, problem, keys, num_steps, learning_rate, shrinkage):
+    problem = objective.step_problem(problem, keys, i)
+    x, threat = problem.x, problem.threat
     taken = i % num_steps
     new_round = jnp.broadcast_to((i > 0) & (taken == 0), x.shape[:1])
     zeros = jnp.zeros_like(x)
@@ -83,7 +73,7 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, shrinkage
     )
 
     def total(ahead):
-        loss = objective.evaluate(model_fn, x, y, threat.from_unit(ahead), problem).loss
+        loss = objective.evaluate(problem, threat.from_unit(ahead)).loss
         return jnp.sum(weight.value * jnp.maximum(-loss, 0.0) + arrays.sum_examples(jnp.square(ahead)))
 
     rate = learning_rate * jnp.sqrt(1.0 - taken / num_steps)
@@ -91,7 +81,7 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, learning_rate, shrinkage
     moved = ahead - rate * grad
     low, high = (threat.to_unit(bound) for bound in threat.delta_bounds(x))
     shrunk = jnp.clip(jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - shrinkage, 0.0), min=low, max=high)
-    candidate = objective.evaluate(model_fn, x, y, threat.from_unit(shrunk), problem)
+    candidate = objective.evaluate(problem, threat.from_unit(shrunk))
     candidate = candidate._replace(known=candidate.known & is_finite)
     weight = weight._replace(fooled=weight.fooled | candidate.success)
     found = objective.keep_best(state.found, objective.as_minimum_norm(candidate, threat))

@@ -57,28 +57,29 @@ def fab(
     objective.require_threat(threat, (threats.Linf, threats.L2, threats.L1), "fab", latent=False)
     keys = objective.streams(key, x)
     delta = objective.start(threat.with_radius(0.5 * jnp.minimum(threat.radius(), threat.max_norm(x))), keys.start, x, delta)
-    problem = objective.Problem(threat, losses.never, success_fn)
-    clean = objective.step_model(model_fn, keys.model, num_steps)(x)
+    problem = objective.Problem(model_fn, x, y, threat, losses.never, success_fn)
+    zeros = jnp.zeros_like(x)
+    clean = objective.logits_at(objective.step_problem(problem, keys.model, num_steps), zeros)
     step = base.bind(
-        _step, model_fn=model_fn, x=x, y=y, keys=keys.model, boundary_fn=boundary_fn,
+        _step, problem=problem, keys=keys.model, boundary_fn=boundary_fn,
         candidates=boundary.likeliest(boundary_fn(clean, y), num_candidates),
-        max_bias=max_bias, overshoot=overshoot, backward=backward, problem=problem,
+        max_bias=max_bias, overshoot=overshoot, backward=backward,
     )  # fmt: skip
-    first = objective.evaluate(lambda _: clean, x, y, jnp.zeros_like(x), problem)
+    first = objective.evaluate_logits(problem, zeros, clean)
     found = first._replace(loss=jnp.where(first.success, 0.0, -jnp.inf).astype(x.dtype))
     _, found = loop_fn(step, (delta, found), num_steps, _is_at_origin)
-    return objective.minimum_norm_result(x, found, threat)
+    return objective.minimum_norm_result(problem, found)
 
 
 def _is_at_origin(carry):
     return carry[1].loss == 0.0  # misclassified as it is: nothing smaller can be found
 
 
-def _step(i, carry, *, model_fn, x, y, keys, boundary_fn, candidates, max_bias, overshoot, backward, problem):
+def _step(i, carry, *, problem, keys, boundary_fn, candidates, max_bias, overshoot, backward):
     delta, found = carry
-    threat = problem.threat
-    model_fn = objective.step_model(model_fn, keys, i)
-    value, normal, _, known = boundary.linearize(model_fn, x, y, delta, threat=threat, boundary_fn=boundary_fn, candidates=candidates)
+    problem = objective.step_problem(problem, keys, i)
+    x, threat = problem.x, problem.threat
+    value, normal, _, known = boundary.linearize(problem, delta, boundary_fn=boundary_fn, candidates=candidates)
     from_iterate = threat.hyperplane(threat.apply(x, delta), normal, -value)
     from_origin = threat.hyperplane(x, normal, arrays.sum_examples(normal * delta) - value)
     near, far = threat.norm(from_iterate), threat.norm(from_origin)
@@ -86,7 +87,7 @@ def _step(i, carry, *, model_fn, x, y, keys, boundary_fn, candidates, max_bias, 
     delta = (1.0 - bias) * (delta + overshoot * from_iterate) + bias * overshoot * from_origin
     low, high = threat.delta_bounds(x)
     delta = jnp.clip(delta, min=low, max=high)
-    candidate = objective.evaluate(model_fn, x, y, delta, problem)
+    candidate = objective.evaluate(problem, delta)
     candidate = candidate._replace(known=candidate.known & known)
     back = jnp.where(arrays.per_example(candidate.success, x), backward * delta, delta)
     return back, objective.keep_best(found, objective.as_minimum_norm(candidate, threat))

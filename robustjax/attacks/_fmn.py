@@ -51,30 +51,20 @@ def fmn(
     checks.positive(step_size=step_size, gamma=gamma)
     objective.require_threat(threat, (threats.L0, threats.L1, threats.L2, threats.Linf), "fmn")
     keys = objective.streams(key, x).model
-    problem = objective.Problem(threat, loss_fn, success_fn)
-    step = base.bind(
-        _step,
-        model_fn=model_fn,
-        x=x,
-        y=y,
-        keys=keys,
-        num_steps=num_steps,
-        step_size=step_size,
-        gamma=gamma,
-        rescaled=rescaled,
-        problem=problem,
-    )
+    problem = objective.Problem(model_fn, x, y, threat, loss_fn, success_fn)
+    step = base.bind(_step, problem=problem, keys=keys, num_steps=num_steps, step_size=step_size, gamma=gamma, rescaled=rescaled)
     zeros = jnp.zeros_like(x)
     radius = jnp.full(x.shape[0], 1.0 if isinstance(threat, threats.L0) else jnp.inf, x.dtype)
     delta, _, found = loop_fn(step, (zeros, radius, objective.unsuccessful(zeros, x)), num_steps)
-    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, problem)
-    return objective.minimum_norm_result(x, objective.keep_best(found, objective.as_minimum_norm(last, threat)), threat)
+    last = objective.evaluate(objective.step_problem(problem, keys, num_steps), delta)
+    return objective.minimum_norm_result(problem, objective.keep_best(found, objective.as_minimum_norm(last, threat)))
 
 
-def _step(i, carry, *, model_fn, x, y, keys, num_steps, step_size, gamma, rescaled, problem):
+def _step(i, carry, *, problem, keys, num_steps, step_size, gamma, rescaled):
     delta, radius, found = carry
-    threat = problem.threat
-    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, problem)
+    problem = objective.step_problem(problem, keys, i)
+    x, threat = problem.x, problem.threat
+    candidate, grad = objective.ascend(problem, delta)
     found = objective.keep_best(found, objective.as_minimum_norm(candidate, threat))
     change = schedules.cosine(i, num_steps, gamma, gamma / 50.0)
     radius = jnp.minimum(_next_radius(threat, candidate, grad, radius, found, change), threat.max_norm(x))

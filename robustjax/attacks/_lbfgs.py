@@ -67,10 +67,10 @@ def lbfgs(
     optimizer = optax.scale_by_lbfgs(memory_size=memory_size)
     low, high = (jnp.broadcast_to(threat.to_unit(bound), x.shape) for bound in threat.delta_bounds(x))
     return penalty.search(
-        key, model_fn, x, y, threat=threat, num_rounds=num_binary_search_steps, num_steps=num_steps, init_weight=init_weight,
+        key, objective.Problem(model_fn, x, y, threat, loss_fn, success_fn),
+        num_rounds=num_binary_search_steps, num_steps=num_steps, init_weight=init_weight,
         violation_fn=jnp.negative, origin=jnp.zeros_like(x), decode_fn=_from_unit, init_fn=base.bind(_init, optimizer=optimizer),
-        update_fn=base.bind(_update, optimizer=optimizer, low=low, high=high, threat=threat),
-        problem=objective.Problem(threat, loss_fn, success_fn), loop_fn=loop_fn,
+        update_fn=base.bind(_update, optimizer=optimizer, low=low, high=high, threat=threat), loop_fn=loop_fn,
     )  # fmt: skip
 
 

@@ -63,20 +63,19 @@ def pgd(
         raise TypeError(f"expected an optax transformation as optimizer, got {optimizer!r}; call it first, e.g. optax.scale_by_adam().")
     optimizer = optimizer and optax.with_extra_args_support(optimizer)
     state = jax.vmap(optimizer.init)(delta) if optimizer else ()
-    problem = objective.Problem(threat, loss_fn, success_fn)
-    step = base.bind(
-        _step, model_fn=model_fn, x=x, y=y, keys=keys.model, step_size=step_size, optimizer=optimizer, keep_fn=keep_fn, problem=problem
-    )
+    problem = objective.Problem(model_fn, x, y, threat, loss_fn, success_fn)
+    step = base.bind(_step, problem=problem, keys=keys.model, step_size=step_size, optimizer=optimizer, keep_fn=keep_fn)
     carry = loop_fn(step, (delta, state, objective.unsuccessful(delta, x)), num_steps, objective.has_succeeded)
     delta, _, found = carry
-    last = objective.evaluate(objective.step_model(model_fn, keys.model, num_steps), x, y, delta, problem)
-    return objective.result(x, keep_fn(found, last), threat)
+    last = objective.evaluate(objective.step_problem(problem, keys.model, num_steps), delta)
+    return objective.result(problem, keep_fn(found, last))
 
 
-def _step(i, carry, *, model_fn, x, y, keys, step_size, optimizer, keep_fn, problem):
+def _step(i, carry, *, problem, keys, step_size, optimizer, keep_fn):
     delta, state, found = carry
-    threat = problem.threat
-    candidate, grad = objective.ascend(objective.step_model(model_fn, keys, i), x, y, delta, problem)
+    problem = objective.step_problem(problem, keys, i)
+    x, threat = problem.x, problem.threat
+    candidate, grad = objective.ascend(problem, delta)
     if optimizer is None:
         update = threat.steepest(grad, x, delta)
     else:
@@ -178,9 +177,9 @@ def rs_fgsm(
     unboxed = threat.replace(box=(-jax.numpy.inf, jax.numpy.inf))
     step_size = 1.25 * threat.finite_radius(x) if step_size is None else step_size
     moved = fgsm(key, model_fn, x, y, threat=unboxed, delta=None, step_size=step_size, loss_fn=loss_fn).delta
-    last = objective.step_model(model_fn, objective.streams(key, x).own, 0)
-    found = objective.evaluate(last, x, y, threat.project(moved, x), objective.Problem(threat, loss_fn, success_fn))
-    return objective.result(x, found, threat)
+    problem = objective.Problem(model_fn, x, y, threat, loss_fn, success_fn)
+    last = objective.step_problem(problem, objective.streams(key, x).own, 0)
+    return objective.result(problem, objective.evaluate(last, threat.project(moved, x)))
 
 
 def n_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, noise=2.0, **options) -> AttackResult:

@@ -47,26 +47,25 @@ def sigma_zero(
     checks.positive(learning_rate=learning_rate, sigma=sigma)
     objective.require_threat(threat, (threats.L0,), "sigma_zero")
     keys = objective.streams(key, x).model
-    problem = objective.Problem(threat, loss_fn, success_fn)
+    problem = objective.Problem(model_fn, x, y, threat, loss_fn, success_fn)
     step = base.bind(
-        _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, learning_rate=learning_rate, sigma=sigma,
-        threshold_rate=threshold_rate, problem=problem,
-    )  # fmt: skip
+        _step, problem=problem, keys=keys, num_steps=num_steps, learning_rate=learning_rate, sigma=sigma, threshold_rate=threshold_rate
+    )
     zeros = jnp.zeros_like(x)
     threshold = jnp.zeros(x.shape[0], x.dtype) + init_threshold
     carry = (zeros, penalty.adam_init(zeros), threshold, objective.unsuccessful(zeros, x))
     delta, _, _, found = loop_fn(step, carry, num_steps)
-    last = objective.evaluate(objective.step_model(model_fn, keys, num_steps), x, y, delta, problem)
-    return objective.minimum_norm_result(x, objective.keep_best(found, objective.as_minimum_norm(last, threat)), threat)
+    last = objective.evaluate(objective.step_problem(problem, keys, num_steps), delta)
+    return objective.minimum_norm_result(problem, objective.keep_best(found, objective.as_minimum_norm(last, threat)))
 
 
-def _step(i, carry, *, model_fn, x, y, keys, num_steps, learning_rate, sigma, threshold_rate, problem):
+def _step(i, carry, *, problem, keys, num_steps, learning_rate, sigma, threshold_rate):
     delta, memory, threshold, found = carry
-    threat = problem.threat
-    model_fn = objective.step_model(model_fn, keys, i)
+    problem = objective.step_problem(problem, keys, i)
+    x, threat = problem.x, problem.threat
 
     def total(delta):
-        candidate = objective.evaluate(model_fn, x, y, delta, problem)
+        candidate = objective.evaluate(problem, delta)
         sparsity = arrays.sum_examples(jnp.square(delta) / (jnp.square(delta) + sigma)) / arrays.size(delta)
         return jnp.sum(jnp.maximum(-candidate.loss, 0.0) + sparsity), candidate
 

@@ -61,17 +61,15 @@ def square(
     is_linf = isinstance(threat, threats.Linf)
     sizes = _sizes(num_queries, initial_fraction, rescaled, frame, least=1 if is_linf else 3)
     keys = objective.streams(key, x)
-    problem = objective.Problem(threat, loss_fn, success_fn)
+    problem = objective.Problem(model_fn, x, y, threat, loss_fn, success_fn)
     start = (_stripes if is_linf else _tiles)(keys.start, x, frame, threat)
-    found = objective.evaluate(objective.step_model(model_fn, keys.model, 0), x, y, start, problem)
-    clean = objective.evaluate(objective.step_model(model_fn, keys.model, num_queries + 1), x, y, jnp.zeros_like(x), problem)
+    found = objective.evaluate(objective.step_problem(problem, keys.model, 0), start)
+    clean = objective.evaluate(objective.step_problem(problem, keys.model, num_queries + 1), jnp.zeros_like(x))
     clean = clean._replace(loss=jnp.where(clean.success, clean.loss, -jnp.inf))  # an error as it is needs no query
-    step = base.bind(
-        _step, model_fn=model_fn, x=x, y=y, keys=keys, sizes=sizes, propose_fn=_squares if is_linf else _windows, problem=problem
-    )
+    step = base.bind(_step, problem=problem, keys=keys, sizes=sizes, propose_fn=_squares if is_linf else _windows)
     found = objective.keep_best(clean, found)
     spent, found = loop_fn(step, (jnp.full(x.shape[0], 2, jnp.int32), found), num_queries, objective.has_succeeded)
-    return objective.result(x, found, threat, AttackInfo(num_queries=spent))
+    return objective.result(problem, found, AttackInfo(num_queries=spent))
 
 
 class _Frame(NamedTuple):
@@ -108,11 +106,12 @@ def _sizes(num_queries, fraction, rescaled, frame, least):
     return jnp.minimum(size, frame.longest)
 
 
-def _step(i, carry, *, model_fn, x, y, keys, sizes, propose_fn, problem):
+def _step(i, carry, *, problem, keys, sizes, propose_fn):
     spent, found = carry
     query = i + 1
-    proposal = propose_fn(prng.fold_in(keys.own, query), x, found.delta, sizes[i], problem.threat)
-    candidate = objective.evaluate(objective.step_model(model_fn, keys.model, query), x, y, proposal, problem)
+    problem = objective.step_problem(problem, keys.model, query)
+    proposal = propose_fn(prng.fold_in(keys.own, query), problem.x, found.delta, sizes[i], problem.threat)
+    candidate = objective.evaluate(problem, proposal)
     better = (candidate.loss > found.loss) | candidate.success
     return spent + (~found.success).astype(spent.dtype), arrays.where_example(better & ~found.success, candidate, found)
 

@@ -1,16 +1,23 @@
 """Linearised decision boundaries: what FAB and DeepFool step toward."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from robustjax import arrays, checks
-from robustjax.base import Array
+from robustjax import arrays
+from robustjax.attacks import objective
+from robustjax.base import Array, Delta
+
+BoundaryFn = Callable[[Array, Array], Array]  # (logits [B, C], y) -> [B, K], positive where that boundary is crossed, -inf: there is none
 
 
-def linearize(model_fn, x: Array, y: Array, delta, *, threat, boundary_fn, candidates: Array | None = None):
+def linearize(problem: objective.Problem, delta: Delta, *, boundary_fn: BoundaryFn, candidates: Array | None = None):
     """The nearest linearised boundary of each example.
 
     Args:
+      problem: model, inputs and a threat with a `dual_norm`; its loss is not used.
+      delta: where to linearise.
       boundary_fn: (logits, y) -> [B, K], positive where that boundary is crossed, -inf where there is none.
       candidates: the boundaries to consider [B, k]; None for all. Their gradients are in memory at once.
 
@@ -20,7 +27,7 @@ def linearize(model_fn, x: Array, y: Array, delta, *, threat, boundary_fn, candi
     """
 
     def values(delta):
-        boundaries = boundary_fn(checks.called(model_fn, threat.apply(x, delta)), y)
+        boundaries = boundary_fn(objective.logits_at(problem, delta), problem.y)
         return boundaries if candidates is None else jnp.take_along_axis(boundaries, candidates, axis=1)
 
     value, pullback = jax.vjp(values, delta)
@@ -29,7 +36,7 @@ def linearize(model_fn, x: Array, y: Array, delta, *, threat, boundary_fn, candi
     normal = jax.vmap(lambda cotangent: pullback(cotangent)[0])(unit)
     known = jnp.isfinite(normal).all(axis=(0, *range(2, normal.ndim))) & ~jnp.isnan(value).any(axis=1)
     normal = jnp.where(jnp.isfinite(normal), normal, 0.0)
-    slope = jax.vmap(threat.dual_norm)(normal).T
+    slope = jax.vmap(problem.threat.dual_norm)(normal).T
     exists = value > -jnp.inf
     distance = arrays.ratio(jnp.abs(jnp.where(exists, value, 0.0)), slope)
     nearest = jnp.argmin(jnp.where(exists & (slope > 0), distance, jnp.inf), axis=1)
@@ -37,7 +44,7 @@ def linearize(model_fn, x: Array, y: Array, delta, *, threat, boundary_fn, candi
     def pick(table):
         return jnp.take_along_axis(table, nearest[:, None], axis=1)[:, 0]
 
-    return pick(value), normal[nearest, jnp.arange(x.shape[0])], pick(distance), known
+    return pick(value), normal[nearest, jnp.arange(value.shape[0])], pick(distance), known
 
 
 def likeliest(boundaries: Array, num_candidates: int | None) -> Array:

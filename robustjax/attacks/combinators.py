@@ -247,7 +247,7 @@ def _worst_case(key, model_fn, x, y, *, attacks):
 
 def _over_targets(key, model_fn, x, y, *, attack, num_targets):
     keys = prng.example_keys(key, x.shape[0])
-    logits = objective.step_model(model_fn, keys, num_targets)(x)
+    logits = base.draw(model_fn, prng.fold_in(keys, num_targets))(x)
     num_classes = logits.shape[1]
     wrong = jnp.where(jax.nn.one_hot(y, num_classes, dtype=bool), -jnp.inf, logits)
     targets = jax.lax.top_k(wrong, min(num_targets, num_classes - 1))[1]

@@ -1,4 +1,4 @@
-"""What every attack evaluates and keeps: loss, success and gradient at a perturbation, and the best perturbation so far."""
+"""What every attack solves, evaluates and keeps: its problem, loss, success and gradient at a perturbation, and the best one so far."""
 
 from typing import Any, NamedTuple
 
@@ -10,9 +10,15 @@ from robustjax.base import Array, AttackInfo, AttackResult, Delta, LossFn, Model
 
 
 class Problem(NamedTuple):
-    """What an attack is after."""
+    """All that an attack solves: find a perturbation in the threat for which the model at x is as wrong about y as can be.
 
-    threat: Any
+    A pytree that crosses `jit` as a bound argument of a step. What is random in it is drawn by `step_problem`.
+    """
+
+    model_fn: ModelFn
+    x: Array  # [B, ...]
+    y: Array  # [B], or whatever the loss takes
+    threat: Any  # a `base.Threat`; what an attack asks of it besides is checked by `require_threat`
     loss_fn: LossFn
     success_fn: SuccessFn
 
@@ -30,7 +36,7 @@ class Streams(NamedTuple):
     """Keys of every example for the three things an attack draws; no two are alike, and each folds in its step."""
 
     start: Array  # [B] of the first perturbation
-    model: Array  # [B] of a randomised model: see `step_model`
+    model: Array  # [B] of what is random in the problem, such as the model: see `step_problem`
     own: Array  # [B] of the attack's own choices
 
 
@@ -138,16 +144,30 @@ def unsuccessful(delta: Delta, like: Array) -> Found:
     return Found(delta, lowest, jnp.zeros(like.shape[0], bool), jnp.ones(like.shape[0], bool))
 
 
-def evaluate(model_fn: ModelFn, x: Array, y: Array, delta: Delta, problem: Problem) -> Found:
+def logits_at(problem: Problem, delta: Delta) -> Array:
+    """The model's logits of the perturbed inputs: one forward pass."""
+    return checks.called(problem.model_fn, problem.threat.apply(problem.x, delta))
+
+
+def evaluate(problem: Problem, delta: Delta) -> Found:
     """Loss and success at a perturbation: one forward pass.
 
     Raises:
       ValueError: a loss or a success that is not one value per example.
     """
+    return evaluate_logits(problem, delta, logits_at(problem, delta))
+
+
+def evaluate_logits(problem: Problem, delta: Delta, logits: Array) -> Found:
+    """Loss and success at a perturbation whose logits are known.
+
+    Raises:
+      ValueError: a loss or a success that is not one value per example.
+    """
+    x, y = problem.x, problem.y
     for name, function in (("loss_fn", problem.loss_fn), ("success_fn", problem.success_fn)):
         if not callable(function):
             raise TypeError(f"expected {name} as a function (logits, y) -> [B], got {function!r}; see robustjax.losses.")
-    logits = checks.called(model_fn, problem.threat.apply(x, delta))
     loss, success = problem.loss_fn(logits, y), problem.success_fn(logits, y)
     if getattr(logits, "ndim", 0) == 2 and y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer):
         checks.labels_in_range(y, logits.shape[1])
@@ -165,14 +185,14 @@ def evaluate(model_fn: ModelFn, x: Array, y: Array, delta: Delta, problem: Probl
     return Found(delta, loss.astype(x.dtype), success, known)
 
 
-def ascend(model_fn: ModelFn, x: Array, y: Array, delta: Delta, problem: Problem) -> tuple[Found, Delta]:
+def ascend(problem: Problem, delta: Delta) -> tuple[Found, Delta]:
     """`evaluate` with the gradient of the loss in delta: one forward and one backward pass.
 
     A gradient that is not finite is 0 in those entries; what the attack finds is then no longer `known`.
     """
 
     def total_loss(delta):
-        found = evaluate(model_fn, x, y, delta, problem)
+        found = evaluate(problem, delta)
         return found.loss.sum(), found._replace(delta=None)
 
     grad, found = jax.grad(total_loss, has_aux=True)(delta)
@@ -228,16 +248,19 @@ def keep_last(incumbent: Found, candidate: Found) -> Found:
     return candidate._replace(known=incumbent.known & candidate.known)
 
 
-def result(x: Array, found: Found, threat, info: AttackInfo | None = None) -> AttackResult:
-    """The found perturbation as an attack's result; where nothing was found and gradients were not finite, the loss is NaN."""
+def result(problem: Problem, found: Found, info: AttackInfo | None = None) -> AttackResult:
+    """The found perturbation as an attack's result; where nothing was found and gradients were not finite, the loss is NaN.
+
+    The inputs are those of the problem's own threat, not of a draw of it: a random threat's `apply` shows its perturbation at one place.
+    """
     loss = jnp.where(found.known | found.success, found.loss, jnp.nan)
-    return AttackResult(threat.apply(x, found.delta), found.delta, loss, found.success, info or AttackInfo())
+    return AttackResult(problem.threat.apply(problem.x, found.delta), found.delta, loss, found.success, info or AttackInfo())
 
 
-def minimum_norm_result(x: Array, found: Found, threat) -> AttackResult:
+def minimum_norm_result(problem: Problem, found: Found) -> AttackResult:
     """The same of a minimum-norm attack, which has found something wherever it was ever fooled, and says how far away."""
     found = found._replace(known=found.known | has_fooled(found))
-    return result(x, found, threat, AttackInfo(norm=jnp.where(found.known, -found.loss, jnp.nan)))
+    return result(problem, found, AttackInfo(norm=jnp.where(found.known, -found.loss, jnp.nan)))
 
 
 def has_succeeded(carry) -> Array:
@@ -247,6 +270,10 @@ def has_succeeded(carry) -> Array:
     return jnp.broadcast_to(found.success.all(), found.success.shape) if shared else found.success
 
 
-def step_model(model_fn: ModelFn, keys: Array, i) -> ModelFn:
-    """The model of step i: a fresh draw if it is randomised."""
-    return base.draw(model_fn, prng.fold_in(keys, i))
+def step_problem(problem: Problem, keys: Array, i) -> Problem:
+    """The problem of step i: a fresh draw of whatever is random in it, be it the model, the threat or a loss, each with keys of its own.
+
+    A random threat offers `draw(keys) -> threat`, as a random model does (see `base.draw`). Its perturbations, and so `init`, `project`,
+    `steepest` and norms, must not depend on the draw: only what `apply` makes of them may.
+    """
+    return base.draw(problem, prng.fold_in(keys, i))

@@ -4,6 +4,7 @@
 num_rounds * num_steps equal steps, so that a single step is compiled and any `loop_fn` can drive it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import optax
 
 from robustjax import arrays, base
 from robustjax.attacks import objective
-from robustjax.base import Array, AttackResult
+from robustjax.base import Array, AttackResult, Key, LoopFn, NormThreat, Numeric
 
 _ADAM = optax.scale_by_adam(eps_root=1e-16)  # the root's derivative is infinite where a gradient was always 0
 
@@ -33,7 +34,7 @@ class _State(NamedTuple):
     found: objective.Found
 
 
-def first_weight(init_weight, like: Array) -> Weight:
+def first_weight(init_weight: Numeric, like: Array) -> Weight:
     """The search before its first round."""
     zeros = jnp.zeros(like.shape[0], like.dtype)
     return Weight(zeros + init_weight, zeros, zeros + jnp.inf, zeros > 0)
@@ -48,7 +49,7 @@ def next_weight(weight: Weight) -> Weight:
     return Weight(value, lower, upper, jnp.zeros_like(weight.fooled))
 
 
-def to_free(x: Array, threat) -> Array:
+def to_free(x: Array, threat: NormThreat) -> Array:
     """The unbounded variable of x itself: atanh of the place in the box; where a bound is infinite or both are equal, x itself."""
     lower, width = _bounds(x, threat)
     place = arrays.ratio(x - lower, width, 0.5)
@@ -56,7 +57,7 @@ def to_free(x: Array, threat) -> Array:
     return jnp.where(width > 0, inner, x)
 
 
-def to_delta(free: Array, x: Array, threat) -> Array:
+def to_delta(free: Array, x: Array, threat: NormThreat) -> Array:
     """The perturbation of an unbounded variable, inside the box and the mask."""
     lower, width = _bounds(x, threat)
     inside = lower + 0.5 * width * (jnp.tanh(free) + 1.0)
@@ -72,12 +73,12 @@ def _bounds(x, threat):
     return lower, jnp.where(bounded, jnp.where(bounded, upper, 0.0) - lower, 0.0)
 
 
-def adam_init(variable: Array):
+def adam_init(variable: Array) -> Any:
     """Adam's memory, one per example."""
     return jax.vmap(_ADAM.init)(variable)
 
 
-def adam_step(grad: Array, memory, variable: Array, learning_rate):
+def adam_step(grad: Array, memory: Any, variable: Array, learning_rate: Numeric) -> tuple[Array, Any]:
     """One step of Adam down the gradient; the learning rate a scalar or [B]."""
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types, whatever the caller allows
         update, memory = jax.vmap(_ADAM.update)(grad, memory)
@@ -85,46 +86,48 @@ def adam_step(grad: Array, memory, variable: Array, learning_rate):
 
 
 def search(
-    key,
-    model_fn,
-    x,
-    y,
+    key: Key,
+    problem: objective.Problem,
     *,
-    threat,
-    num_rounds,
-    num_steps,
-    init_weight,
-    violation_fn,
-    origin,
-    decode_fn,
-    init_fn,
-    update_fn,
-    problem,
-    loop_fn,
+    num_rounds: int,
+    num_steps: int,
+    init_weight: Numeric,
+    violation_fn: Callable[[Array], Array],
+    origin: Array,
+    decode_fn: Callable[[Array, Array, Any], Array],
+    init_fn: Callable[[Array], Any],
+    update_fn: Callable[..., tuple[Array, Any]],
+    loop_fn: LoopFn,
 ) -> AttackResult:
     """The smallest perturbation over all rounds.
 
     Args:
+      key: one key, or one per example [B].
+      problem: model, inputs, threat, loss and success.
+      num_rounds: rounds of the search for c.
+      num_steps: steps of the inner optimizer in each round.
+      init_weight: the first c.
       violation_fn: loss [B] -> [B], what c weighs.
       origin: the variable at x, where every round starts.
       decode_fn: (variable, x, threat) -> delta.
       init_fn: variable -> memory, leaves leading with B.
       update_fn: (value [B], grad [B, ...], memory, variable) -> (variable, memory).
-      problem: threat, loss_fn and success_fn.
+      loop_fn: see `loops`.
     """
+    x = problem.x
     keys = objective.streams(key, x).model
     state = _State(origin, init_fn(origin), first_weight(init_weight, x), objective.unsuccessful(jnp.zeros_like(x), x))
     step = base.bind(
-        _step, model_fn=model_fn, x=x, y=y, keys=keys, num_steps=num_steps, num_rounds=num_rounds, origin=origin,
-        violation_fn=violation_fn, decode_fn=decode_fn, init_fn=init_fn, update_fn=update_fn, problem=problem,
+        _step, problem=problem, keys=keys, num_steps=num_steps, num_rounds=num_rounds, origin=origin,
+        violation_fn=violation_fn, decode_fn=decode_fn, init_fn=init_fn, update_fn=update_fn,
     )  # fmt: skip
     state = loop_fn(step, state, num_rounds * num_steps)
-    return objective.minimum_norm_result(x, state.found, threat)
+    return objective.minimum_norm_result(problem, state.found)
 
 
-def _step(i, state, *, model_fn, x, y, keys, num_steps, num_rounds, origin, violation_fn, decode_fn, init_fn, update_fn, problem):
-    threat = problem.threat
-    model_fn = objective.step_model(model_fn, keys, i)
+def _step(i, state, *, problem, keys, num_steps, num_rounds, origin, violation_fn, decode_fn, init_fn, update_fn):
+    problem = objective.step_problem(problem, keys, i)
+    x, threat = problem.x, problem.threat
     new_round = jnp.broadcast_to((i > 0) & (i % num_steps == 0), x.shape[:1])
     last_round = new_round & (num_rounds >= 10) & (i // num_steps == num_rounds - 1)
     weight = arrays.where_example(new_round, next_weight(state.weight), state.weight)
@@ -133,7 +136,7 @@ def _step(i, state, *, model_fn, x, y, keys, num_steps, num_rounds, origin, viol
 
     def total(variable):
         delta = decode_fn(variable, x, threat)
-        candidate = objective.evaluate(model_fn, x, y, delta, problem)
+        candidate = objective.evaluate(problem, delta)
         value = arrays.sum_examples(jnp.square(threat.to_unit(delta))) + weight.value * violation_fn(candidate.loss)
         return value.sum(), (value, candidate)
 
