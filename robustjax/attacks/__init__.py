@@ -7,6 +7,7 @@ from robustjax.attacks._autoattack import autoattack, ensemble
 from robustjax.attacks._carlini_wagner import carlini_wagner
 from robustjax.attacks._carlini_wagner_l0 import carlini_wagner_l0
 from robustjax.attacks._carlini_wagner_linf import carlini_wagner_linf
+from robustjax.attacks._checked import checked
 from robustjax.attacks._ddn import ddn
 from robustjax.attacks._deepfool import deepfool
 from robustjax.attacks._ead import ead
@@ -17,7 +18,8 @@ from robustjax.attacks._lbfgs import lbfgs
 from robustjax.attacks._pgd import bim, fgsm, mi_fgsm, n_fgsm, normalize, pgd, r_fgsm, rs_fgsm, steepest
 from robustjax.attacks._sigma_zero import sigma_zero
 from robustjax.attacks._square import square
-from robustjax.attacks.combinators import checked, each, over_targets, parts, restarts, targeted, with_loss, worst_case
+from robustjax.attacks.combinators import each, parts, restarts, worst_case
+from robustjax.attacks.goals import over_targets, targeted, with_loss
 from robustjax.attacks.objective import keep_best, keep_last, small_noise
 
 __all__ = [

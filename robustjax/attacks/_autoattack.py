@@ -1,7 +1,7 @@
 """AutoAttack: a parameter-free ensemble of APGD, FAB and Square (Croce & Hein, 2020)."""
 
 from robustjax import base, losses, threats
-from robustjax.attacks import _apgd, _fab, _square, combinators, objective
+from robustjax.attacks import _apgd, _fab, _square, combinators, goals, objective
 from robustjax.base import Array, Attack, AttackResult, Key, ModelFn
 
 VERSIONS = ("standard", "plus", "rand")
@@ -65,10 +65,10 @@ def ensemble(
 
     apgd_ce = base.bind(_apgd.apgd, threat=threat, num_steps=num_steps, **loop)
     apgd_dlr = base.bind(apgd_ce, loss_fn=losses.dlr)
-    targets = min(num_targets, 5) if is_l1 else num_targets
-    apgd_t = combinators.over_targets(apgd_ce, targets)
+    num_targets = min(num_targets, 5) if is_l1 else num_targets
+    apgd_t = goals.over_targets(apgd_ce, num_targets)
     from_x = base.bind(_fab.fab, threat=threat, num_steps=num_steps, **loop)
-    fab_t = combinators.over_targets(from_x, targets)
+    fab_t = goals.over_targets(from_x, num_targets)
     squares = base.bind(_square.square, threat=threat, num_queries=num_queries, **loop)
     if version == "rand":
         return {"apgd-ce": often(apgd_ce), "apgd-dlr": often(apgd_dlr)}

@@ -138,8 +138,9 @@ def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, alph
     """
     objective.check(model_fn, x, y, threat)
     objective.require_threat(threat, (threats.Ball,), "r_fgsm")
-    if jax.numpy.ndim(threat.eps) <= 1:
-        checks.at_most(threat.eps, "eps", alpha=alpha)
+    ball = threat.ball if isinstance(threat, threats.Latent) else threat
+    if isinstance(ball, threats.Ball) and jax.numpy.ndim(ball.eps) <= 1:
+        checks.at_most(ball.eps, "eps", alpha=alpha)
     noise = prng.sample(jax.random.normal, objective.streams(key, x).own, x)
     delta = arrays.per_example(alpha, x) * threat.steepest(noise, x, jax.numpy.zeros_like(x))
     return fgsm(key, model_fn, x, y, threat=threat, delta=delta, step_size=threat.finite_radius(x) - alpha, **options)

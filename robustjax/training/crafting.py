@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 
 from robustjax import base, losses
-from robustjax.attacks import combinators
+from robustjax.attacks import goals
 from robustjax.base import Array, Attack, Key, ModelFn
 
 
@@ -30,7 +30,7 @@ def attacked_inputs_by_kl(
     """
     model_fn = classifier(apply_fn, jax.lax.stop_gradient(params), model_state, mode)
     log_probs = jax.nn.log_softmax(model_fn(x if clean is None else clean))
-    return jax.lax.stop_gradient(combinators.with_loss(attack, loss_fn=losses.kl)(key, model_fn, x, log_probs).x)
+    return jax.lax.stop_gradient(goals.with_loss(attack, loss_fn=losses.kl)(key, model_fn, x, log_probs).x)
 
 
 def _logits(x, *, apply_fn, params, model_state, mode):

@@ -1,4 +1,6 @@
-"""Every attack x threat behind one face: eager = jit = vmap, feasible, differentiable, blind to its neighbours, traced once."""
+"""Laws of every attack x threat: eager = jit = vmap, feasible, differentiable, blind to its neighbours, traced once."""
+
+import inspect
 
 import chex
 import jax
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 
 from robustjax import attacks, base, loops, losses
-from robustjax.threats import L0, L1, L2, Linf
+from robustjax.attacks import kinds
+from robustjax.threats import L0, L1, L2, Latent, Linf
 
 B, D, C = 3, 12, 4
 EPS = {Linf: 0.1, L2: 0.4, L1: 0.8, L0: 3.0}
@@ -39,6 +42,7 @@ ATTACKS = {
     "sigma_zero": (base.bind(attacks.sigma_zero, num_steps=8), (L0,)),
     "restarts": (attacks.restarts(base.bind(attacks.pgd, step_size=0.05, num_steps=2), 2), (Linf,)),
 }
+UNTRIED = {"apgd_l1", "autoattack", "n_fgsm"}  # what apgd is in L1, a combination of others, an attack that leaves its ball
 ENTIRE = ("apgd", "fab", "square", "fmn", "carlini_wagner", "lbfgs")
 CASES = [pytest.param(name, threat, id=f"{name}-{threat.__name__}") for name, (_, kinds) in ATTACKS.items() for threat in kinds]
 
@@ -69,6 +73,32 @@ def run(attack, model_fn, x, y, key=None):
 
 
 jitted = jax.jit(run)
+
+
+def test_every_attack_is_in_the_table():
+    public = {
+        name for name in attacks.__all__ if list(inspect.signature(getattr(attacks, name)).parameters)[:4] == ["key", "model_fn", "x", "y"]
+    }
+    tried = {part.function.__name__ for attack, _ in ATTACKS.values() for part in attacks.parts(attack)}
+    missing = public - tried - UNTRIED
+    assert not missing, (
+        f"add {missing} to ATTACKS in tests/protocols/test_attacks.py, each bound to a few steps, with the threats it works in."
+    )
+    assert not tried & UNTRIED, "what is in ATTACKS is not UNTRIED"
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_kind_of_an_attack_is_what_its_results_say(name):
+    x, y = data()
+    attack = bound(name, ATTACKS[name][1][0](EPS[ATTACKS[name][1][0]]))
+    info = jax.eval_shape(attack, jax.random.key(0), model(), x, y).info
+    (function,) = {part.function for part in attacks.parts(attack)}
+    for has_it, kind, names in (
+        (info.norm is not None, "MINIMUM_NORM", kinds.MINIMUM_NORM),
+        (info.num_queries is not None, "BLACK_BOX", kinds.BLACK_BOX),
+    ):
+        verb = "add it to" if has_it else "take it out of"
+        assert has_it == (function in names), f"{function.__name__}: {verb} {kind} in robustjax/attacks/kinds.py."
 
 
 @pytest.mark.parametrize(("name", "threat"), CASES)
@@ -160,3 +190,23 @@ def test_mask_and_per_coordinate_eps_reach_every_attack():
     for name in ("pgd", "apgd", "fab", "fmn"):
         result = jitted(bound(name, Linf(eps)), model(), x, y)
         assert bool((result.delta[:, 0, 0] == 0).all()), name
+
+
+NOT_LATENT = ("rs_fgsm", "fab", "fab_t", "square")  # they need the ball of the inputs themselves
+
+
+def _decoder(z):
+    return jnp.tile(z, 3).reshape(z.shape[0], 2, 2, 3)
+
+
+@pytest.mark.parametrize(("name", "threat"), CASES)
+def test_a_threat_of_codes_is_decoded_wherever_the_model_is_asked(name, threat):
+    def result():
+        attack = bound(name, Latent(_decoder, threat(EPS[threat], box=(-1.0, 1.0))))
+        return jax.eval_shape(attack, jax.random.key(0), model(), jnp.zeros((B, 4)), data()[1])
+
+    if name in NOT_LATENT:
+        with pytest.raises(ValueError, match="works in"):
+            result()
+    else:
+        assert (result().x.shape, result().delta.shape) == ((B, 2, 2, 3), (B, 4))

@@ -1,0 +1,113 @@
+"""What an attack aims at: the likeliest wrong classes, labels to be reached, or another loss and success."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+
+from robustjax import base, checks, configured, losses, prng
+from robustjax.attacks import combinators
+from robustjax.base import Attack, LossFn, SuccessFn
+
+
+def over_targets(attack: Attack, num_targets: int) -> Attack:
+    """The best result over attacks toward each of the likeliest wrong classes; success stays "misclassified".
+
+    APGD-T is `over_targets(bind(apgd, ...), 9)`, FAB-T `over_targets(bind(fab, ...), 9)`. An attack that takes a `boundary_fn`
+    gets the target's boundary, any other the loss `targeted_dlr` (below 4 classes `targeted_margin`).
+
+    Args:
+      attack: the attack.
+      num_targets: T; at most the number of classes less one is used.
+
+    Guarantee:
+      that of the attack.
+    """
+    checks.counts(num_targets=num_targets)
+    if any(_is_over_targets(part) for part in configured.walk(combinators.expanded(attack))):
+        raise ValueError("over_targets inside over_targets would choose the classes twice; autoattack has it, pass a plain attack.")
+    return base.bind(_over_targets, attack=attack, num_targets=num_targets)
+
+
+def targeted(attack: Attack, loss_fn: LossFn = losses.margin) -> Attack:
+    """The attack with y read as target labels: success is `classified_as`, the loss `targeted(loss_fn)`.
+
+    Inside a combination every plain attack is aimed; `over_targets`, which would choose classes itself, gives way to its attack.
+
+    Args:
+      attack: any attack of this package, `autoattack` and combinations among them.
+      loss_fn: a loss whose negative leads to the target: `margin` or `cross_entropy`.
+
+    Raises:
+      ValueError: no attack, such as a dictionary of them.
+    """
+    aimed = base.bind(_aimed, boundary_fn=losses.goal_differences, loss_fn=losses.targeted(loss_fn), success_fn=losses.classified_as)
+    return combinators.each(_without_targets(attack), aimed)
+
+
+def with_loss(attack: Attack, *, loss_fn: LossFn, success_fn: SuccessFn = losses.never) -> Attack:
+    """The attack, or every plain attack inside a combination, with another loss and another success.
+
+    Args:
+      attack: any attack that takes a `loss_fn`.
+      loss_fn: what is ascended.
+      success_fn: what counts as success; by default nothing does, and only the loss decides.
+
+    Raises:
+      ValueError: an attack without a loss_fn, such as `fab`, or `over_targets`, which chooses the loss itself.
+    """
+
+    def change(plain):
+        if not _takes(plain, "loss_fn"):
+            raise ValueError(f"with_loss gives an attack its loss, but {_name(plain)} takes no loss_fn; choose another attack, e.g. pgd.")
+        return base.bind(plain, loss_fn=loss_fn, success_fn=success_fn)
+
+    for part in configured.walk(combinators.expanded(attack)):
+        if _is_over_targets(part):
+            raise ValueError("with_loss gives an attack its loss, but over_targets chooses one for every class; leave one of them out.")
+    return combinators.each(attack, change)
+
+
+def _over_targets(key, model_fn, x, y, *, attack, num_targets):
+    keys = prng.example_keys(key, x.shape[0])
+    logits = combinators.logits_at_x(attack, prng.fold_in(keys, num_targets), model_fn, x)
+    num_classes = logits.shape[1]
+    wrong = jnp.where(jax.nn.one_hot(y, num_classes, dtype=bool), -jnp.inf, logits)
+    targets = jax.lax.top_k(wrong, min(num_targets, num_classes - 1))[1]
+    ratio = losses.targeted_dlr if num_classes >= 4 else losses.targeted_margin
+
+    def toward(i):
+        boundary_fn, loss_fn = (base.bind(value_fn, target=targets[:, i]) for value_fn in (losses.target_difference, ratio))
+        aimed = base.bind(_aimed, boundary_fn=boundary_fn, loss_fn=loss_fn)
+        return combinators.each(attack, aimed)(prng.fold_in(keys, i), model_fn, x, y)
+
+    return combinators.best_of(toward, targets.shape[1], attack)
+
+
+def _aimed(attack, *, boundary_fn, loss_fn, **problem):
+    by_boundary = _takes(attack, "boundary_fn")
+    return base.bind(attack, **({"boundary_fn": boundary_fn} if by_boundary else {"loss_fn": loss_fn}), **problem)
+
+
+def _is_over_targets(part):
+    return isinstance(part, base.Configured) and part.function is _over_targets
+
+
+def _without_targets(attack):
+    attack = combinators.expanded(attack)
+    if _is_over_targets(attack):
+        return _without_targets(attack.get("attack"))
+    return attack.map_children(_without_targets) if isinstance(attack, base.Configured) else attack
+
+
+def _takes(attack, name):
+    """Whether a plain attack has a parameter of this name; those that pass options on take what `pgd` takes."""
+    function = attack.function if isinstance(attack, base.Configured) else attack
+    parameters = inspect.signature(function).parameters.values()
+    passes_on = name == "loss_fn" and any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return passes_on or any(p.name == name for p in parameters)
+
+
+def _name(attack):
+    function = attack.function if isinstance(attack, base.Configured) else attack
+    return getattr(function, "__name__", str(function))
