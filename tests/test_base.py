@@ -288,3 +288,24 @@ def test_a_users_combinator_and_loop_are_told_apart_whatever_their_arguments_are
     looped = base.bind(pgd, loop_fn=_loop)
     assert attacks.parts(looped)[0].get("loop_fn") is _loop
     assert attacks.targeted(looped).get("loop_fn") is _loop
+
+
+@base.node
+class _Grid:
+    scale: float
+    size: int = base.static_field(default=3)
+
+
+def test_a_static_field_is_part_of_the_structure_and_the_others_are_leaves():
+    num_traces = 0
+
+    @jax.jit
+    def run(grid):
+        nonlocal num_traces
+        num_traces += 1
+        return grid.scale * jnp.ones(grid.size)
+
+    assert [run(_Grid(scale, size)).shape for scale, size in ((1.0, 3), (2.0, 3), (2.0, 4))] == [(3,), (3,), (4,)]
+    assert num_traces == 2
+    assert jax.tree.leaves(_Grid(1.0)) == [1.0]
+    assert jax.vmap(lambda grid: grid.scale * grid.size)(_Grid(jnp.arange(2.0), 4)).tolist() == [0.0, 4.0]

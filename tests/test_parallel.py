@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 
 from robustjax import parallel
 
@@ -65,3 +66,20 @@ def test_padding_repeats_the_last_row_and_keeps_the_kind_of_array(convert):
 def test_padding_an_empty_or_longer_batch_raises(rows, num_rows):
     with pytest.raises(ValueError, match=f"{rows} rows to {num_rows}"):
         parallel.pad_to(np.zeros((rows, 2)), num_rows)
+
+
+@pytest.mark.parametrize("num_devices", [None, 2])
+def test_rows_of_a_data_set_run_padded_and_sharded_and_come_back_alone(num_devices):
+    x = np.arange(22.0, dtype=np.float32).reshape(11, 2)
+    mesh = None if num_devices is None else parallel.data_mesh(num_devices)
+    run = parallel.RowRunner(Partial(jnp.multiply, 3.0), x, 4, mesh)
+
+    @jax.jit
+    def function(model_fn, rows, x, shift):
+        return model_fn(x) + shift[:, None], rows
+
+    for rows in (np.array([7, 2, 9, 4]), np.array([10])):
+        values, places = run(function, rows, rows.astype(np.float32))
+        np.testing.assert_array_equal(values, 3.0 * x[rows] + rows[:, None])
+        np.testing.assert_array_equal(places, rows)
+    assert function._cache_size() == 1
