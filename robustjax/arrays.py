@@ -1,11 +1,25 @@
 """Small batch-first array formulas: norms that differentiate at zero, directions at any scale, selection of examples."""
 
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
+from robustjax import renamed
 from robustjax.base import Array
+
+if not TYPE_CHECKING:  # a type checker takes every name for known where a module has this
+    __getattr__ = renamed.lookup(
+        __name__,
+        example_keys="prng.example_keys",
+        fold_in="prng.fold_in",
+        split="prng.split",
+        sample="prng.sample",
+        flat="flatten_examples",
+        total="sum_examples",
+        select="where_example",
+    )
 
 
 def per_example(values, x: Array) -> Array:

@@ -1,5 +1,8 @@
 """Test-time attacks: `(key, model_fn, x, y, *, threat, ...) -> AttackResult`, and attacks made of attacks."""
 
+from typing import TYPE_CHECKING
+
+from robustjax import renamed
 from robustjax.attacks._alma import alma
 from robustjax.attacks._apgd import apgd
 from robustjax.attacks._apgd_l1 import apgd_l1
@@ -61,3 +64,6 @@ __all__ = [
     "with_loss",
     "worst_case",
 ]
+
+if not TYPE_CHECKING:  # a type checker takes every name for known where a module has this
+    __getattr__ = renamed.lookup(__name__, with_goal="with_loss")

@@ -1,5 +1,8 @@
 """Training-time attacks: training data that make a learner fail as the attacker wants, crafted through what it will learn from them."""
 
+from typing import TYPE_CHECKING
+
+from robustjax import renamed
 from robustjax.poisoning import classical, sanitized
 from robustjax.poisoning._craft import PoisonResult, craft_poisons, differentiated, random_control, signed
 from robustjax.poisoning._example_weights import example_weights, weighted_examples
@@ -42,3 +45,6 @@ __all__ = [
     "soft_radius",
     "weighted_examples",
 ]
+
+if not TYPE_CHECKING:  # a type checker takes every name for known where a module has this
+    __getattr__ = renamed.lookup(__name__, craft="craft_poisons", weights="example_weights", weighted="weighted_examples")

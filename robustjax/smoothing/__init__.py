@@ -1,5 +1,8 @@
 """Randomized smoothing: votes under noise on the device, statistics on the host in float64, and the smoothed classifier as a model."""
 
+from typing import TYPE_CHECKING
+
+from robustjax import renamed
 from robustjax.smoothing import noise, radii
 from robustjax.smoothing._denoised import denoised, diffusion_denoiser
 from robustjax.smoothing._soft import Smoothed, log_mean_softmax, soft
@@ -54,3 +57,6 @@ __all__ = [
     "vote",
     "vote_dataset",
 ]
+
+if not TYPE_CHECKING:  # a type checker takes every name for known where a module has this
+    __getattr__ = renamed.lookup(__name__, sample="vote_dataset")

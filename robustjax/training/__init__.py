@@ -1,5 +1,8 @@
 """Training: losses `(params, model_state, key, x, y, *, apply_fn, ...) -> (loss, (model_state, metrics))`, a step, a run."""
 
+from typing import TYPE_CHECKING
+
+from robustjax import renamed
 from robustjax.training._adversarial import adversarial, mixed
 from robustjax.training._consistency import consistency
 from robustjax.training._denoise import denoise
@@ -63,3 +66,8 @@ __all__ = [
     "trades",
     "unperturbed",
 ]
+
+if not TYPE_CHECKING:  # a type checker takes every name for known where a module has this
+    __getattr__ = renamed.lookup(
+        __name__, craft="attacked_inputs", craft_divergent="attacked_inputs_by_kl", statistics="batch_norm_statistics"
+    )
