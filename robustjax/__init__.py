@@ -6,7 +6,6 @@
 """
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,7 +74,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("robustjax")
+        from importlib import metadata  # slow to import
+
+        return metadata.version("robustjax")
     if name not in __all__:
         raise AttributeError(f"module 'robustjax' has no attribute {name!r}; its names are {', '.join(__all__)}")
     module = importlib.import_module(f"robustjax.{_NAMES.get(name, name)}")
