@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jax.extend import core
+
+from robustjax import graph
 
 _SHORT = 4  # numbers that are kept as they are, so that a message can show them
 
@@ -55,21 +56,8 @@ def digest(tree) -> np.ndarray:
 
 def program(function, *args) -> tuple:
     """What a function does to arguments like these: its operations, and the constants that closures hold. A pytree for `of`."""
-    made = jax.make_jaxpr(function)(*args)
-    return _without_addresses(str(made.jaxpr)), *_constants(made)
-
-
-def _constants(closed):
-    # Those of inner functions too, such as a jitted model's, which its program does not print.
-    yield from closed.consts
-    for eqn in closed.jaxpr.eqns:
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_program):
-            if _is_program(inner):
-                yield from _constants(inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ()))
-
-
-def _is_program(value):
-    return isinstance(value, core.ClosedJaxpr | core.Jaxpr)
+    made = graph.program(function, *args)
+    return _without_addresses(str(made.source.jaxpr)), *graph.constants(made).values()
 
 
 def _short(part):

@@ -11,9 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
-from robustjax import arrays, base, losses
+from robustjax import arrays, base, graph, losses, prng
 from robustjax.attacks import combinators
 from robustjax.base import Array, Key, ModelFn
 
@@ -21,6 +20,7 @@ _TIE = 0.002  # of robust accuracy: two attacks closer than .2 points count as e
 _FAR = 1.5  # between the norms that two attacks find
 _BLOCKING = frozenset({"stop_gradient", "argmax", "argmin", "round", "floor", "ceil", "sign", "while", "pure_callback", "io_callback"})
 _INTEGER = "convert_element_type"
+_HARMLESS = {prefix + name for name in dir(jax.nn) for prefix in ("", "_")}  # relu at 0, softmax and its shift by the maximum
 
 
 class Flag(NamedTuple):
@@ -47,8 +47,8 @@ def inspect_model(key: Key, model_fn: ModelFn, x: Array, y: Array) -> list[Flag]
 
 def randomized(key: Key, model_fn: ModelFn, x: Array, y: Array, num_draws: int = 5) -> Flag:
     """Forward passes differ, in the number of correct answers or in the normalised logits by more than 1e-4."""
-    keys = arrays.example_keys(key, x.shape[0])
-    draws = jnp.stack([base.draw(model_fn, arrays.fold_in(keys, i))(x) for i in range(num_draws)])
+    keys = prng.example_keys(key, x.shape[0])
+    draws = jnp.stack([base.draw(model_fn, prng.fold_in(keys, i))(x) for i in range(num_draws)])
     draws = jnp.where(jnp.isfinite(draws), draws, 0.0)  # a class masked by -inf differs in no draw
     unit = draws * arrays.ratio(1.0, jnp.abs(draws).max(axis=2, keepdims=True))
     spread = float(jnp.max(unit.max(axis=0) - unit.min(axis=0)))
@@ -59,7 +59,7 @@ def randomized(key: Key, model_fn: ModelFn, x: Array, y: Array, num_draws: int =
 
 def softmax_output(key: Key, model_fn: ModelFn, x: Array) -> Flag:
     """The outputs are probabilities: in [0, 1] with sum 1."""
-    outputs = base.draw(model_fn, arrays.example_keys(key, x.shape[0]))(x)
+    outputs = base.draw(model_fn, prng.example_keys(key, x.shape[0]))(x)
     off = float(jnp.max(jnp.abs(outputs.sum(axis=1) - 1.0)))
     raised = off < 1e-5 and bool((outputs >= 0).all() & (outputs <= 1).all())
     return looks_like_probabilities(raised, off)
@@ -72,7 +72,7 @@ def looks_like_probabilities(raised: bool, value: float = 0.0) -> Flag:
 
 def few_classes(model_fn: ModelFn, x: Array) -> Flag:
     """Fewer than 4 classes, where the targeted DLR loss is not defined."""
-    keys = arrays.example_keys(jax.random.key(0), x.shape[0])
+    keys = prng.example_keys(jax.random.key(0), x.shape[0])
     num_classes = jax.eval_shape(base.draw(model_fn, keys), x).shape[1]
     return Flag("few_classes", num_classes < 4, num_classes, "DLR needs 3 classes, its targeted form 4: use losses.margin.")
 
@@ -88,13 +88,13 @@ def zero_gradient(key: Key, model_fn: ModelFn, x: Array, y: Array) -> Flag:
 def non_finite_gradient(key: Key, model_fn: ModelFn, x: Array, y: Array) -> Flag:
     """The fraction of examples whose gradient of the margin holds NaN or infinity."""
     grad = _gradient(key, model_fn, x, y, losses.margin)
-    fraction = float(1.0 - jnp.isfinite(arrays.flat(grad)).all(axis=1).mean())
+    fraction = float(1.0 - jnp.isfinite(arrays.flatten_examples(grad)).all(axis=1).mean())
     return Flag("non_finite_gradient", fraction > 0, fraction, "gradients are not finite: run under jax.debug_nans to see where.")
 
 
 def saturated_loss(key: Key, model_fn: ModelFn, x: Array, y: Array) -> Flag:
     """The fraction of examples on a plateau of the cross-entropy (below 1e-6), where its gradient is lost in float32."""
-    loss = losses.cross_entropy(base.draw(model_fn, arrays.example_keys(key, x.shape[0]))(x), y)
+    loss = losses.cross_entropy(base.draw(model_fn, prng.example_keys(key, x.shape[0]))(x), y)
     return saturated_fraction(float(jnp.mean(loss < 1e-6)))
 
 
@@ -105,9 +105,9 @@ def saturated_fraction(fraction: float) -> Flag:
 
 def blocked_gradient(model_fn: ModelFn, x: Array) -> Flag:
     """Operations between input and logits through which no gradient, or another one than the derivative, flows."""
-    keys = arrays.example_keys(jax.random.key(0), x.shape[0])
-    closed = jax.make_jaxpr(base.draw(model_fn, keys))(x)
-    found = sorted(set(_blocking(closed.jaxpr, [True] * len(closed.jaxpr.invars))))
+    keys = prng.example_keys(jax.random.key(0), x.shape[0])
+    program = graph.program(base.draw(model_fn, keys), x, keep=graph.CUSTOM_DERIVATIVES | _HARMLESS)
+    found = sorted(set(_blocking(program)))
     names = ", ".join(found) or "nothing"
     advice = f"the path from input to logits holds {names}: replace it in the backward pass (BPDA), or attack without gradients."
     return Flag("blocked_gradient", bool(found), len(found), advice)
@@ -115,7 +115,7 @@ def blocked_gradient(model_fn: ModelFn, x: Array) -> Flag:
 
 def unchanged(x_clean: Array, x: Array, success: Array, correct: Array) -> Flag:
     """Successes on correctly classified inputs that were not changed at all: the model answers differently to the same input."""
-    same = (arrays.flat(jnp.asarray(x) - jnp.asarray(x_clean)) == 0).all(axis=1)
+    same = (arrays.flatten_examples(jnp.asarray(x) - jnp.asarray(x_clean)) == 0).all(axis=1)
     count = int(jnp.sum(same & jnp.asarray(success) & jnp.asarray(correct)))
     return Flag("unchanged", count > 0, count, "unchanged inputs count as adversarial: the model is random, or the clean pass differs.")
 
@@ -185,7 +185,7 @@ def survives_everything(key: Key, attack: base.Configured, model_fn: ModelFn, x:
 
     def unlimited(plain):
         threat = _threat_of(plain, "survives_everything")
-        return base.bind(plain, threat=threat.resized(threat.largest_norm(x)))
+        return base.bind(plain, threat=threat.with_radius(threat.max_norm(x)))
 
     accuracy = _robust_accuracy(key, combinators.each(attack, unlimited), model_fn, x, y)
     return Flag(
@@ -223,10 +223,10 @@ def binarization(key: Key, feature_fn: ModelFn, x: Array, *, attack: base.Config
       for which it does not separate the points are left out.
     """
     threat = _threat_of(combinators.parts(attack)[0], "binarization")
-    keys = arrays.example_keys(key, x.shape[0])
+    keys = prng.example_keys(key, x.shape[0])
 
     def around(index, share):
-        delta = threat.init(arrays.fold_in(keys, index), x)
+        delta = threat.init(prng.fold_in(keys, index), x)
         size = arrays.ratio(share * threat.radius(), threat.norm(delta))
         return threat.apply(x, threat.project(delta * arrays.per_example(size, x), x))
 
@@ -238,7 +238,7 @@ def binarization(key: Key, feature_fn: ModelFn, x: Array, *, attack: base.Config
     scores = jnp.einsum("bpf,bf->bp", features - features[:, :1], readout)
     low, high = scores[:, :num_inner].max(axis=1), scores[:, num_inner:].min(axis=1)
     planted = base.bind(_readout, feature_fn=feature_fn, origin=features[:, 0], readout=readout, threshold=low + 0.9 * (high - low))
-    found = attack(arrays.fold_in(keys, num_inner + num_boundary), planted, x, jnp.zeros(x.shape[0], jnp.int32)).success
+    found = attack(prng.fold_in(keys, num_inner + num_boundary), planted, x, jnp.zeros(x.shape[0], jnp.int32)).success
     separable = high > low
     rate = float(jnp.sum(found & separable) / jnp.maximum(jnp.sum(separable), 1))
     return Flag("binarization", rate < 0.95, rate, "the attack misses adversarial examples that are known to exist: adapt it.")
@@ -261,34 +261,23 @@ def _robust_accuracy(key, attack, model_fn, x, y):
 
 
 def _gradient(key, model_fn, x, y, loss_fn):
-    drawn = base.draw(model_fn, arrays.example_keys(key, x.shape[0]))
+    drawn = base.draw(model_fn, prng.example_keys(key, x.shape[0]))
     return jax.grad(lambda x: loss_fn(drawn(x), y).sum())(x)
 
 
-def _blocking(jaxpr, depends):
-    """Names of the blocking primitives among the equations that depend on the input."""
-    tainted = {var for var, flag in zip(jaxpr.invars, depends, strict=True) if flag}
-    maxima = set()  # softmax shifts by a maximum without gradient, which changes nothing
-    for eqn in jaxpr.eqns:
-        inputs = [not isinstance(atom, core.Literal) and atom in tainted for atom in eqn.invars]
-        if not any(inputs):
+def _blocking(program):
+    """Names of the blocking primitives, and of functions with derivatives of their own, that depend on the input."""
+    moving = graph.depends(program, program.inputs)
+    maxima: set[graph.Variable] = set()  # softmax shifts by a maximum without gradient, which changes nothing
+    for eqn, _ in graph.walk(program):
+        if moving.isdisjoint(eqn.inputs):
             continue
-        tainted.update(eqn.outvars)
         name = eqn.primitive.name
-        call = eqn.params.get("call_jaxpr")
-        function = eqn.params.get("name") or (call.jaxpr.debug_info.func_name if call is not None else "")
-        of_maxima = any(atom in maxima for atom in eqn.invars if not isinstance(atom, core.Literal))
-        if name == "reduce_max" or (name in ("max", "broadcast_in_dim") and of_maxima):
-            maxima.update(eqn.outvars)
-        if name == "stop_gradient" and of_maxima:
+        is_of_maxima = not maxima.isdisjoint(eqn.inputs)
+        if name == "reduce_max" or (name in ("max", "broadcast_in_dim") and is_of_maxima):
+            maxima.update(eqn.outputs)
+        if name == "stop_gradient" and is_of_maxima:
             continue
-        if name in _BLOCKING or (name == _INTEGER and jnp.issubdtype(eqn.params["new_dtype"], jnp.integer)):
+        is_integer = name == _INTEGER and jnp.issubdtype(eqn.params["new_dtype"], jnp.integer)
+        if name in _BLOCKING or is_integer or (eqn.is_call and eqn.function not in _HARMLESS):
             yield name
-        elif hasattr(jax.nn, function.split(" ")[0].strip("_")):  # relu's convention at 0 and softmax's shift by the maximum are harmless
-            continue
-        elif name.startswith(("custom_vjp", "custom_jvp")):
-            yield name
-        else:
-            for inner in core.jaxprs_in_params(eqn.params):
-                same = len(inner.invars) == len(inputs)
-                yield from _blocking(inner, inputs if same else [True] * len(inner.invars))

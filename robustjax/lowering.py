@@ -70,15 +70,15 @@ class _Geometry(NamedTuple):
     dtype: object  # of the accumulator, or None
 
 
-def _convolve_rule(eqn, x, w):
+def _convolve_rule(context, eqn, x, w):
     p = eqn.params
     if p["batch_group_count"] != 1 or not all(jnp.issubdtype(a.dtype, jnp.floating) for a in (x, w)) or x.shape[0] == 0:
-        return graph.bind(eqn, x, w)
+        return graph.bind(context, eqn, x, w)
     spec = p["dimension_numbers"]
     spatial = spec.lhs_spec[2:]
     x = jnp.transpose(x, (spec.lhs_spec[0], *spatial, spec.lhs_spec[1]))
     w = jnp.transpose(w, (*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]))
-    y_shape = tuple(eqn.outvars[0].aval.shape[axis] for axis in (*spec.out_spec[2:], spec.out_spec[1]))
+    y_shape = tuple(eqn.outputs[0].aval.shape[axis] for axis in (*spec.out_spec[2:], spec.out_spec[1]))
     geometry = _Geometry(
         strides=tuple(p["window_strides"]),
         padding=tuple(map(tuple, p["padding"])),
@@ -89,7 +89,7 @@ def _convolve_rule(eqn, x, w):
         precision=p["precision"],
         dtype=p["preferred_element_type"],
     )
-    y = _contract("y", geometry, *_equally_varying(x, w)).astype(eqn.outvars[0].aval.dtype)
+    y = _contract("y", geometry, *_equally_varying(x, w)).astype(eqn.outputs[0].aval.dtype)
     order = (spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1])
     return [jnp.transpose(y, tuple(np.argsort(order).tolist()))]
 
@@ -251,12 +251,12 @@ mlir.register_lowering(_convolution_p, mlir.lower_fun(_evaluate, multiple_result
 # --- max-pooling -----------------------------------------------------------------------------------------------------------
 
 
-def _max_pool_rule(eqn, x):
+def _max_pool_rule(context, eqn, x):
     p = eqn.params
     pooled = (p["window_dimensions"][0], p["window_dimensions"][-1]) == (1, 1) and x.ndim >= 3
     dilated = any(d != 1 for d in (*p["base_dilation"], *p["window_dilation"]))
     if not pooled or dilated or not jnp.issubdtype(x.dtype, jnp.floating) or any(p["padding"][0] + p["padding"][-1]):
-        return graph.bind(eqn, x)
+        return graph.bind(context, eqn, x)
     return [_max_pool(x, p["window_dimensions"][1:-1], p["window_strides"][1:-1], tuple(p["padding"][1:-1]))]
 
 

@@ -1,63 +1,68 @@
 """What the ways to differentiate share: the two partial derivatives, products with Hessians, and checks of what a user hands in."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
-from robustjax import arrays, base, prng
-from robustjax.base import Bilevel, HyperGradient
+from robustjax import arrays, base, graph, prng
+from robustjax.base import Array, Bilevel, HyperGradient, Key, Numeric, SolveFn
+
+MethodFn = Callable[..., HyperGradient]  # (problem, solve, phi, theta0, batch) -> HyperGradient, its own arguments bound
+ProductFn = Callable[[Any], Any]  # p -> H p, both like theta
+LinearFn = Callable[[ProductFn, Any, Any], Any]  # (product, v, start) -> p with H p = v, its own arguments bound
 
 
-def inner(a, b):
+def inner(a: Any, b: Any) -> Array:
     """<a, b> over pytrees, in float32 at least."""
     products = jax.tree.map(lambda x, y: jnp.vdot(at_least_float32(x), at_least_float32(y)), a, b)
     return jax.tree.reduce(jnp.add, products)
 
 
-def norm(a):
+def norm(a: Any) -> Array:
     """|a|_2 over a pytree, in float32 at least; no square under- or overflows, its gradient at zero is zero, and NaN stays NaN."""
     leaves = [arrays.norm(at_least_float32(leaf).reshape(1, -1), 2) for leaf in jax.tree.leaves(a)]
     return arrays.norm(jnp.concatenate(leaves)[None], 2)[0]
 
 
-def mismatch(a, b):
+def mismatch(a: Any, b: Any) -> Array:
     """|a - b| / |b| over pytrees, and |a| where b is zero."""
     size = norm(b)
     miss = norm(jax.tree.map(jnp.subtract, a, b))
     return arrays.ratio(miss, size, miss)
 
 
-def times(number, tree):
+def times(number: Numeric, tree: Any) -> Any:
     """number * tree, in the types of the tree, whatever that of the number is."""
     return jax.tree.map(lambda leaf: jnp.asarray(number).astype(leaf.dtype) * leaf, tree)
 
 
-def at_least_float32(leaf):
+def at_least_float32(leaf: Array) -> Array:
     """The leaf in float32 at least: where sums and linear systems are kept."""
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
-def cast_like(tree, model):
+def cast_like(tree: Any, model: Any) -> Any:
     """The tree with the types of another."""
     return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, model)
 
 
-def hessian(inner_loss: Callable, theta, phi, batch, damping=0.0) -> Callable:
+def hessian(inner_loss: Callable, theta: Any, phi: Any, batch: Any, damping: Numeric = 0.0) -> ProductFn:
     """p -> (d^2 inner_loss / d theta^2 + damping) p: linearised once, so that each product costs about one gradient."""
     linear = jax.linearize(lambda theta: jax.grad(inner_loss)(theta, phi, batch), theta)[1]
     return lambda p: jax.tree.map(lambda h, p: at_least_float32(h).astype(p.dtype) + p, linear(cast_like(p, theta)), times(damping, p))
 
 
-def response(inner_loss: Callable, theta, phi, batch, p):
+def response(inner_loss: Callable, theta: Any, phi: Any, batch: Any, p: Any) -> Any:
     """(d^2 inner_loss / d phi d theta) p, like phi."""
     return jax.grad(lambda phi: inner(jax.grad(inner_loss)(theta, phi, batch), p))(phi)
 
 
-def refuse_second_derivative(result, remedy: str):
+def refuse_second_derivative(result: HyperGradient, remedy: str) -> HyperGradient:
     """The result, whose further derivatives raise: theta was detached, so that they would be wrong without a sign."""
 
     @jax.custom_jvp
@@ -71,13 +76,16 @@ def refuse_second_derivative(result, remedy: str):
     return same(result)
 
 
-def check(problem: Bilevel, phi, theta, batch, is_direct: bool = False) -> None:
-    """The losses are of this kind, and phi has an effect on the outer one, directly or through theta; looked at in the traced program, so
-    also under jit.
+def check(problem: Bilevel, phi: Any, theta: Any, batch: Any, is_direct: bool = False) -> None:
+    """The losses are scalars of (theta, phi, batch), and phi has an effect on the outer one, directly or through theta.
+
+    The traced program is looked at, so that this works under jit too.
 
     Args:
-      problem, phi, theta, batch: as for every method.
-      is_direct: only a direct effect counts.
+      problem: inner and outer loss.
+      phi: what the outer problem is solved for. theta: the inner variable.
+      batch: what the losses take as their third argument.
+      is_direct: whether only a direct effect counts.
 
     Raises:
       TypeError: no `Bilevel`; a loss that does not take (theta, phi, batch); integers or no arrays in phi or theta. ValueError: a loss that
@@ -114,20 +122,15 @@ def check(problem: Bilevel, phi, theta, batch, is_direct: bool = False) -> None:
 
 def _is_zero(gradients: Callable, *args) -> bool:
     """Whether the traced function gives zeros whatever its arguments are, as differentiation does where there is nothing to find."""
-    program = jax.make_jaxpr(gradients)(*args)
-    jaxpr = program.jaxpr
-    closed_over = [var for var, value in zip(jaxpr.constvars, program.consts, strict=True) if isinstance(value, jax.core.Tracer)]
-    moving = {*jaxpr.invars, *closed_over}
-    for eqn in jaxpr.eqns:
-        if any(isinstance(atom, core.Var) and atom in moving for atom in eqn.invars):
-            moving |= set(eqn.outvars)
-    if any(isinstance(atom, core.Var) and atom in moving for atom in jaxpr.outvars):
+    program = graph.program(gradients, *args)
+    closed_over = [variable for variable, value in graph.constants(program).items() if isinstance(value, jax.core.Tracer)]
+    if not graph.depends(program, [*program.inputs, *closed_over]).isdisjoint(program.outputs):
         return False
     with jax.ensure_compile_time_eval():  # what depends on no input is known
-        zeros = [jax.lax.full(v.aval.shape, 0, v.aval.dtype) for v in jaxpr.invars]
-        consts = [jnp.zeros_like(value) if isinstance(value, jax.core.Tracer) else value for value in program.consts]
-        values = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))(*zeros)
-        return all(bool((value == 0).all()) for value in values)
+        zeros = {v: jax.lax.full(v.aval.shape, 0, v.aval.dtype) for v in (*program.inputs, *closed_over) if v.aval is not None}
+        known = dataclasses.replace(program, constants={**program.constants, **zeros})
+        made = graph.forward(known, {}, *jax.tree.unflatten(program.in_tree, map(zeros.get, program.inputs)), default=graph.bind)
+        return all(bool((leaf == 0).all()) for leaf in jax.tree.leaves(made))
 
 
 def variables(**trees) -> None:
@@ -148,7 +151,7 @@ def variables(**trees) -> None:
                 )
 
 
-def is_function(function, form: str) -> None:
+def is_function(function: Any, form: str) -> None:
     """It can be called.
 
     Raises:
@@ -158,7 +161,7 @@ def is_function(function, form: str) -> None:
         raise TypeError(f"expected a function {form}, got {function!r} of type {type(function).__name__}.")
 
 
-def takes(function, form: str, *args) -> None:
+def takes(function: Any, form: str, *args) -> None:
     """A function can be called as `form` says, such as "solve(phi, theta0, batch)".
 
     Raises:
@@ -179,7 +182,7 @@ def takes(function, form: str, *args) -> None:
         raise TypeError(f"expected a function {form}, but {name}{signature} has {error}; bind the rest: base.bind({name}, ...).") from None
 
 
-def scalar(name: str, made) -> None:
+def scalar(name: str, made: Any) -> None:
     """What a loss gave is one real number.
 
     Raises:
@@ -192,7 +195,7 @@ def scalar(name: str, made) -> None:
         )
 
 
-def alike(name: str, made, like, as_what: str) -> None:
+def alike(name: str, made: Any, like: Any, as_what: str) -> None:
     """A pytree has the structure and the shapes of another.
 
     Raises:
@@ -204,7 +207,7 @@ def alike(name: str, made, like, as_what: str) -> None:
         raise ValueError(f"expected {name} like {as_what}, shapes {expected}, got {got}.")
 
 
-def is_hypergradient(found) -> None:
+def is_hypergradient(found: Any) -> None:
     """What a method returned is a `HyperGradient`.
 
     Raises:
@@ -214,7 +217,7 @@ def is_hypergradient(found) -> None:
         raise TypeError(f"expected the method to return a HyperGradient, got a {type(found).__name__}; pass e.g. bilevel.unrolled.")
 
 
-def optimizes(name: str, optimizer) -> None:
+def optimizes(name: str, optimizer: Any) -> None:
     """An optax transformation.
 
     Raises:
@@ -224,7 +227,7 @@ def optimizes(name: str, optimizer) -> None:
         raise TypeError(f"expected {name} as an optax transformation, such as optax.adam(0.01), got {optimizer!r}.")
 
 
-def one_key(key) -> None:
+def one_key(key: Key) -> None:
     """One key, typed or raw.
 
     Raises:
@@ -244,7 +247,7 @@ def not_negative(**numbers) -> None:
             raise ValueError(f"{name} is not finite or below 0: expected a number of at least 0, got {number}.")
 
 
-def solved(solve: Callable, phi, theta0, batch):
+def solved(solve: SolveFn, phi: Any, theta0: Any, batch: Any) -> Any:
     """solve(phi, theta0, batch), a theta like theta0.
 
     Raises:
@@ -256,7 +259,7 @@ def solved(solve: Callable, phi, theta0, batch):
     return theta
 
 
-def linear_solution(linear_fn: Callable, product: Callable, v, start=None):
+def linear_solution(linear_fn: LinearFn, product: ProductFn, v: Any, start: Any = None) -> Any:
     """linear_fn(product, v, start), a p like v; from zero for None.
 
     Raises:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax import arrays, base, configured, fingerprint, graph, loops
+from robustjax import base, configured, fingerprint, graph, loops, prng
 from robustjax.attacks import combinators
 from robustjax.base import Array, Attack, Key, ModelFn
 
@@ -30,17 +30,16 @@ def cost(attack: Attack, model_fn: ModelFn, x: Array, y: Array) -> Passes:
     """
     attack = loops.without_host(attack)
     x, y = jnp.asarray(x), jnp.asarray(y)
-    logits = jax.eval_shape(base.draw(model_fn, arrays.example_keys(jax.random.key(0), x.shape[0])), x)
+    logits = jax.eval_shape(base.draw(model_fn, prng.example_keys(jax.random.key(0), x.shape[0])), x)
     stand_in = _stand_in_of(logits)
-    program = jax.make_jaxpr(lambda key, x, y: attack(key, stand_in, x, y))(jax.random.key(0), x, y)
     counts, bounded = {"_forward": 0.0, "_backward": 0.0}, True
-    for eqn, times in graph.equations(program.jaxpr):
-        name = eqn.params.get("name")
-        if eqn.primitive.name in ("jit", "pjit") and name in counts:
+    program = graph.program(lambda key, x, y: attack(key, stand_in, x, y), jax.random.key(0), x, y, keep=counts)
+    for eqn, times in graph.walk(program):
+        if eqn.function in counts:
             bounded &= times is not None
             # A vmapped pass has a larger batch: the result of a forward pass is logits, of a backward pass an input.
-            unit = logits.size if name == "_forward" else x.size
-            counts[name] += (times or 1) * eqn.outvars[0].aval.size / unit
+            unit = logits.size if eqn.function == "_forward" else x.size
+            counts[eqn.function] += (times or 1) * eqn.outputs[0].aval.size / unit
     return Passes(counts["_forward"], counts["_backward"], bounded)
 
 
@@ -55,7 +54,7 @@ def identity(
     Args:
       key, attacks, model_fn, x, y, targets: as for `evaluate`.
     """
-    keys, row = arrays.example_keys(jax.random.key(0), 1), jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    keys, row = prng.example_keys(jax.random.key(0), 1), jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     model_fn = base.bind(model_fn)
     parts: dict[str, object] = {
         f"attack {name}": (attack, _own_parts(attack, model_fn, keys, row, y, len(x))) for name, attack in attacks.items()
