@@ -9,7 +9,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,82 +72,46 @@ def start(key, size: int) -> tuple[Array, Array]:
     return tuple(jax.random.uniform(key, (2, size), minval=-_LIMIT, maxval=_LIMIT))
 
 
-# --- methods: `(losses, a, num_updates) -> (init, step)`, whose state begins with u and v --------------------------------------------
+# --- methods: `(losses, a, num_updates) -> bilevel.Algorithm`, phi being u and theta v -----------------------------------------------
 
 
-class State(NamedTuple):
-    """What the methods by hypergradients carry."""
-
-    u: Array
-    v: Array
-    linear: Array  # ApproxGrad's p, else not used
-    optimizer: Any
-
-
-def penalty(losses: Bilevel, a: Array, num_updates: int):
+def penalty(losses: Bilevel, a: Array, num_updates: int) -> bilevel.Algorithm:
     """The penalty method; every constant changes by 1.1, as the authors have it here."""
-    del num_updates
-    constants = bilevel.PenaltyMethod(
-        optax.adam(_RATE),
-        optax.adam(_RATE),
-        NUM_INNER_STEPS,
+    del a, num_updates
+    return bilevel.penalty_method(
+        losses,
+        rho=10.0,  # at rho = 1 SMD23 is unbounded below
+        weight=1.0,
+        optimizer_phi=optax.adam(_RATE),
+        optimizer_theta=optax.adam(_RATE),
+        num_inner_steps=NUM_INNER_STEPS,
         weight_decay=1 / 1.1,
         tolerance_decay=1 / 1.1,
         rate_decay=1 / 1.1,
         project_fn=_box,
     )
 
-    def init(u, v):
-        return bilevel.penalty_init(constants, u, v, rho=10.0, weight=1.0)  # at rho = 1 SMD23 is unbounded below
 
-    def step(state):
-        state = bilevel.penalty_step(losses, constants, state, a)
-        return state._replace(theta=_box(state.theta))
-
-    return init, step
-
-
-def _by_gradient(method: Callable, losses: Bilevel, a: Array, num_updates: int):
+def _by_gradient(descent_fn: Callable, losses: Bilevel, a: Array, num_updates: int) -> bilevel.Algorithm:
     """Alternation: steps of v down g, one step of Adam in u along a hypergradient; the rate of u falls like a cosine."""
     optimizer = optax.adam(optax.cosine_decay_schedule(_RATE, num_updates))
     curvature = 1.05 * 2.0 * jnp.linalg.norm(a, ord=2) ** 2  # of g: 2 A'A
     solve = base.bind(bilevel.descend, inner_loss=losses.inner_loss, step_size=1.0 / curvature, num_steps=NUM_INNER_STEPS)
-
-    def init(u, v):
-        return State(u, v, jnp.zeros_like(v), optimizer.init(u))
-
-    def step(state):
-        made, linear = method(losses, solve, state.u, state.v, a, state.linear)
-        updates, kept = optimizer.update(made.grad, state.optimizer)
-        return State(_box(state.u + updates), _box(made.theta), linear, kept)
-
-    return init, step
+    return descent_fn(losses, solve=solve, optimizer=optimizer, project_fn=_box)
 
 
-def _approximate(losses, solve, u, v, a, linear):
-    linear_fn = base.bind(bilevel.solve_by_adam, learning_rate=1e-2, num_steps=NUM_INNER_STEPS)
-    made = bilevel.implicit(losses, solve, u, v, a, linear_fn=linear_fn, linear_start=linear)
-    return made, made.info.solution
+def _along(method: Callable):
+    return functools.partial(_by_gradient, functools.partial(bilevel.hypergradient_descent, method=method))
 
 
-def _conjugate(losses, solve, u, v, a, linear):
-    linear_fn = base.bind(bilevel.conjugate_gradient, num_steps=NUM_INNER_STEPS)
-    return bilevel.implicit(losses, solve, u, v, a, linear_fn=linear_fn), linear
-
-
-def _reverse(losses, solve, u, v, a, linear):
-    return bilevel.unrolled(losses, solve, u, v, a), linear
-
-
-def _direct(losses, solve, u, v, a, linear):
-    return bilevel.first_order(losses, solve, u, v, a), linear
-
+_ADAM = base.bind(bilevel.solve_by_adam, learning_rate=1e-2, num_steps=NUM_INNER_STEPS)
+_CG = base.bind(bilevel.conjugate_gradient, num_steps=NUM_INNER_STEPS)
 
 METHODS: dict[str, Callable] = {
-    "gradient descent": functools.partial(_by_gradient, _direct),
-    "RMD": functools.partial(_by_gradient, _reverse),
-    "ApproxGrad": functools.partial(_by_gradient, _approximate),
-    "implicit, CG": functools.partial(_by_gradient, _conjugate),
+    "gradient descent": _along(bilevel.first_order),
+    "RMD": _along(bilevel.unrolled),
+    "ApproxGrad": functools.partial(_by_gradient, functools.partial(bilevel.approx_grad, linear_fn=_ADAM)),
+    "implicit, CG": _along(base.bind(bilevel.implicit, linear_fn=_CG)),
     "penalty": penalty,
 }
 
@@ -159,9 +123,14 @@ def distances(name: str, method: Callable, *, num_updates: int, num_trials: int,
     def trial(key):
         key_start, key_matrix = jax.random.split(key)
         a = matrix(name, key_matrix, size)
-        init, step = method(problem.losses, a, num_updates)
-        state = jax.lax.scan(lambda state, _: (step(state), None), init(*start(key_start, size)), length=num_updates)[0]
-        return problem.distance_fn(state[0], state[1], jnp.linalg.pinv(a) @ a)
+        algorithm = method(problem.losses, a, num_updates)
+
+        def step(state, _):
+            state, _ = algorithm.step(state, a)
+            return state._replace(theta=_box(state.theta)), None
+
+        state, _ = jax.lax.scan(step, algorithm.init(*start(key_start, size)), length=num_updates)
+        return problem.distance_fn(state.phi, state.theta, jnp.linalg.pinv(a) @ a)
 
     return np.asarray(jax.jit(jax.vmap(trial))(jax.random.split(jax.random.key(seed), num_trials)))
 

@@ -9,6 +9,10 @@ import pkgutil
 import re
 import types
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 import robustjax
@@ -33,6 +37,18 @@ def _with(text):
 def test_examples_give_what_they_show(path):
     failed, tried = doctest.testfile(str(path), module_relative=False)
     assert tried > 0
+    assert failed == 0
+
+
+_SHOWN = [module for module in _MODULES if ">>> " in inspect.getsource(module)]
+
+
+@pytest.mark.parametrize("module", _SHOWN, ids=lambda module: module.__name__)
+def test_examples_in_docstrings_give_what_they_show(module):
+    # They see what `from robustjax import ...` gives, and jax, jnp, np, optax.
+    names = {name: getattr(robustjax, name) for name in robustjax.__all__}
+    scope = {"jax": jax, "jnp": jnp, "np": np, "optax": optax} | names | vars(module)
+    failed, _ = doctest.testmod(module, globs=scope)
     assert failed == 0
 
 

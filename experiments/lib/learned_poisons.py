@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,11 +38,18 @@ class Batch(NamedTuple):
 
 
 class Method(NamedTuple):
-    """How poisons are learned: `init(phi, theta) -> state`, `step(state, batch, i) -> state`; state.phi are the poisons."""
+    """How poisons are learned; phi are the poisons, theta is the victim."""
 
-    init: Callable
-    step: Callable
+    algorithm: bilevel.Algorithm
     num_updates: int
+    batch_fn: Callable = lambda batch, i: batch  # (batch, update) -> what the algorithm gets as batch
+
+
+class Paced(NamedTuple):
+    """A batch, and the factor of the learning rates in an update."""
+
+    batch: Any
+    rate: Array
 
 
 def inner_loss(theta, phi, batch):
@@ -74,25 +81,10 @@ def box(phi):
 
 def penalty(num_updates: int, problem: Bilevel = UNTARGETED, project_fn: Callable = box, weight: float = 100.0) -> Method:
     """The penalty method with the authors' constants; `weight` is the first lambda."""
-    constants = bilevel.PenaltyMethod(optax.adam(0.1), optax.adam(1e-3), num_inner_steps=20, project_fn=project_fn)
-
-    def init(phi, theta):
-        return bilevel.penalty_init(constants, phi, theta, rho=10.0, weight=weight)
-
-    def step(state, batch, i):
-        del i
-        return bilevel.penalty_step(problem, constants, state, batch)
-
-    return Method(init, step, num_updates)
-
-
-class ApproxState(NamedTuple):
-    """What ApproxGrad carries on: both variables, the solution of the linear system, and Adam's moments for phi."""
-
-    phi: Array
-    theta: Array
-    p: Array
-    opt_phi: optax.OptState
+    algorithm = bilevel.penalty_method(
+        problem, rho=10.0, weight=weight, optimizer_phi=optax.adam(0.1), optimizer_theta=optax.adam(1e-3), project_fn=project_fn
+    )
+    return Method(algorithm, num_updates)
 
 
 def approximate(num_updates: int, problem: Bilevel = UNTARGETED, project_fn: Callable = box) -> Method:
@@ -100,46 +92,35 @@ def approximate(num_updates: int, problem: Bilevel = UNTARGETED, project_fn: Cal
 
     Rates are halved five times in all. Adam's moments for theta and p start afresh in each update.
     """
-    optimizer = optax.adam(1e-2)
-    linear_fn = base.bind(bilevel.solve_by_adam, learning_rate=1e-2, num_steps=10)
 
-    def init(phi, theta):
-        return ApproxState(phi, theta, jnp.zeros_like(theta), optimizer.init(phi))
+    def rate(i):
+        return 0.5 ** jnp.floor(5 * i / num_updates)
 
-    def step(state, batch, i):
-        rate = 0.5 ** jnp.floor(5 * i / num_updates)
-        solve = base.bind(bilevel.descend, inner_loss=problem.inner_loss, optimizer=optax.adam(1e-3 * rate), num_steps=20)
-        made = bilevel.implicit(problem, solve, state.phi, state.theta, batch, linear_fn=linear_fn, damping=1e-3, linear_start=state.p)
-        updates, opt_phi = optimizer.update(made.grad, state.opt_phi)
-        return ApproxState(project_fn(state.phi + rate * updates), made.theta, made.info.solution, opt_phi)
+    def solve(phi, theta0, paced):
+        optimizer = optax.adam(1e-3 * paced.rate)
+        return bilevel.descend(phi, theta0, paced.batch, inner_loss=problem.inner_loss, optimizer=optimizer, num_steps=20)
 
-    return Method(init, step, num_updates)
+    algorithm = bilevel.approx_grad(
+        Bilevel(*(_of_batch(loss) for loss in problem)), solve,
+        linear_fn=base.bind(bilevel.solve_by_adam, learning_rate=1e-2, num_steps=10), damping=1e-3,
+        optimizer=optax.chain(optax.adam(1e-2), optax.scale_by_schedule(rate)), project_fn=project_fn,
+    )  # fmt: skip
+    return Method(algorithm, num_updates, lambda batch, i: Paced(batch, rate(i)))
 
 
-class BackState(NamedTuple):
-    """Back-gradient trains from scratch each time."""
-
-    phi: Array
-    opt_phi: optax.OptState
+def _of_batch(loss):
+    return lambda theta, phi, paced: loss(theta, phi, paced.batch)
 
 
 def backward(num_updates: int, problem: Bilevel = UNTARGETED, project_fn: Callable = box) -> Method:
     """Back-gradient through 100 steps from zero, all poisons at once."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(2e-2, num_updates))
     solve = base.bind(bilevel.descend, inner_loss=problem.inner_loss, step_size=0.05, num_steps=100)
+    optimizer = optax.adam(optax.cosine_decay_schedule(2e-2, num_updates))
+    return Method(bilevel.hypergradient_descent(problem, _from_zero, solve, optimizer=optimizer, project_fn=project_fn), num_updates)
 
-    def init(phi, theta):
-        del theta
-        return BackState(phi, optimizer.init(phi))
 
-    def step(state, batch, i):
-        del i
-        theta0 = jnp.zeros((state.phi.shape[1], NUM_CLASSES))
-        made = bilevel.back_gradient(problem, solve, state.phi, theta0, batch)
-        updates, opt_phi = optimizer.update(made.grad, state.opt_phi)
-        return BackState(project_fn(state.phi + updates), opt_phi)
-
-    return Method(init, step, num_updates)
+def _from_zero(problem, solve, phi, theta0, batch):
+    return bilevel.back_gradient(problem, solve, phi, jnp.zeros_like(theta0), batch)
 
 
 # --- attack and judge ------------------------------------------------------------------------------------------------------------
@@ -158,19 +139,23 @@ def split(dataset: data.Dataset, seed: int, num_train: int = 1000, num_val: int 
 
 def attack(method: Method, phi: Array, theta: Array, batch) -> Array:
     """The poisons that a method makes of those it starts with, beside a victim that starts at theta."""
-    return _run(method.step, method.init(phi, theta), batch, method.num_updates)
+    return _run(_step(method), method.algorithm.init(phi, theta), batch, method.num_updates)
 
 
 def attack_each(method: Method, phi: Array, theta: Array, batch: Batch, counts: tuple[int, ...]) -> list[Array]:
     """The same for the first poisons alone, by how many; all numbers at once, which share the products with the images."""
     labels = jnp.where(jnp.arange(len(phi))[None] < jnp.array(counts)[:, None], batch.y_poison[None], -1)
-    step = _for_each(method.step)
-    state = jax.vmap(method.init, in_axes=None, axis_size=len(counts))(phi, theta)
-    made = _run(step, state, batch._replace(y_poison=labels), method.num_updates)
+    state = jax.vmap(method.algorithm.init, in_axes=None, axis_size=len(counts))(phi, theta)
+    made = _run(_for_each(_step(method)), state, batch._replace(y_poison=labels), method.num_updates)
     return [poisons[:count] for poisons, count in zip(made, counts, strict=True)]
 
 
 @functools.cache  # one function, so that one program serves all seeds
+def _step(method):
+    return lambda state, batch, i: method.algorithm.step(state, method.batch_fn(batch, i))[0]
+
+
+@functools.cache
 def _for_each(step):
     return jax.vmap(step, in_axes=(0, Batch(None, None, None, None, 0), None))
 

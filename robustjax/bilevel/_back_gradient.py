@@ -1,13 +1,12 @@
 """Back-gradient: reverse mode that walks gradient descent backwards instead of remembering it (Munoz-Gonzalez et al., 2017)."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from robustjax import arrays, base, checks
-from robustjax.base import Array, Bilevel, HyperGradient
+from robustjax.base import Array, Bilevel, HyperGradient, SolveFn
 from robustjax.bilevel import descent
 from robustjax.bilevel import problem as parts
 
@@ -25,22 +24,25 @@ class BackInfo(NamedTuple):
     stationarity: Array  # |d inner_loss / d theta| at theta: as in `SolveInfo`
 
 
-def back_gradient(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *, stored: bool = False) -> HyperGradient:
+def back_gradient(problem: Bilevel, solve: SolveFn, phi: Any, theta0: Any, batch: Any = None, *, stored: bool = False) -> HyperGradient:
     """Reverse mode through plain gradient descent whose iterates come from theta_{t-1} ~ theta_t + step_size d inner(theta_t).
 
     The way back inverts each step only to first order, and what the steps contract it expands: with a step of 1 / lambda_max the
     reversal explodes on ridge regression within a hundred steps, and is biased on logistic regression. Small steps, or `stored`.
 
     Args:
-      problem, phi, theta0, batch: as for `unrolled`.
+      problem: inner and outer loss.
       solve: a bound `bilevel.descend` with a `step_size`, whose steps are reversed.
+      phi: what the gradient is for, a pytree of real numbers.
+      theta0: where the inner solver starts, a pytree of real numbers.
+      batch: what the losses take as their third argument.
       stored: whether the iterates are remembered, at num_steps times the memory of theta; then the gradient is `unrolled`'s.
 
     Returns:
       Value, gradient, theta, and `BackInfo`: a reversal that went astray shows in its residual.
 
     Raises:
-      TypeError, ValueError: as `unrolled`; another solver.
+      TypeError, ValueError: what `check` names; another solver than such a `bilevel.descend`.
 
     Guarantee:
       exact if stored; else none.

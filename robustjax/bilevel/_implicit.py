@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from robustjax.base import Array, Bilevel, HyperGradient
+from robustjax.base import Array, Bilevel, HyperGradient, Numeric, SolveFn
 from robustjax.bilevel import problem as parts
+from robustjax.bilevel.problem import LinearFn
 
 
 class ImplicitInfo(NamedTuple):
@@ -28,16 +29,29 @@ class ImplicitInfo(NamedTuple):
 
 
 def implicit(
-    problem: Bilevel, solve: Callable, phi, theta0, batch=None, *, linear_fn: Callable, damping=0.0, linear_start: Any = None
+    problem: Bilevel,
+    solve: SolveFn,
+    phi: Any,
+    theta0: Any,
+    batch: Any = None,
+    *,
+    linear_fn: LinearFn,
+    damping: Numeric = 0.0,
+    linear_start: Any = None,
 ) -> HyperGradient:
     """d outer / d phi - (d^2 inner / d phi d theta) p, (d^2 inner / d theta^2 + damping) p = d outer / d theta, at theta = solve(...).
+
+    >>> problem = base.Bilevel(lambda theta, phi, _: (theta - phi) ** 2, lambda theta, phi, _: theta**2)
+    >>> solve = base.bind(bilevel.descend, inner_loss=problem.inner_loss, step_size=0.5, num_steps=1)
+    >>> float(bilevel.implicit(problem, solve, jnp.float32(2.0), jnp.float32(0.0), linear_fn=bilevel.dense).grad)  # theta = phi
+    4.0
 
     Args:
       problem: inner and outer loss.
       solve: (phi, theta0, batch) -> theta, near a minimum of the inner loss; it is not differentiated.
-      phi: what the gradient is for.
+      phi: what the gradient is for, a pytree of real numbers.
       theta0: where solve starts; the gradient in it is zero, as it is at an optimum.
-      batch: what the losses take.
+      batch: what the losses take as their third argument.
       linear_fn: (product, v, start) -> p, such as `base.bind(bilevel.conjugate_gradient, num_steps=50)`.
       damping: added to the Hessian, where it is not positive definite.
       linear_start: the first p, like theta; None for zero.
@@ -70,18 +84,22 @@ def implicit(
     )
 
 
-def solution(inner_loss: Callable, solve: Callable, *, linear_fn: Callable, damping=0.0) -> Callable:
+def solution(inner_loss: Callable, solve: SolveFn, *, linear_fn: LinearFn, damping: Numeric = 0.0) -> SolveFn:
     """`solve` as a function (phi, theta0, batch) -> theta that differentiates implicitly: in both modes, to any order, inside any program.
 
     Args:
-      inner_loss: what solve minimises in theta.
-      solve, linear_fn, damping: as for `implicit`. Without a report of the residual: check it once with `implicit`.
+      inner_loss: (theta, phi, batch) -> scalar, what solve minimises in theta.
+      solve: (phi, theta0, batch) -> theta, near a minimum of the inner loss; it is not differentiated.
+      linear_fn: (product, v, start) -> p, such as `base.bind(bilevel.conjugate_gradient, num_steps=50)`. Nothing reports its residual
+        here: look at it once with `implicit`.
+      damping: added to the Hessian, where it is not positive definite.
 
     Raises:
-      TypeError, ValueError: as `implicit`, when the solution is asked for.
+      TypeError, ValueError: those of `implicit`, when the solution is asked for.
 
     Guarantee:
-      as `implicit`. The derivative in theta0 is zero: what a few steps of adaptation owe to their start needs `unrolled`.
+      exact at an inner optimum with a regular Hessian and residual 0. The derivative in theta0 is zero: what a few steps of adaptation
+      owe to their start needs `unrolled`.
     """
 
     parts.not_negative(damping=damping)

@@ -1,13 +1,12 @@
 """Differentiating the inner solver itself: in reverse, in reverse through its last steps only, or forward."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from robustjax.base import Array, Bilevel, HyperGradient
+from robustjax.base import Array, Bilevel, HyperGradient, SolveFn
 from robustjax.bilevel import problem as parts
 
 
@@ -24,12 +23,20 @@ class SolveInfo(NamedTuple):
     stationarity: Array  # |d inner_loss / d theta| at theta, which is at most this / smallest eigenvalue of the Hessian from the optimum
 
 
-def unrolled(problem: Bilevel, solve: Callable, phi, theta0, batch=None) -> HyperGradient:
+def unrolled(problem: Bilevel, solve: SolveFn, phi: Any, theta0: Any, batch: Any = None) -> HyperGradient:
     """The gradient of outer_loss(solve(phi, theta0, batch), phi, batch), by reverse mode through the solver.
 
+    >>> problem = base.Bilevel(lambda theta, phi, _: (theta - phi) ** 2, lambda theta, phi, _: theta**2)
+    >>> solve = base.bind(bilevel.descend, inner_loss=problem.inner_loss, step_size=0.25, num_steps=1)
+    >>> float(bilevel.unrolled(problem, solve, jnp.float32(2.0), jnp.float32(0.0)).grad)  # one step leads from 0 to phi / 2
+    1.0
+
     Args:
-      problem, phi, theta0, batch: as for `implicit`.
-      solve: a differentiable (phi, theta0, batch) -> theta; `base.bind(bilevel.descend, ..., loop_fn=loops.checkpointed)` saves memory.
+      problem: inner and outer loss.
+      solve: (phi, theta0, batch) -> theta, differentiable; `base.bind(bilevel.descend, ..., loop_fn=loops.checkpointed)` saves memory.
+      phi: what the gradient is for, a pytree of real numbers.
+      theta0: where the inner solver starts, a pytree of real numbers.
+      batch: what the losses take as their third argument.
 
     Returns:
       Value, gradient, theta, and how stationary theta is.
@@ -51,18 +58,23 @@ def unrolled(problem: Bilevel, solve: Callable, phi, theta0, batch=None) -> Hype
     return HyperGradient(value, grad, theta, _info(problem, theta, phi, batch))
 
 
-def truncated(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *, tail: Callable) -> HyperGradient:
+def truncated(problem: Bilevel, solve: SolveFn, phi: Any, theta0: Any, batch: Any = None, *, tail: SolveFn) -> HyperGradient:
     """`unrolled` through `tail` alone, which goes on where `solve` ended: the last steps of a long run.
 
     Args:
-      problem, solve, phi, theta0, batch: as for `unrolled`; solve is not differentiated.
+      problem: inner and outer loss.
+      solve: (phi, theta0, batch) -> theta; it is not differentiated.
+      phi: what the gradient is for, a pytree of real numbers.
+      theta0: where the inner solver starts, a pytree of real numbers.
+      batch: what the losses take as their third argument.
       tail: another solver, for the last K steps; an optimizer's state starts afresh in it.
 
     Returns:
-      As `unrolled`.
+      Value, gradient, theta, and how stationary theta is.
 
     Raises:
-      TypeError, ValueError: as `unrolled`; or the result is differentiated again.
+      TypeError, ValueError: what `check` names; solvers that are not bound, or give something else than a theta; or the result is
+        differentiated again.
 
     Guarantee:
       none: biased by what the earlier steps would have added, which shrinks like the tail's contraction.
@@ -73,20 +85,24 @@ def truncated(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *, tai
     return parts.refuse_second_derivative(result, "use bilevel.unrolled.")
 
 
-def forward(problem: Bilevel, solve: Callable, phi, theta0, batch=None) -> HyperGradient:
+def forward(problem: Bilevel, solve: SolveFn, phi: Any, theta0: Any, batch: Any = None) -> HyperGradient:
     """`unrolled` by forward mode: memory of one step, time of one solution for each number in phi; for a few hyper-parameters.
 
     Args:
-      problem, solve, phi, theta0, batch: as for `unrolled`.
+      problem: inner and outer loss.
+      solve: (phi, theta0, batch) -> theta, differentiable in forward mode.
+      phi: what the gradient is for, a pytree of real numbers.
+      theta0: where the inner solver starts, a pytree of real numbers.
+      batch: what the losses take as their third argument.
 
     Returns:
-      As `unrolled`, the same gradient.
+      Value, gradient, theta, and how stationary theta is: the gradient of `unrolled`.
 
     Raises:
-      TypeError, ValueError: as `unrolled`.
+      TypeError, ValueError: what `check` names; a solver that is not bound, or gives something else than a theta.
 
     Guarantee:
-      as `unrolled`.
+      exact for the solver as it is, converged or not.
     Source: Franceschi et al., ICML 2017, arXiv:1703.01785.
     """
     parts.check(problem, phi, theta0, batch)

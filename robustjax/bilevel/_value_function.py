@@ -1,13 +1,12 @@
 """First-order ways: the value function as a penalty, and the gradient that ignores the response."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from robustjax import arrays, base, checks
-from robustjax.base import Array, Bilevel, HyperGradient
+from robustjax.base import Array, Bilevel, HyperGradient, Numeric, SolveFn
 from robustjax.bilevel import problem as parts
 from robustjax.bilevel._unrolled import SolveInfo
 
@@ -29,20 +28,23 @@ class ValueInfo(NamedTuple):
     )
 
 
-def value_function(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *, weight) -> HyperGradient:
+def value_function(problem: Bilevel, solve: SolveFn, phi: Any, theta0: Any, batch: Any = None, *, weight: Numeric) -> HyperGradient:
     """d outer / d phi + weight (d inner / d phi at theta' - at theta), theta' = argmin inner + outer / weight: no Hessian at all.
 
     Args:
-      problem, phi, theta0, batch: as for `implicit`.
+      problem: inner and outer loss.
       solve: a bound solver with an `inner_loss`, such as `base.bind(bilevel.descend, ...)`; it runs twice, the second time from theta and
         on the sum.
+      phi: what the gradient is for, a pytree of real numbers.
+      theta0: where the inner solver starts, a pytree of real numbers.
+      batch: what the losses take as their third argument.
       weight: of the inner loss; the bias falls like 1 / weight, rounding grows with it.
 
     Returns:
       Value, gradient, theta, and `ValueInfo`: problems that the weight asks to be solved better show in its residual.
 
     Raises:
-      TypeError, ValueError: as `unrolled`; a solver without an inner_loss to exchange; a weight that is not above 0; or the result is
+      TypeError, ValueError: what `check` names; a solver without an inner_loss to exchange; a weight that is not above 0; or the result is
         differentiated again.
 
     Guarantee:
@@ -73,17 +75,21 @@ def value_function(problem: Bilevel, solve: Callable, phi, theta0, batch=None, *
     return parts.refuse_second_derivative(result, "use bilevel.solution or bilevel.unrolled.")
 
 
-def first_order(problem: Bilevel, solve: Callable, phi, theta0, batch=None) -> HyperGradient:
+def first_order(problem: Bilevel, solve: SolveFn, phi: Any, theta0: Any, batch: Any = None) -> HyperGradient:
     """d outer / d phi at theta held fixed: what alternating gradient descent follows.
 
     Args:
-      problem, solve, phi, theta0, batch: as for `implicit`.
+      problem: inner and outer loss.
+      solve: (phi, theta0, batch) -> theta; it is not differentiated.
+      phi: what the gradient is for, a pytree of real numbers.
+      theta0: where the inner solver starts, a pytree of real numbers.
+      batch: what the losses take as their third argument.
 
     Returns:
-      As `unrolled`.
+      Value, gradient, theta, and how stationary theta is.
 
     Raises:
-      TypeError, ValueError: as `unrolled`; phi acts through theta alone, so that the gradient would be zero; or the result is
+      TypeError, ValueError: what `check` names; phi acts through theta alone, so that the gradient would be zero; or the result is
         differentiated again.
 
     Guarantee:

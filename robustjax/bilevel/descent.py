@@ -1,29 +1,36 @@
 """The usual inner solver: a fixed number of gradient steps, `solve(phi, theta0, batch) -> theta` once its hyper-parameters are bound."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
 
 from robustjax import base, checks, loops
+from robustjax.base import LoopFn, Numeric
 from robustjax.bilevel import problem as parts
 
 
 def descend(
-    phi,
-    theta0,
-    batch=None,
+    phi: Any,
+    theta0: Any,
+    batch: Any = None,
     *,
     inner_loss: Callable,
     num_steps: int,
-    step_size=None,
+    step_size: Numeric | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    loop_fn: Callable = loops.scan,
-):
+    loop_fn: LoopFn = loops.scan,
+) -> Any:
     """theta after `num_steps` of descent on inner_loss(., phi, batch) from theta0.
 
+    >>> float(bilevel.descend(2.0, jnp.zeros(()), inner_loss=lambda theta, phi, _: (theta - phi) ** 2, step_size=0.25, num_steps=2))
+    1.5
+
     Args:
-      phi, theta0, batch: what the loss takes.
+      phi: what the loss takes as its second argument.
+      theta0: where descent starts, a pytree of real numbers.
+      batch: what the loss takes as its third argument.
       inner_loss: (theta, phi, batch) -> scalar.
       num_steps: T.
       step_size: of plain gradient descent; may be traced.

@@ -1,6 +1,7 @@
 """Ways to solve H p = v from products with H, over pytrees: `linear_fn(product, v, start) -> p`. `implicit` reports the residual."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,18 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from robustjax import arrays, checks
+from robustjax.base import Array, Key, Numeric
 from robustjax.bilevel import problem
+from robustjax.bilevel.problem import ProductFn
 
 _PROBE_STEPS = 20  # of Lanczos' iteration
 
 
-def conjugate_gradient(product: Callable, v, start, *, num_steps: int, tolerance=0.0):
+def conjugate_gradient(product: ProductFn, v: Any, start: Any, *, num_steps: int, tolerance: Numeric = 0.0) -> Any:
     """Conjugate gradients; H positive definite. The error falls like ((sqrt(k) - 1) / (sqrt(k) + 1))^steps, k its condition number.
+
+    >>> bilevel.conjugate_gradient(lambda p: jnp.array([1.0, 4.0]) * p, jnp.ones(2), jnp.zeros(2), num_steps=2).round(4).tolist()
+    [1.0, 0.25]
 
     Args:
       product: p -> H p.
@@ -39,11 +45,18 @@ def conjugate_gradient(product: Callable, v, start, *, num_steps: int, tolerance
     return problem.times(size, jax.scipy.sparse.linalg.cg(product, unit, start, tol=tolerance, maxiter=num_steps)[0])
 
 
-def neumann(product: Callable, v, start, *, step_size, num_steps: int):
+def neumann(product: ProductFn, v: Any, start: Any, *, step_size: Numeric, num_steps: int) -> Any:
     """p <- p + step_size (v - H p): the Neumann series; step_size below 2 / lambda_max. From zero, `num_steps` terms.
 
+    Args:
+      product: p -> H p.
+      v: the right side.
+      start: the first p.
+      step_size: of a step; 1 / lambda_max is the usual choice.
+      num_steps: products.
+
     Raises:
-      TypeError, ValueError: as `conjugate_gradient`; a step that is not above 0.
+      TypeError: a product that cannot be called, another number of steps than an integer. ValueError: no steps, a step that is not above 0.
 
     Source: Lorraine et al., AISTATS 2020, arXiv:1911.02590.
     """
@@ -58,8 +71,13 @@ def neumann(product: Callable, v, start, *, step_size, num_steps: int):
     return jax.lax.scan(step, start, length=num_steps)[0]
 
 
-def dense(product: Callable, v, start):
+def dense(product: ProductFn, v: Any, start: Any) -> Any:
     """The matrix itself, column by column, and a direct solution: for few parameters, and as the judge of the others.
+
+    Args:
+      product: p -> H p.
+      v: the right side.
+      start: not used; the other ways have it.
 
     Raises:
       TypeError: a product that cannot be called.
@@ -71,11 +89,18 @@ def dense(product: Callable, v, start):
     return unravel(jnp.linalg.solve(matrix, flat))
 
 
-def solve_by_adam(product: Callable, v, start, *, learning_rate, num_steps: int):
+def solve_by_adam(product: ProductFn, v: Any, start: Any, *, learning_rate: Numeric, num_steps: int) -> Any:
     """Adam on |H p - v|^2 / 2, warm-started: the linear system of ApproxGrad. Rough; its residual says how rough.
 
+    Args:
+      product: p -> H p.
+      v: the right side.
+      start: the first p.
+      learning_rate: of Adam, in the unit of p.
+      num_steps: steps, of two products each.
+
     Raises:
-      TypeError, ValueError: as `conjugate_gradient`; a rate that is not above 0.
+      TypeError: a product that cannot be called, another number of steps than an integer. ValueError: no steps, a rate that is not above 0.
 
     Source: Mehra & Hamm, ACML 2021, arXiv:1911.03432, as released. Differs: Adam's moments start afresh in every call.
     """
@@ -94,18 +119,18 @@ def solve_by_adam(product: Callable, v, start, *, learning_rate, num_steps: int)
 
 
 def lissa(
-    product: Callable,
-    v,
-    start,
+    product: ProductFn,
+    v: Any,
+    start: Any,
     *,
-    key,
-    sampled_fn: Callable,
-    scale=None,
-    damping=None,
+    key: Key,
+    sampled_fn: Callable[[Key, Any], Any],
+    scale: Numeric | None = None,
+    damping: Numeric | None = None,
     num_steps: int,
     num_repeats: int = 1,
     num_probes: int = 8,
-):
+) -> Any:
     """The Neumann series with Hessians of samples: q <- v + q - (H_i + damping) q / scale, p = q / scale, averaged over repeats.
 
     Args:
@@ -149,19 +174,29 @@ def lissa(
     return problem.times(1.0 / scale, jax.tree.map(lambda q: q.mean(axis=0), runs))
 
 
-def largest_eigenvalue(product: Callable, like, *, num_steps: int = 30):
+def largest_eigenvalue(product: ProductFn, like: Any, *, num_steps: int = 30) -> Array:
     """The largest |eigenvalue| of H: 1 / it is a safe step of `neumann`, and the scale of LiSSA.
 
     A lower estimate, see `extreme_eigenvalues`; multiply by 1.1 where a bound is needed.
+
+    Args:
+      product: p -> H p.
+      like: the pytree that p is like.
+      num_steps: products.
     """
     smallest, largest = extreme_eigenvalues(product, like, num_steps=num_steps)
     return jnp.maximum(jnp.abs(smallest), jnp.abs(largest))
 
 
-def extreme_eigenvalues(product: Callable, like, *, num_steps: int = 50):
+def extreme_eigenvalues(product: ProductFn, like: Any, *, num_steps: int = 50) -> tuple[Array, Array]:
     """(smallest, largest) eigenvalue of H by Lanczos' iteration: between the true ones, and near them long before power iteration is.
 
     Minus the smallest, where it is negative, is the damping that H needs.
+
+    Args:
+      product: p -> H p.
+      like: the pytree that p is like.
+      num_steps: products, at most as many as p has numbers.
 
     Source: Lanczos, 1950; without reorthogonalisation, which the extremes do not need (Paige, 1980).
     """
@@ -172,7 +207,7 @@ def extreme_eigenvalues(product: Callable, like, *, num_steps: int = 50):
     return values[0], values[-1]
 
 
-def lowest_eigenvector(product: Callable, like, *, num_steps: int = 50):
+def lowest_eigenvector(product: ProductFn, like: Any, *, num_steps: int = 50) -> Any:
     """The direction of the smallest eigenvalue of H, of length 1, by the same iteration, run twice: nothing but its ends is kept.
 
     Args:

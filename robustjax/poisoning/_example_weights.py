@@ -14,7 +14,7 @@ def weighted_examples(loss_fn: Callable, regularizer_fn: Callable | None = None)
     """min over phi of the mean loss on clean data of theta(phi) = argmin mean sigmoid(phi_i) loss_i + regularizer.
 
     The batch is (x, y, x_clean, y_clean), phi [N] one logit for each training example: `weights(phi)` are their weights. Solve it by any
-    method of `bilevel`, `bilevel.minimize` or `bilevel.penalty_step`.
+    method of `bilevel` or any of its iterative solvers.
 
     Args:
       loss_fn: (theta, x [B, ...], y [B]) -> [B].

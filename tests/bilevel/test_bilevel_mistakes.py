@@ -26,7 +26,6 @@ def outer(theta, phi, batch):
 GOOD = Bilevel(inner, outer)
 SOLVE = base.bind(bilevel.descend, inner_loss=inner, num_steps=2, step_size=0.1)
 CG = base.bind(bilevel.conjugate_gradient, num_steps=2)
-PENALTY = bilevel.PenaltyMethod()
 
 
 def product(p):
@@ -46,16 +45,28 @@ def descend(**options):
 
 
 def minimize(method=bilevel.unrolled, solve=SOLVE, phi=PHI, **options):
-    options = {"optimizer": optax.sgd(0.1), "num_steps": 2} | options
-    return lambda: bilevel.minimize(GOOD, method, solve, phi, THETA, **options)
+    of_descent = {"optimizer": optax.sgd(0.1)} | {name: options.pop(name) for name in ("optimizer", "project_fn") if name in options}
+    return lambda: bilevel.minimize(
+        bilevel.hypergradient_descent(GOOD, method, solve, **of_descent), phi, THETA, **({"num_steps": 2} | options)
+    )
 
 
-def penalty_init(method=PENALTY, phi=PHI, theta=THETA, **options):
-    return lambda: bilevel.penalty_init(method, phi, theta, **({"rho": 1.0, "weight": 1.0} | options))
+def penalty(problem=GOOD, **options):
+    options = {"rho": 1.0, "weight": 1.0, "optimizer_phi": optax.sgd(0.1), "optimizer_theta": optax.sgd(0.1)} | options
+    return bilevel.penalty_method(problem, **options)
 
 
-def penalty_step(problem=GOOD, method=PENALTY, change=lambda state: state):
-    return lambda: bilevel.penalty_step(problem, method, change(penalty_init()()))
+def penalty_init(phi=PHI, theta=THETA, **options):
+    return lambda: penalty(**options).init(phi, theta)
+
+
+def penalty_step(problem=GOOD, change=lambda state: state):
+    return lambda: penalty(problem).step(change(penalty_init()()))
+
+
+def approx_grad(solve=SOLVE, linear_fn=CG, change=lambda state: state, **options):
+    algorithm = lambda: bilevel.approx_grad(GOOD, solve, linear_fn=linear_fn, optimizer=optax.sgd(0.1), **options)  # noqa: E731
+    return lambda: algorithm().step(change(algorithm().init(PHI, THETA)))
 
 
 def lissa(**options):
@@ -145,13 +156,22 @@ MISTAKES = {
     "a batch_fn of the batch alone": (minimize(batch_fn=lambda batch: batch), "batch_fn(batch, step)", "too many"),
     "penalty with rho below 0": (penalty_init(rho=-1.0), "rho", "at least 0", "-1.0"),
     "penalty with a tolerance NaN": (penalty_init(tolerance=float("nan")), "tolerance is not finite"),
-    "penalty with a rate for an optimizer": (penalty_init(PENALTY._replace(optimizer_phi=0.1)), "optimizer_phi", "optax transformation"),
-    "penalty with inner steps -1": (penalty_init(PENALTY._replace(num_inner_steps=-1)), "num_inner_steps=-1"),
+    "penalty with a rate for an optimizer": (penalty_init(optimizer_phi=0.1), "optimizer_phi", "optax transformation"),
+    "penalty with inner steps -1": (penalty_init(num_inner_steps=-1), "num_inner_steps=-1"),
     "penalty with integer phi": (penalty_init(phi=jnp.arange(3)), "phi is differentiated"),
-    "penalty that shrinks": (penalty_init(PENALTY._replace(growth=0.9)), "growth", "at least 1", "0.9"),
-    "penalty whose tolerance grows": (penalty_init(PENALTY._replace(tolerance_decay=1.1)), "tolerance_decay", "(0, 1]", "1.1"),
-    "penalty steps of something else": (penalty_step(change=lambda state: state.phi), "expected a PenaltyState", "penalty_init"),
+    "penalty that shrinks": (penalty_init(growth=0.9), "growth", "at least 1", "0.9"),
+    "penalty whose tolerance grows": (penalty_init(tolerance_decay=1.1), "tolerance_decay", "(0, 1]", "1.1"),
+    "penalty steps of something else": (penalty_step(change=lambda state: state.phi), "expected a PenaltyState", "penalty_method"),
     "penalty of blind losses": (penalty_step(Bilevel(outer, lambda t, p, b: jnp.float32(1.0))), "phi has no effect"),
+    "penalty with a projection for its steps": (penalty_init(project_fn=0.5), "expected a function project_fn(phi)", "0.5"),
+    "minimize with a method for an algorithm": (
+        lambda: bilevel.minimize(bilevel.unrolled, PHI, THETA, num_steps=2), "expected an Algorithm", "hypergradient_descent",
+    ),
+    "a step of another state": (approx_grad(change=lambda state: state.phi), "expected a DescentState", "init makes the first"),
+    "ApproxGrad with an unbound system": (approx_grad(linear_fn=bilevel.conjugate_gradient), "linear_fn(product, v, start)", "'num_steps'"),
+    "ApproxGrad with a system by name": (approx_grad(linear_fn="cg"), "expected a function linear_fn", "'cg'"),
+    "ApproxGrad with damping -1": (approx_grad(damping=-1.0), "damping", "at least 0", "-1.0"),
+    "ApproxGrad with a projection for its steps": (approx_grad(project_fn=0.5), "expected a function project_fn(phi)", "0.5"),
     "the check of a vector loss": (
         lambda: bilevel.penalty_check(Bilevel(lambda t, p, b: t - p, outer), penalty_init()()), "one real number", "[3]",
     ),

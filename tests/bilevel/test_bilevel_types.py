@@ -73,11 +73,13 @@ def _check(name, dtype, number):
     assert _of_type(found.info) == {wide}
     made = jax.eval_shape(
         lambda phi, theta, batch: bilevel.minimize(
-            PROBLEM, method, _solver(number), phi, theta, batch, optimizer=optax.sgd(number(0.1)), num_steps=2
+            bilevel.hypergradient_descent(PROBLEM, method, _solver(number), optimizer=optax.sgd(number(0.1))),
+            phi, theta, batch, num_steps=2,
         ),
         phi, theta, batch,
     )  # fmt: skip
-    assert _of_type((made.phi, made.theta, made.values)) == {jnp.dtype(dtype)}
+    state, steps = made
+    assert _of_type((state.phi, state.theta, steps.value)) == {jnp.dtype(dtype)}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -99,10 +101,12 @@ def test_hypergradients_pass_strict_promotion(name):
 def test_solutions_and_penalties_keep_their_types():
     def run(phi, theta, batch, number):
         solved = bilevel.solution(inner, _solver(number), linear_fn=LINEAR["cg"](number), damping=number(0.1))
-        method = bilevel.PenaltyMethod(optax.sgd(number(0.1)), optax.sgd(number(0.1)), num_inner_steps=2)
-        state = bilevel.penalty_init(method, phi, theta, rho=number(10.0), weight=number(1.0))
-        once = bilevel.penalty_step(PROBLEM, method, state, batch)
-        twice = jax.lax.scan(lambda state, _: (bilevel.penalty_step(PROBLEM, method, state, batch), None), state, length=2)[0]
+        by_sgd = optax.sgd(number(0.1))
+        algorithm = bilevel.penalty_method(
+            PROBLEM, rho=number(10.0), weight=number(1.0), optimizer_phi=by_sgd, optimizer_theta=by_sgd, num_inner_steps=2
+        )
+        once, _ = algorithm.step(algorithm.init(phi, theta), batch)
+        twice, _ = bilevel.minimize(algorithm, phi, theta, batch, num_steps=2)
         slope = jax.grad(lambda phi: outer(solved(phi, theta, batch), phi, batch))(phi)
         return solved(phi, theta, batch), slope, (once.phi, once.theta), (twice.phi, twice.theta)
 

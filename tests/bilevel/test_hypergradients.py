@@ -264,11 +264,11 @@ def test_the_outer_loop_can_change_its_batch():
     solve = descent(ridge_inner, 60, step_size=0.3)
     method = base.bind(bilevel.implicit, linear_fn=base.bind(bilevel.conjugate_gradient, num_steps=8))
     part = lambda batch, step: jax.tree.map(lambda leaf: jnp.roll(leaf, step, axis=0)[: N // 2], batch)  # noqa: E731
-    options = {"optimizer": optax.sgd(0.1), "num_steps": 3}
-    found = jax.jit(lambda: bilevel.minimize(RIDGE, method, solve, phi, theta0, batch, batch_fn=part, **options))()
+    descend = bilevel.hypergradient_descent(RIDGE, method, solve, optimizer=optax.sgd(0.1))
+    state, steps = jax.jit(lambda: bilevel.minimize(descend, phi, theta0, batch, batch_fn=part, num_steps=3))()
     theta = theta0
     for i in range(3):
         result = method(RIDGE, solve, phi, theta, part(batch, i))
-        np.testing.assert_allclose(found.values[i], result.value, rtol=1e-5)
+        np.testing.assert_allclose(steps.value[i], result.value, rtol=1e-5)
         phi, theta = phi - 0.1 * result.grad, result.theta
-    np.testing.assert_allclose(found.phi, phi, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state.phi, phi, rtol=1e-4, atol=1e-6)

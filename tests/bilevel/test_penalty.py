@@ -18,7 +18,9 @@ SCALAR = Bilevel(
     lambda theta, phi, batch: 0.5 * jnp.sum((theta - A * phi) ** 2),
     lambda theta, phi, batch: 0.5 * jnp.sum((theta - 1) ** 2) + C * jnp.sum(phi),
 )
-METHOD = bilevel.PenaltyMethod(optax.sgd(RATE_PHI), optax.sgd(RATE_THETA), num_inner_steps=3)
+METHOD = functools.partial(
+    bilevel.penalty_method, optimizer_phi=optax.sgd(RATE_PHI), optimizer_theta=optax.sgd(RATE_THETA), num_inner_steps=3
+)
 
 
 def by_hand(state, tolerance, num_updates):
@@ -42,19 +44,22 @@ def by_hand(state, tolerance, num_updates):
     return phi, theta, nu, rho, weight, tolerance, rate, raised
 
 
-def run(problem, method, state, batch, num_updates):
-    return jax.lax.scan(lambda state, _: (bilevel.penalty_step(problem, method, state, batch), None), state, length=num_updates)[0]
+def by_adam(problem, rate_phi, rate_theta, **options):
+    return bilevel.penalty_method(problem, optimizer_phi=optax.adam(rate_phi), optimizer_theta=optax.adam(rate_theta), **options)
+
+
+def run(algorithm, state, batch, num_updates):
+    return jax.lax.scan(lambda state, _: algorithm.step(state, batch), state, length=num_updates)[0]
 
 
 def test_the_schedule_is_the_one_by_hand():
     with jax.enable_x64(True):
-        method = METHOD._replace(project_fn=lambda phi: jnp.clip(phi, -1, 1))
         phi, theta, nu = np.array([0.4, -0.9]), np.array([-0.2, 0.6]), np.array([0.1, -0.3])
         raised = []
         for tolerance in (0.5, 5.0):
-            state = bilevel.penalty_init(method, jnp.asarray(phi), jnp.asarray(theta), rho=RHO, weight=WEIGHT, tolerance=tolerance)
-            state = state._replace(multiplier=jnp.asarray(nu))
-            many = jax.jit(functools.partial(run, SCALAR, method), static_argnums=2)
+            algorithm = METHOD(SCALAR, rho=RHO, weight=WEIGHT, tolerance=tolerance, project_fn=lambda phi: jnp.clip(phi, -1, 1))
+            state = algorithm.init(jnp.asarray(phi), jnp.asarray(theta))._replace(multiplier=jnp.asarray(nu))
+            many = jax.jit(functools.partial(run, algorithm), static_argnums=2)
             for num_updates in (1, 2, 30):
                 ours = many(state, None, num_updates)
                 theirs = by_hand((phi, theta, nu, RHO, WEIGHT), tolerance, num_updates)
@@ -66,9 +71,10 @@ def test_the_schedule_is_the_one_by_hand():
 
 
 def test_the_weight_acts_on_theta_alone():
-    state = bilevel.penalty_init(METHOD, jnp.ones(1), jnp.zeros(1), rho=RHO, weight=0.0, tolerance=0.0)
-    plain = bilevel.penalty_step(SCALAR, METHOD._replace(num_inner_steps=0), state)
-    weighted = bilevel.penalty_step(SCALAR, METHOD._replace(num_inner_steps=0), state._replace(weight=jnp.float32(100.0)))
+    algorithm = METHOD(SCALAR, rho=RHO, weight=0.0, tolerance=0.0, num_inner_steps=0)
+    state = algorithm.init(jnp.ones(1), jnp.zeros(1))
+    plain, _ = algorithm.step(state)
+    weighted, _ = algorithm.step(state._replace(weight=jnp.float32(100.0)))
     np.testing.assert_array_equal(plain.phi, weighted.phi)
     assert float(plain.num_raised) == 0
 
@@ -92,9 +98,9 @@ def test_it_finds_the_ridge_parameter_of_the_closed_form():
         values = jax.vmap(lambda phi: ridge.outer_loss(solved(phi), phi, batch))(grid)
         best = float(grid[values.argmin()])
         assert -3.5 < best < 2.5
-        method = bilevel.PenaltyMethod(optax.adam(0.02), optax.adam(0.02), num_inner_steps=10)
-        state = bilevel.penalty_init(method, jnp.zeros(()), solved(0.0), rho=1.0, weight=1.0, tolerance=1e-5)
-        state = jax.jit(functools.partial(run, ridge, method), static_argnums=2)(state, batch, 2000)
+        algorithm = by_adam(ridge, 0.02, 0.02, rho=1.0, weight=1.0, tolerance=1e-5, num_inner_steps=10)
+        start = algorithm.init(jnp.zeros(()), solved(0.0))
+        state = jax.jit(functools.partial(run, algorithm), static_argnums=2)(start, batch, 2000)
         assert abs(float(state.phi) - best) < 0.02
         np.testing.assert_allclose(state.theta, solved(state.phi), atol=1e-2)
 
@@ -110,9 +116,9 @@ def test_it_finds_the_poison_of_the_closed_form():
     effort = (0.8 - x @ y / (x @ x)) / (x[0] / (x @ x))
     with jax.enable_x64(True):
         batch = (jnp.asarray(x), jnp.asarray(y))
-        method = bilevel.PenaltyMethod(optax.adam(0.1), optax.adam(0.02), num_inner_steps=10)
-        state = bilevel.penalty_init(method, jnp.zeros(()), jnp.asarray(x @ y / (x @ x)), rho=10.0, weight=1.0, tolerance=1e-4)
-        state = jax.jit(functools.partial(run, least_squares, method), static_argnums=2)(state, batch, 3000)
+        algorithm = by_adam(least_squares, 0.1, 0.02, rho=10.0, weight=1.0, tolerance=1e-4, num_inner_steps=10)
+        start = algorithm.init(jnp.zeros(()), jnp.asarray(x @ y / (x @ x)))
+        state = jax.jit(functools.partial(run, algorithm), static_argnums=2)(start, batch, 3000)
         np.testing.assert_allclose(state.phi, effort, rtol=1e-2)
 
 
@@ -123,23 +129,19 @@ def test_only_the_penalty_method_chooses_among_the_minima_of_a_singular_inner_pr
         lambda theta, phi, batch: jnp.sum(theta**2) - jnp.sum((theta[:1] - phi) ** 2),
     )
     phi, theta = jnp.full(1, 2.0), jnp.array([-1.0, 3.0])
-    method = bilevel.PenaltyMethod(optax.adam(0.02), optax.adam(0.02), num_inner_steps=5)
-    state = bilevel.penalty_init(method, phi, theta, rho=10.0, weight=1.0, tolerance=1e-3)
-    state = jax.jit(functools.partial(run, singular, method), static_argnums=2)(state, None, 1500)
+    algorithm = by_adam(singular, 0.02, 0.02, rho=10.0, weight=1.0, tolerance=1e-3, num_inner_steps=5)
+    state = jax.jit(functools.partial(run, algorithm), static_argnums=2)(algorithm.init(phi, theta), None, 1500)
     assert float(jnp.linalg.norm(state.theta)) < 0.05 and abs(float(state.phi[0])) < 0.05
 
     solve = base.bind(bilevel.descend, inner_loss=singular.inner_loss, step_size=0.4, num_steps=20)
-    by_adam = base.bind(bilevel.implicit, linear_fn=base.bind(bilevel.solve_by_adam, learning_rate=0.01, num_steps=100))
-
-    def alternate(carry, _):
-        phi, theta = carry
-        made = by_adam(singular, solve, phi, theta)
-        return (phi - 0.1 * made.grad, made.theta), made.info.residual
-
-    _, residuals = jax.lax.scan(alternate, (phi, theta), length=300)
-    (_, theta), _ = jax.lax.scan(alternate, (phi, theta), length=300)
-    assert float(jnp.linalg.norm(theta)) >= 2.9  # theta[1] stays where it began
-    assert float(jnp.min(residuals)) >= 0.5  # and the residual says that the system has no solution
+    approx_grad = bilevel.approx_grad(
+        singular, solve, linear_fn=base.bind(bilevel.solve_by_adam, learning_rate=0.01, num_steps=100), optimizer=optax.sgd(0.1)
+    )
+    cold = base.bind(bilevel.implicit, linear_fn=base.bind(bilevel.solve_by_adam, learning_rate=0.01, num_steps=100))
+    for algorithm in (approx_grad, bilevel.hypergradient_descent(singular, cold, solve, optimizer=optax.sgd(0.1))):
+        state, steps = bilevel.minimize(algorithm, phi, theta, num_steps=300)
+        assert float(jnp.linalg.norm(state.theta)) >= 2.9  # theta[1] stays where it began
+        assert float(jnp.min(steps.info.residual)) >= 0.5  # and the residual says that the system has no solution
 
 
 def test_the_check_names_a_small_rho_and_passes_a_large_one():
@@ -147,14 +149,14 @@ def test_the_check_names_a_small_rho_and_passes_a_large_one():
     problem = Bilevel(
         lambda theta, phi, batch: 0.5 * jnp.sum(curves * (theta - phi) ** 2), lambda theta, phi, batch: -0.5 * jnp.sum(curves * theta**2)
     )
-    start = functools.partial(bilevel.penalty_init, METHOD, jnp.ones(3), jnp.ones(3))
+    start = lambda **options: METHOD(problem, **options).init(jnp.ones(3), jnp.ones(3))  # noqa: E731
     for rho in (1.0, 10.0, 30.0, 50.0):
         with pytest.raises(ValueError, match=f"at rho={rho:g} and weight=0 the penalised inner problem still falls"):
             bilevel.penalty_check(problem, start(rho=rho, weight=0.0))
     for rho, weight in ((60.0, 0.0), (1e4, 0.0), (10.0, 1.0)):  # a weight of 1 holds the attack in balance
         bilevel.penalty_check(problem, start(rho=rho, weight=weight))
     with pytest.raises(ValueError, match="is not finite"):
-        bilevel.penalty_check(problem, start(rho=jnp.nan, weight=0.0))
+        bilevel.penalty_check(problem, start(rho=10.0, weight=0.0)._replace(rho=jnp.float32(jnp.nan)))
 
 
 def test_the_check_passes_what_curves_down_only_near_its_start():
@@ -171,7 +173,7 @@ def test_the_check_passes_what_curves_down_only_near_its_start():
         lambda theta, phi, batch: -cross_entropy(theta, x, 1 - y),
     )
     for rho in (10.0, 1e3, 1e5):
-        state = bilevel.penalty_init(METHOD, jnp.zeros((30, 5)), 4.0 * jnp.ones(5), rho=rho, weight=0.0)
+        state = METHOD(problem, rho=rho, weight=0.0).init(jnp.zeros((30, 5)), 4.0 * jnp.ones(5))
 
         def penalised(theta, rho=rho):
             return problem.outer_loss(theta, 0.0, None) + rho / 2 * jnp.sum(jax.grad(problem.inner_loss)(theta, 0.0, None) ** 2)
@@ -188,11 +190,11 @@ def test_the_check_passes_sums_of_squares_whose_hessian_is_singular():
             lambda theta, phi, batch, x=x, y=y: jnp.mean((x @ theta - y - phi) ** 2),
             lambda theta, phi, batch, x=x_val, y=y_val: jnp.mean((x @ theta - y) ** 2),
         )
-        bilevel.penalty_check(problem, bilevel.penalty_init(METHOD, jnp.zeros(4), jnp.ones(8), rho=10.0, weight=1.0))
+        bilevel.penalty_check(problem, METHOD(problem, rho=10.0, weight=1.0).init(jnp.zeros(4), jnp.ones(8)))
 
 
 def test_the_check_names_values_that_are_not_finite_and_falls_without_end():
-    start = bilevel.penalty_init(METHOD, jnp.zeros(1), jnp.zeros(1), rho=10.0, weight=1.0)
+    start = METHOD(SCALAR, rho=10.0, weight=1.0).init(jnp.zeros(1), jnp.zeros(1))
     for outer, message in (
         (lambda theta, phi, batch: theta.sum() + jnp.inf, "is not finite: value inf"),
         (lambda theta, phi, batch: -jnp.sum(jnp.exp(theta)), "still falls"),
@@ -206,7 +208,7 @@ def test_a_start_that_falls_without_curvature_is_named():
     huber = lambda theta, phi, batch: jnp.where(jnp.abs(theta - phi) < 1, 0.5 * (theta - phi) ** 2, jnp.abs(theta - phi) - 0.5).sum()  # noqa: E731
     problem = Bilevel(huber, lambda theta, phi, batch: -0.7 * theta.sum())
     zero = jnp.zeros(1)
-    state = lambda weight: bilevel.penalty_init(METHOD, zero, zero, rho=10.0, weight=weight)  # noqa: E731
+    state = lambda weight: METHOD(problem, rho=10.0, weight=weight).init(zero, zero)  # noqa: E731
     with pytest.raises(ValueError, match="still falls"):
         bilevel.penalty_check(problem, state(0.5))
     bilevel.penalty_check(problem, state(0.8))  # the inner loss itself outweighs the gain
@@ -215,15 +217,16 @@ def test_a_start_that_falls_without_curvature_is_named():
 def test_jit_and_vmap_give_the_eager_steps_and_stages_end_once_an_update_at_most():
     starts = jnp.array([[0.4], [-0.9], [0.1]])
 
+    algorithm = METHOD(SCALAR, rho=RHO, weight=WEIGHT, tolerance=TOLERANCE)
+
     def whole(phi):
-        state = bilevel.penalty_init(METHOD, phi, 2 * phi, rho=RHO, weight=WEIGHT, tolerance=TOLERANCE)
-        return run(SCALAR, METHOD, state, None, 12)
+        return run(algorithm, algorithm.init(phi, 2 * phi), None, 12)
 
     many = jax.jit(jax.vmap(whole))(starts)
     for index, phi in enumerate(starts):
-        state = bilevel.penalty_init(METHOD, phi, 2 * phi, rho=RHO, weight=WEIGHT, tolerance=TOLERANCE)
+        state = algorithm.init(phi, 2 * phi)
         for _ in range(12):
-            state = bilevel.penalty_step(SCALAR, METHOD, state)
+            state, _ = algorithm.step(state)
         jax.tree.map(lambda a, b, i=index: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), many, state)
     assert ((many.num_raised >= 1) & (many.num_raised <= 12)).all()
     np.testing.assert_allclose(many.rho, RHO * 1.1**many.num_raised, rtol=1e-5)
@@ -232,7 +235,7 @@ def test_jit_and_vmap_give_the_eager_steps_and_stages_end_once_an_update_at_most
 
 def test_types_are_kept_and_the_multiplier_is_wide():
     phi, theta = jnp.ones(1, jnp.bfloat16), jnp.zeros(1, jnp.bfloat16)
-    state = bilevel.penalty_init(METHOD, phi, theta, rho=RHO, weight=WEIGHT, tolerance=100.0)
-    after = bilevel.penalty_step(SCALAR, METHOD, state)
+    algorithm = METHOD(SCALAR, rho=RHO, weight=WEIGHT, tolerance=100.0)
+    after, _ = algorithm.step(algorithm.init(phi, theta))
     assert after.phi.dtype == after.theta.dtype == jnp.bfloat16 and after.multiplier.dtype == jnp.float32
     assert int(after.num_raised) == 1 and float(jnp.abs(after.multiplier).max()) > 0

@@ -32,13 +32,15 @@ def test_learned_weights_find_the_wrong_labels():
     problem = poisoning.weighted_examples(loss_fn, lambda theta: 0.01 * theta @ theta)
     solve = base.bind(bilevel.descend, inner_loss=problem.inner_loss, num_steps=100, step_size=0.5)
     run = jax.jit(
-        lambda batch: bilevel.minimize(problem, CG, solve, jnp.zeros(80), jnp.zeros(4), batch, optimizer=optax.adam(0.3), num_steps=40)
+        lambda batch: bilevel.minimize(
+            bilevel.hypergradient_descent(problem, CG, solve, optimizer=optax.adam(0.3)), jnp.zeros(80), jnp.zeros(4), batch, num_steps=40
+        )
     )
-    found = run((x, noisy, *data(80, 1)))
-    trust = poisoning.example_weights(found.phi)
+    state, steps = run((x, noisy, *data(80, 1)))
+    trust = poisoning.example_weights(state.phi)
     assert float(trust[wrong].mean()) < 0.2 and float(trust[~wrong].mean()) > 0.5
-    assert float(found.values[-1]) < 0.7 * float(found.values[0]) and found.info.residual.shape == (40,)
-    assert float(found.info.residual.max()) < 0.05
+    assert float(steps.value[-1]) < 0.7 * float(steps.value[0]) and steps.info.residual.shape == (40,)
+    assert float(steps.info.residual.max()) < 0.05
 
 
 def ridge_game(num_poisons):
