@@ -97,7 +97,7 @@ class NormThreat(Threat, Protocol):
     def finite_radius(self, x: Array) -> Array:
         """A length for steps and starts [B]: the radius, or what the box allows where that is infinite."""
 
-    def with_radius(self, radius: Array) -> "NormThreat":
+    def with_radius(self, radius: Numeric) -> "NormThreat":
         """The same threat of another radius [B]."""
 
     def norm(self, delta: Delta) -> Array:

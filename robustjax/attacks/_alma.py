@@ -8,7 +8,7 @@ import optax
 
 from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective
-from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
+from robustjax.base import Array, AttackResult, Key, LoopFn, LossFn, ModelFn, NormThreat, Numeric, SuccessFn
 
 _OPTIMIZER = optax.chain(optax.scale_by_rms(decay=0.9, initial_scale=1.0), optax.trace(decay=0.9))
 _CHECK_EVERY = 10  # steps between two looks at the penalty weight
@@ -37,23 +37,25 @@ def alma(
     x: Array,
     y: Array,
     *,
-    threat,
+    threat: NormThreat,
     num_steps: int,
-    init_distance=0.1,
+    init_distance: Numeric = 0.1,
     loss_fn: LossFn = losses.dlr,
     success_fn: SuccessFn = losses.misclassified,
-    loop_fn=loops.scan,
+    loop_fn: LoopFn = loops.scan,
 ) -> AttackResult:
-    """Minimum-norm attack: minimise |delta| + P(constraint; weight, multiplier), the last two adapted per example.
+    """Minimum-norm attack: minimise |delta| + P(constraint; weight, multiplier); weight and multiplier adapt to each example.
 
     The constraint is -loss_fn, met where negative; P is the paper's P2, quadratic and more beyond zero.
 
     Args:
-      key, model_fn, x, y, success_fn, loop_fn: as for `pgd`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
       threat: `L2` or `L1`, whose norm is minimised; its eps decides success.
       num_steps: 100 to 1,000; one forward and one backward pass each.
       init_distance: length of the first step in the threat's norm; .1 for l2 and .5 for l1 are usual for images.
-      loss_fn: positive where fooled and of scale 1, such as `losses.dlr` (`losses.margin` for two classes).
+      loss_fn: (logits, y) -> [B], positive where fooled and of scale 1, such as `losses.dlr` (`losses.margin` for two classes).
+      success_fn: (logits, y) -> [B], what counts as fooled.
+      loop_fn: how the steps are run, see `robustjax.loops`.
 
     Returns:
       The smallest perturbation that fooled the model; loss = -norm.
@@ -92,6 +94,7 @@ def _step(i, state, *, problem, keys, num_steps, init_distance):
     found = objective.keep_best(state.found, objective.as_minimum_norm(candidate, threat))
     first = jnp.where(candidate.success, jnp.minimum(state.first, jnp.asarray(i, x.dtype)), state.first)
 
+    # The weight rho grows where nothing was found and the constraint fell too little since the last check.
     checked = (i > 0) & (i % _CHECK_EVERY == 0)
     stalled = ~objective.has_fooled(found) & (constraint >= _PROGRESS * state.checked)
     weight = jnp.where(checked & stalled, _GROWTH * state.weight, state.weight)

@@ -7,7 +7,7 @@ import numpy as np
 
 from robustjax import arrays, base, loops, losses, threats
 from robustjax.attacks import _apgd_l1, objective
-from robustjax.base import Array, AttackResult, Delta, Key, LossFn, ModelFn, SuccessFn, Threat
+from robustjax.base import Array, AttackResult, Delta, Key, LoopFn, LossFn, ModelFn, NormThreat, SuccessFn
 
 _MOMENTUM = 0.75  # weight of the gradient step against the previous move (alpha in the paper)
 _PROGRESS = 0.75  # fraction of the window's steps that must raise the loss (rho)
@@ -33,12 +33,12 @@ def apgd(
     x: Array,
     y: Array,
     *,
-    threat: Threat,
+    threat: NormThreat,
     num_steps: int,
     loss_fn: LossFn = losses.cross_entropy,
     success_fn: SuccessFn = losses.misclassified,
     delta: Delta | None = None,
-    loop_fn=loops.scan,
+    loop_fn: LoopFn = loops.scan,
 ) -> AttackResult:
     """Auto-PGD: gradient ascent without a step size to choose, from 2 eps down by halves.
 
@@ -46,14 +46,23 @@ def apgd(
     and halves its step.
 
     Args:
-      key, model_fn, x, y, success_fn, delta, loop_fn: as for `pgd`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
       threat: `Linf`, `L2` or `L1`.
       num_steps: number of gradients; 100 is the paper's.
-      loss_fn: `losses.cross_entropy` or `losses.dlr`; for one target class `base.bind(losses.targeted_dlr, target=...)`, or
-        `attacks.over_targets`.
+      loss_fn: (logits, y) -> [B], what is ascended: `losses.cross_entropy` or `losses.dlr`; for one target class
+        `base.bind(losses.targeted_dlr, target=...)`, or `attacks.over_targets`.
+      success_fn: (logits, y) -> [B], what counts as fooled.
+      delta: where to start: None for a random place, 0. for x itself, or a perturbation.
+      loop_fn: how the steps are run, see `robustjax.loops`.
 
     Returns:
       The best iterate by (success, loss); num_steps gradients and one forward pass. An `L1` threat runs `apgd_l1`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, robustjax as rj
+      >>> x, y = jnp.array([[0.6, 0.5]]), jnp.array([0])
+      >>> rj.attacks.apgd(jax.random.key(0), lambda x: x, x, y, threat=rj.Linf(0.125), num_steps=10).delta
+      Array([[-0.125,  0.125]], dtype=float32)
 
     Guarantee:
       feasibility only: the result lies in the threat; not optimality.
@@ -112,7 +121,8 @@ def _step(i, state, *, problem, keys, windows):
     best, best_grad = arrays.where_example(better, (delta, grad), (state.best, state.best_grad))
     best_loss = jnp.where(better, loss, state.best_loss)
 
-    # The first loss is compared with nothing; the one after it with 0, as in the reference.
+    # Condition 1: too few steps of the window raised the loss; condition 2: the step was not halved, and yet the best loss stands still.
+    # The first loss is compared with nothing; the one after it with 0, as in the authors' code.
     num_rises = state.num_rises + ((i > 0) & (loss > state.last_loss)).astype(jnp.int32)
     checked = windows[i] > 0
     stuck = (num_rises.astype(x.dtype) <= _PROGRESS * windows[i].astype(x.dtype)) | (~state.reduced & (state.checked_loss >= best_loss))
@@ -120,6 +130,7 @@ def _step(i, state, *, problem, keys, windows):
     step_size = jnp.where(halved, 0.5 * state.step_size, state.step_size)
     delta, grad = arrays.where_example(halved, (best, best_grad), (delta, grad))
 
+    # A projected step z, then with the weight alpha the move to z and with the rest the last move.
     length = arrays.per_example(step_size, x)
     stepped = threat.project(delta + length * threat.steepest(grad, x, delta), x)
     weight = jnp.where(i > 0, _MOMENTUM, 1.0).astype(x.dtype)

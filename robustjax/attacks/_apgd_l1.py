@@ -7,7 +7,7 @@ import numpy as np
 
 from robustjax import arrays, base, loops, losses, threats
 from robustjax.attacks import objective
-from robustjax.base import Array, AttackResult, Delta, Key, LossFn, ModelFn, SuccessFn
+from robustjax.base import Array, AttackResult, Delta, Key, LoopFn, LossFn, ModelFn, NormThreat, SuccessFn
 
 _STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # radius in eps, share of the steps
 _FIRST_FRACTION = 0.2  # of the coordinates, moved by the first steps
@@ -32,19 +32,22 @@ def apgd_l1(
     x: Array,
     y: Array,
     *,
-    threat,
+    threat: NormThreat,
     num_steps: int,
     loss_fn: LossFn = losses.cross_entropy,
     success_fn: SuccessFn = losses.misclassified,
     delta: Delta | None = None,
-    loop_fn=loops.scan,
+    loop_fn: LoopFn = loops.scan,
 ) -> AttackResult:
     """Auto-PGD for `L1`: three stages in balls of 3, 2 and 1 eps, each from the best point of the one before.
 
     Args:
-      key, model_fn, x, y, loss_fn, success_fn, delta, loop_fn: as for `apgd`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
       threat: an `L1`.
       num_steps: number of steps over all stages; 3 more gradients are taken.
+      loss_fn, success_fn: (logits, y) -> [B], what is ascended, and what counts as fooled.
+      delta: where to start: None for a random place, 0. for x itself, or a perturbation.
+      loop_fn: how the steps are run, see `robustjax.loops`.
 
     Returns:
       The best iterate of the last stage by (success, loss).

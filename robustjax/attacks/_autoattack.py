@@ -2,38 +2,59 @@
 
 from robustjax import base, losses, threats
 from robustjax.attacks import _apgd, _fab, _square, combinators, goals, objective
-from robustjax.base import Array, Attack, AttackResult, Key, ModelFn
+from robustjax.base import Array, Attack, AttackResult, Key, LoopFn, ModelFn, NormThreat
 
 VERSIONS = ("standard", "plus", "rand")
 
 
 def autoattack(
-    key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat, version: str = "standard", loop_fn=None, **budget
+    key: Key,
+    model_fn: ModelFn,
+    x: Array,
+    y: Array,
+    *,
+    threat: NormThreat,
+    version: str = "standard",
+    loop_fn: LoopFn | None = None,
+    **budget,
 ) -> AttackResult:
     """The worst case over the attacks of `ensemble`, all of them run on every example.
 
     `robustjax.evaluate` runs the same ensemble on survivors only, which is what it costs in the paper.
 
     Args:
-      key, model_fn, x, y: as for `pgd`.
-      threat, version, loop_fn, **budget: as for `ensemble`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
+      threat: `Linf`, `L2` or `L1`.
+      version: "standard", "plus" or "rand", see `ensemble`.
+      loop_fn: how every attack loops, see `robustjax.loops`; None is each one's default.
+      **budget: num_steps, num_targets, num_queries and num_restarts of `ensemble`.
+
+    Returns:
+      Per example the result of the first attack that succeeds, else of the first attack.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, robustjax as rj
+      >>> x, y = jnp.array([[0.6, 0.5, 0.1]]), jnp.array([0])
+      >>> attack = rj.bind(rj.attacks.autoattack, threat=rj.Linf(0.125), num_steps=10, num_queries=20)
+      >>> attack(jax.random.key(0), lambda x: x, x, y).success
+      Array([ True], dtype=bool)
 
     Guarantee:
       feasibility only: the result lies in the threat; not optimality.
-    Source: as for `ensemble`.
+    Source: Croce & Hein, ICML 2020, arXiv:2003.01690.
     """
     return _combination(threat=threat, version=version, loop_fn=loop_fn, **budget)(key, model_fn, x, y)
 
 
 def ensemble(
-    threat,
+    threat: NormThreat,
     version: str = "standard",
     *,
     num_steps: int = 100,
     num_targets: int = 9,
     num_queries: int = 5000,
     num_restarts: int | None = None,
-    loop_fn=None,
+    loop_fn: LoopFn | None = None,
 ) -> dict[str, Attack]:
     """The attacks of AutoAttack by name, in their order.
 
@@ -42,10 +63,10 @@ def ensemble(
       version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus" (APGD-CE, APGD-DLR, FAB, Square, APGD-T, FAB-T), or "rand" for
         randomised models (APGD-CE, APGD-DLR; the model given as `eot(model_fn, num_samples=20)`).
       num_steps: of APGD and FAB.
-      num_targets: of the T-variants.
+      num_targets: number of target classes of APGD-T and FAB-T.
       num_queries: of Square.
       num_restarts: of APGD and of FAB; None takes the paper's: 5 in "plus" and for l1, else 1.
-      loop_fn: how every attack loops; None is each one's default.
+      loop_fn: how every attack loops, see `robustjax.loops`; None is each one's default.
 
     Raises:
       ValueError: an unknown version.

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from robustjax import base, checks, loops, losses, threats
 from robustjax.attacks import objective, penalty
-from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
+from robustjax.base import Array, AttackResult, Key, LoopFn, LossFn, ModelFn, NormThreat, Numeric, SuccessFn
 
 
 def carlini_wagner(
@@ -13,32 +13,41 @@ def carlini_wagner(
     x: Array,
     y: Array,
     *,
-    threat,
+    threat: NormThreat,
     num_binary_search_steps: int,
     num_steps: int,
-    learning_rate,
-    init_weight=1e-3,
-    confidence=0.0,
+    learning_rate: Numeric,
+    init_weight: Numeric = 1e-3,
+    confidence: Numeric = 0.0,
     loss_fn: LossFn = losses.margin,
     success_fn: SuccessFn = losses.misclassified,
-    loop_fn=loops.scan,
+    loop_fn: LoopFn = loops.scan,
 ) -> AttackResult:
     """Minimum-norm l2 attack: min |delta|^2 + c max(confidence - loss, 0), c by binary search per example.
 
     Args:
-      key, model_fn, x, y, loop_fn: as for `pgd`.
-      threat: an `L2`; its eps decides success, inf for curves, and if it is per coordinate |delta / eps| is made small. For linf see
-        `carlini_wagner_linf`, for l0 `carlini_wagner_l0`.
-      num_binary_search_steps: rounds; 9 is the paper's.
-      num_steps: Adam steps a round, from x each time; the paper's 10,000 is far beyond need.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
+      threat: an `L2`; its eps decides success (inf: every norm is a success), and if it is per coordinate |delta / eps| is made small. For
+        linf see `carlini_wagner_linf`, for l0 `carlini_wagner_l0`.
+      num_binary_search_steps: rounds of the search for c; 9 is the paper's.
+      num_steps: Adam steps in each round, which starts at x; the paper's 10,000 is far more than is needed.
       learning_rate: of Adam; .01 is the paper's.
-      init_weight: the first c; grows tenfold until the model is fooled.
-      confidence: margin by which the model must be fooled (kappa).
-      loss_fn: positive where fooled.
-      success_fn: what counts as fooled.
+      init_weight: the first c; it grows tenfold until the model is fooled.
+      confidence: the loss that must be reached for the model to count as fooled (kappa).
+      loss_fn: (logits, y) -> [B], positive where fooled.
+      success_fn: (logits, y) -> [B], what counts as fooled.
+      loop_fn: how the steps are run, see `robustjax.loops`.
 
     Returns:
       The smallest perturbation that fooled the model with the confidence asked for; loss = -norm.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, robustjax as rj
+      >>> attack = rj.bind(rj.attacks.carlini_wagner, num_binary_search_steps=9, num_steps=100, learning_rate=0.01)
+      >>> x, y = jnp.array([[0.8, 0.4]]), jnp.array([0])  # the boundary x_0 = x_1 is .4 / sqrt(2) = .28 away
+      >>> result = attack(jax.random.key(0), lambda x: x, x, y, threat=rj.L2(0.5))
+      >>> bool(result.success[0]), round(float(result.info.norm[0]), 2)
+      (True, 0.28)
 
     Guarantee:
       feasibility only: the result lies in the box; not optimality.

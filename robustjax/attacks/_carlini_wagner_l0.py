@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from robustjax import arrays, base, loops, losses, threats
 from robustjax.attacks import objective, penalty
-from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
+from robustjax.base import Array, AttackResult, Key, LoopFn, LossFn, ModelFn, NormThreat, Numeric, SuccessFn
 
 _MAX_WEIGHT = 1e4  # c beyond which a set of coordinates is given up
 
@@ -30,29 +30,32 @@ def carlini_wagner_l0(
     x: Array,
     y: Array,
     *,
-    threat,
+    threat: NormThreat,
     num_rounds: int,
     num_steps: int,
-    learning_rate,
-    init_weight=1e-2,
-    drop=0.3,
+    learning_rate: Numeric,
+    init_weight: Numeric = 1e-2,
+    drop: Numeric = 0.3,
     loss_fn: LossFn = losses.margin,
     success_fn: SuccessFn = losses.misclassified,
-    loop_fn=loops.scan,
+    loop_fn: LoopFn = loops.scan,
 ) -> AttackResult:
     """Minimum-norm l0 attack: after a round that fooled the model, the coordinates of least impact are frozen.
 
-    The impact of a coordinate is |gradient of the loss * delta|. After a round that failed c grows tenfold; at its end the frozen
-    coordinates come back and half as many are tried.
+    The impact of a coordinate is |gradient of the loss * delta|. After a round that failed, c grows tenfold; where c has become too large,
+    the frozen coordinates come back and half as many are frozen.
 
     Args:
-      key, model_fn, x, y, loss_fn, success_fn, loop_fn: as for `carlini_wagner`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
       threat: an `L0`; its eps decides success.
       num_rounds: about 30 to 60.
-      num_steps: Adam steps a round.
-      learning_rate: of Adam; .1 fills a coordinate in some 30 steps.
+      num_steps: Adam steps in each round.
+      learning_rate: of Adam; with .1 a coordinate crosses the box in some 30 steps.
       init_weight: the first c.
       drop: fraction of the remaining coordinates that are frozen after a success, at least one.
+      loss_fn: (logits, y) -> [B], positive where fooled.
+      success_fn: (logits, y) -> [B], what counts as fooled.
+      loop_fn: how the steps are run, see `robustjax.loops`.
 
     Returns:
       The sparsest perturbation that fooled the model; loss = -number of coordinates.
@@ -75,7 +78,7 @@ def carlini_wagner_l0(
         proven=allowed,
         impact=jnp.zeros_like(x),
         num_dropped=0.0 * ones,
-        weight=init_weight * ones,
+        weight=ones * init_weight,
         fooled=ones < 0,
         found=objective.unsuccessful(jnp.zeros_like(x), x),
     )
@@ -105,6 +108,7 @@ def _step(i, state, *, problem, keys, num_steps, learning_rate, drop):
 
 
 def _next_round(state, x, threat, drop):
+    # The paper's section VI-B removes one coordinate after each success and stops at the first failure; here a failure takes back half.
     exhausted = ~state.fooled & (10.0 * state.weight > _MAX_WEIGHT)
     proven = jnp.where(arrays.per_example(state.fooled, x), state.allowed, state.proven)
     size = arrays.sum_examples(proven.astype(x.dtype))

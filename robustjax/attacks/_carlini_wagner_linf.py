@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective, penalty
-from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
+from robustjax.base import Array, AttackResult, Key, LoopFn, LossFn, ModelFn, NormThreat, Numeric, SuccessFn
 
 _MAX_WEIGHT = 20.0  # c beyond which an example is given up (adv-lib, ART)
 _UNBOUNDED = 1.0  # tau's start where the box has no end
@@ -30,26 +30,29 @@ def carlini_wagner_linf(
     x: Array,
     y: Array,
     *,
-    threat,
+    threat: NormThreat,
     num_rounds: int,
     num_steps: int,
-    learning_rate,
-    init_weight=1e-5,
+    learning_rate: Numeric,
+    init_weight: Numeric = 1e-5,
     loss_fn: LossFn = losses.margin,
     success_fn: SuccessFn = losses.misclassified,
-    loop_fn=loops.scan,
+    loop_fn: LoopFn = loops.scan,
 ) -> AttackResult:
     """Minimum-norm linf attack: min sum max(|delta_i| - tau, 0) + c max(-loss, 0) in rounds of Adam.
 
-    After a round that fooled the model tau falls to .9 of the norm reached, after another c doubles.
+    After a round that fooled the model, tau falls to .9 of the norm reached; after any other round, c doubles.
 
     Args:
-      key, model_fn, x, y, loss_fn, success_fn, loop_fn: as for `carlini_wagner`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
       threat: a `Linf`; its eps decides success.
-      num_rounds: c takes up to 21 to reach its end from the default start, and tau 22 per decade.
-      num_steps: Adam steps a round, from the point where the last one ended.
+      num_rounds: from its default start c takes up to 21 rounds to reach its largest value; tau takes 22 to fall to a tenth.
+      num_steps: Adam steps in each round, which starts where the last one ended.
       learning_rate: of Adam.
       init_weight: the first c.
+      loss_fn: (logits, y) -> [B], positive where fooled.
+      success_fn: (logits, y) -> [B], what counts as fooled.
+      loop_fn: how the steps are run, see `robustjax.loops`.
 
     Returns:
       The smallest perturbation that fooled the model; loss = -norm.
@@ -68,7 +71,7 @@ def carlini_wagner_linf(
         free=free,
         memory=penalty.adam_init(free),
         tau=jnp.minimum(threat.max_norm(x), _UNBOUNDED),
-        weight=init_weight * ones,
+        weight=ones * init_weight,
         fooled=ones < 0,
         size=jnp.inf * ones,
         found=objective.unsuccessful(jnp.zeros_like(x), x),

@@ -9,12 +9,24 @@ from robustjax.base import Attack
 
 
 def checked(attack: Attack) -> Attack:
-    """The attack with `checkify` checks of what can only be known at run time; opt-in, to be called through `checkify.checkify`.
+    """The attack with `checkify` checks of what can only be known at run time; to be called through `checkify.checkify`.
 
-    Named are: labels outside [0, C), inputs outside the threat's box, negative eps, and non-finite logits, losses and results.
+    What it reports: labels outside [0, C), inputs outside the threat's box, negative eps, and logits, losses and results that are not
+    finite.
 
-    >>> error, result = checkify.checkify(checked(attack))(key, model_fn, x, y)  # doctest: +SKIP
-    >>> error.throw()  # doctest: +SKIP
+    Args:
+      attack: an attack or a combination.
+
+    Returns:
+      An attack.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, robustjax as rj
+      >>> from jax.experimental import checkify
+      >>> attack = rj.attacks.checked(rj.bind(rj.attacks.fgsm, threat=rj.Linf(0.125)))
+      >>> error, result = checkify.checkify(attack)(jax.random.key(0), lambda x: x, jnp.array([[0.6, 1.5]]), jnp.array([0]))
+      >>> error.get().partition(":")[0]
+      "inputs outside the threat's box"
     """
     return base.bind(_checked, attack=attack)
 
@@ -29,7 +41,7 @@ def _checked(key, model_fn, x, y, *, attack):
             "labels outside [0, " + str(logits.shape[1]) + "): smallest {low}, largest {high}; the model has that many logits.",
             low=y.min(), high=y.max(),
         )  # fmt: skip
-    for threat in combinators.threats_of(attack):
+    for threat in (getattr(threat, "ball", threat) for threat in combinators.threats_of(attack)):
         if hasattr(threat, "eps"):
             eps = jnp.asarray(threat.eps)
             checkify.check(jnp.all(eps >= 0), "eps must be at least 0, smallest {eps}.", eps=eps.min())

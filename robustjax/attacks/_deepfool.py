@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from robustjax import arrays, base, loops, losses, threats
 from robustjax.attacks import boundary, objective
-from robustjax.base import Array, AttackResult, Key, ModelFn, SuccessFn
+from robustjax.base import Array, AttackResult, Key, LoopFn, ModelFn, NormThreat, Numeric, SuccessFn
 
 
 def deepfool(
@@ -13,23 +13,26 @@ def deepfool(
     x: Array,
     y: Array,
     *,
-    threat,
+    threat: NormThreat,
     num_steps: int,
     num_candidates: int = 10,
-    overshoot=0.02,
-    boundary_fn=losses.differences,
+    overshoot: Numeric = 0.02,
+    boundary_fn: boundary.BoundaryFn = losses.differences,
     success_fn: SuccessFn = losses.misclassified,
-    loop_fn=loops.scan,
+    loop_fn: LoopFn = loops.scan,
 ) -> AttackResult:
     """Minimum-norm attack: delta <- delta + (distance + 1e-4) * steepest(gradient of the nearest boundary).
 
     Args:
-      key, model_fn, x, y, success_fn, loop_fn: as for `pgd`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
       threat: `L2` or `Linf` (`L1` moves one coordinate at a time); its eps decides success.
-      num_steps: 50 is usual; one step costs one forward pass and num_candidates backward passes.
-      num_candidates: the classes of largest logits at x that are considered.
+      num_steps: 50 is usual; one step costs two forward passes and num_candidates backward passes.
+      num_candidates: how many classes are considered, those of largest logits at x.
       overshoot: the point tested is x + (1 + overshoot) * delta.
-      boundary_fn: as for `fab`.
+      boundary_fn: (logits, y) -> [B, K], positive where that boundary is crossed, -inf where there is none;
+        `losses.differences` are the boundaries to all other classes.
+      success_fn: (logits, y) -> [B], what counts as fooled.
+      loop_fn: how the steps are run, see `robustjax.loops`.
 
     Returns:
       The first perturbation that fooled the model; loss = -norm.
@@ -68,6 +71,7 @@ def _step(i, carry, *, problem, keys, candidates, boundary_fn, overshoot):
     low, high = threat.delta_bounds(x)
     candidate = _test(problem, walk, overshoot)
     found = objective.keep_best(found, candidate)
+    # The loop of the paper's Algorithm 2: the nearest boundary of the model linearised here, and a step of that length toward it.
     _, normal, distance, known = boundary.linearize(problem, candidate.delta, boundary_fn=boundary_fn, candidates=candidates)
     moved = walk + arrays.per_example(distance + 1e-4, x) * threat.steepest(normal, x, walk)
     moved = jnp.clip(moved, min=low / (1.0 + overshoot), max=high / (1.0 + overshoot))  # as the point that is tested

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective, penalty
-from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
+from robustjax.base import Array, AttackResult, Key, LoopFn, LossFn, ModelFn, NormThreat, Numeric, SuccessFn
 
 
 class _State(NamedTuple):
@@ -23,26 +23,29 @@ def ead(
     x: Array,
     y: Array,
     *,
-    threat,
+    threat: NormThreat,
     num_binary_search_steps: int,
     num_steps: int,
-    learning_rate=1e-2,
-    shrinkage=1e-2,
-    init_weight=1e-3,
+    learning_rate: Numeric = 1e-2,
+    shrinkage: Numeric = 1e-2,
+    init_weight: Numeric = 1e-3,
     loss_fn: LossFn = losses.margin,
     success_fn: SuccessFn = losses.misclassified,
-    loop_fn=loops.scan,
+    loop_fn: LoopFn = loops.scan,
 ) -> AttackResult:
     """Minimum-norm l1 attack: min c max(-loss, 0) + |delta|_2^2 + beta |delta|_1 by FISTA, c by binary search per example.
 
     Args:
-      key, model_fn, x, y, loss_fn, success_fn, loop_fn: as for `carlini_wagner`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
       threat: an `L1` (the paper's l1 decision rule) or an `L2`; its eps decides success, its norm which point is kept.
-      num_binary_search_steps: rounds; 9 is the paper's.
-      num_steps: steps a round; 1,000 is the paper's. Two forward passes and one backward pass each.
-      learning_rate: first step, falls as the square root of the remaining steps.
+      num_binary_search_steps: rounds of the search for c; 9 is the paper's.
+      num_steps: steps in each round; 1,000 is the paper's. Two forward passes and one backward pass each.
+      learning_rate: length of the first step; falls as the square root of the remaining steps.
       shrinkage: beta, subtracted from every |delta_i| in each step.
       init_weight: the first c.
+      loss_fn: (logits, y) -> [B], positive where fooled.
+      success_fn: (logits, y) -> [B], what counts as fooled.
+      loop_fn: how the steps are run, see `robustjax.loops`.
 
     Returns:
       The smallest perturbation, in the threat's norm, that fooled the model; loss = -norm.
@@ -79,6 +82,7 @@ def _step(i, state, *, problem, keys, num_steps, learning_rate, shrinkage):
     rate = learning_rate * jnp.sqrt(1.0 - taken / num_steps)
     grad, is_finite = objective.finite(jax.grad(total)(ahead))
     moved = ahead - rate * grad
+    # FISTA: a gradient step from the momentum point, then every coordinate shrinks toward 0 by beta and is clipped to the box.
     low, high = (threat.to_unit(bound) for bound in threat.delta_bounds(x))
     shrunk = jnp.clip(jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - shrinkage, 0.0), min=low, max=high)
     candidate = objective.evaluate(problem, threat.from_unit(shrunk))

@@ -1,12 +1,10 @@
 """Expectation over transformation: a randomised model or input transformation, averaged (Athalye et al., 2018)."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from robustjax import base, checks, prng
-from robustjax.base import Array, ModelFn
+from robustjax.base import Array, ModelFn, TransformFn
 
 
 @base.node
@@ -23,19 +21,26 @@ class Expectation:
         return base.bind(self.bound, keys=prng.example_keys(keys, keys.shape[0]))
 
 
-def eot(model_fn: ModelFn, *, num_samples: int, transform_fn: Callable | None = None) -> Expectation:
+def eot(model_fn: ModelFn, *, num_samples: int, transform_fn: TransformFn | None = None) -> Expectation:
     """The model's mean logits over random transformations of its input and its own randomness, drawn afresh each step.
 
-    The gradient of the mean is the mean of the gradients; a draw that is fixed for the whole attack gives a false sense of
-    security.
+    The gradient of the mean is the mean of the gradients; a draw that is fixed for the whole attack would make a model look more robust
+    than it is.
 
     Args:
       model_fn: a model, randomised (with a `draw`) or not.
-      num_samples: draws in each evaluation; that many forward and backward passes.
+      num_samples: number of draws in each evaluation, each a forward and a backward pass.
       transform_fn: (key, x [...]) -> transformed x, of one example; None where the model itself is random.
 
     Returns:
       A randomised model: attacks and `evaluate` call its `draw(keys)` in every step.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, robustjax as rj
+      >>> model_fn = rj.attacks.eot(lambda x: x, num_samples=8, transform_fn=lambda key, x: x + 0.01 * jax.random.normal(key, x.shape))
+      >>> attack = rj.bind(rj.attacks.pgd, threat=rj.Linf(0.125), step_size=0.05, num_steps=9)
+      >>> attack(jax.random.key(0), model_fn, jnp.array([[0.6, 0.5]]), jnp.array([0])).success
+      Array([ True], dtype=bool)
 
     Source: Athalye et al., ICML 2018, arXiv:1707.07397. Differs: averages logits, where AutoAttack averages the gradients of losses.
     """

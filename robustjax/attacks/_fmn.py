@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective, schedules
-from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
+from robustjax.base import Array, AttackResult, Key, LoopFn, LossFn, ModelFn, NormThreat, Numeric, SuccessFn
 
 _OVERSHOOT = 1e-3  # beyond the estimated boundary: exactly on it an example is not fooled, and would stay there
 
@@ -15,29 +15,31 @@ def fmn(
     x: Array,
     y: Array,
     *,
-    threat,
+    threat: NormThreat,
     num_steps: int,
-    step_size=1.0,
-    gamma=0.05,
+    step_size: Numeric = 1.0,
+    gamma: Numeric = 0.05,
     rescaled: bool = False,
     loss_fn: LossFn = losses.margin,
     success_fn: SuccessFn = losses.misclassified,
-    loop_fn=loops.scan,
+    loop_fn: LoopFn = loops.scan,
 ) -> AttackResult:
     """Minimum-norm attack in l0, l1, l2 or linf: projected ascent in a ball whose radius is estimated from loss and gradient.
 
-    Until an example is fooled its radius is |delta| + |loss| / |gradient|_dual; afterwards it shrinks by gamma_i where the model
-    is fooled and grows where it is not.
+    Until an example is fooled its radius is |delta| + |loss| / |gradient|_dual; afterwards the radius shrinks by the fraction gamma_i where
+    the model is fooled, and grows by it where it is not.
 
     Args:
-      key, model_fn, x, y, success_fn, loop_fn: as for `pgd`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
       threat: `L0`, `L1`, `L2` or `Linf`; its eps decides success.
       num_steps: 100 to 1,000; one forward and one backward pass each.
       step_size: first length of the l2-normalised gradient step; falls to a hundredth along a cosine.
       gamma: first relative change of the radius; falls to a fiftieth.
       rescaled: put every iterate of `L1`, `L2` or `Linf` on the sphere of its radius, as the authors' code does in l2, instead of
         into the ball. Where gradients vanish around x, as on masked models, the sphere finds more; elsewhere the ball is as good.
-      loss_fn: zero on the boundary, such as `losses.margin`.
+      loss_fn: (logits, y) -> [B], zero on the boundary, such as `losses.margin`.
+      success_fn: (logits, y) -> [B], what counts as fooled.
+      loop_fn: how the steps are run, see `robustjax.loops`.
 
     Returns:
       The smallest perturbation that fooled the model; loss = -norm.
@@ -68,6 +70,7 @@ def _step(i, carry, *, problem, keys, num_steps, step_size, gamma, rescaled):
     found = objective.keep_best(found, objective.as_minimum_norm(candidate, threat))
     change = schedules.cosine(i, num_steps, gamma, gamma / 50.0)
     radius = jnp.minimum(_next_radius(threat, candidate, grad, radius, found, change), threat.max_norm(x))
+    # The delta-step: along the normalised gradient, then into the ball of the new radius.
     length = schedules.cosine(i, num_steps, step_size, step_size / 100.0)
     stepped = delta + length * threat.from_unit(arrays.normalize(threat.from_unit(grad), 2))
     ball = threat.with_radius(radius)
@@ -78,6 +81,8 @@ def _step(i, carry, *, problem, keys, num_steps, step_size, gamma, rescaled):
 
 
 def _next_radius(threat, candidate, grad, radius, found, change):
+    # The epsilon-step of the paper's Algorithm 1: fooled, the radius shrinks, and is at most the best norm; not fooled, it grows, or
+    # as long as nothing was found goes to where the loss, taken as linear, reaches zero.
     best = -found.loss  # the smallest norm so far, inf if none
     if isinstance(threat, threats.L0):  # whole coordinates: at least one fewer, at least one more
         fewer = jnp.minimum(jnp.minimum(radius - 1.0, jnp.floor(radius * (1.0 - change))), best)

@@ -8,7 +8,7 @@ import optax
 
 from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective, penalty
-from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
+from robustjax.base import Array, AttackResult, Key, LoopFn, LossFn, ModelFn, NormThreat, Numeric, SuccessFn
 
 _DECREASE = 1e-4  # Armijo's constant
 _BACKTRACK = 0.5  # of the step after a refused point
@@ -31,26 +31,28 @@ def lbfgs(
     x: Array,
     y: Array,
     *,
-    threat,
+    threat: NormThreat,
     num_binary_search_steps: int,
     num_steps: int,
-    init_weight=1e-2,
+    init_weight: Numeric = 1e-2,
     memory_size: int = 10,
     loss_fn: LossFn = losses.runner_up,
     success_fn: SuccessFn = losses.misclassified,
-    loop_fn=loops.scan,
+    loop_fn: LoopFn = loops.scan,
 ) -> AttackResult:
     """Minimum-norm l2 attack: min |delta|^2 - c loss by L-BFGS, c by binary search per example.
 
     Args:
-      key, model_fn, x, y, success_fn, loop_fn: as for `pgd`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
       threat: an `L2`; its eps decides success.
-      num_binary_search_steps: rounds.
-      num_steps: points tried a round, each one forward and one backward pass; refused ones count.
-      init_weight: the first c; grows tenfold until the model is fooled.
+      num_binary_search_steps: rounds of the search for c.
+      num_steps: points tried in each round, with one forward and one backward pass each; points that are refused count.
+      init_weight: the first c; it grows tenfold until the model is fooled.
       memory_size: number of past gradients kept.
-      loss_fn: at most zero; `losses.runner_up` is minus the cross-entropy to the likeliest wrong label, for a target label
-        `losses.targeted(losses.cross_entropy)`.
+      loss_fn: (logits, y) -> [B], at most zero; `losses.runner_up` is minus the cross-entropy to the likeliest wrong label, for a target
+        label take `losses.targeted(losses.cross_entropy)`.
+      success_fn: (logits, y) -> [B], what counts as fooled.
+      loop_fn: how the steps are run, see `robustjax.loops`.
 
     Returns:
       The smallest perturbation that fooled the model; loss = -norm.
@@ -86,13 +88,18 @@ def _init(delta, *, optimizer):
 
 def _update(value, grad, memory, delta, *, optimizer, low, high, threat):
     """The next point to try: along a new direction if this one is accepted, else half as far along the old."""
+    # Armijo: a point is accepted if the objective fell by a fixed fraction of what the slope promised.
     accepted = value <= memory.value + memory.promise
+    # The gradient projected on the box: a coordinate held by its bound takes no part in the step.
     grad = jnp.where((delta <= low) & (grad > 0) | (delta >= high) & (grad < 0), 0.0, grad)
+    # Two-loop recursion: -H grad from past differences of points and gradients. The derivative sees a plain gradient step instead.
     step, history = jax.vmap(optimizer.update)(*jax.lax.stop_gradient((grad, memory.history, delta)))
     direction = jnp.where(grad == 0, 0.0, jax.lax.stop_gradient(grad) - step - grad)
     uphill = arrays.sum_examples(grad * direction) >= 0  # curvature of the wrong sign: fall back on the gradient
     direction = jnp.where(arrays.per_example(uphill, grad), -grad, direction)
+    # H has no scale before its first difference, so that no coordinate moves farther than this at once.
     length = jnp.minimum(1.0, arrays.ratio(_MAX_MOVE, arrays.norm(threat.from_unit(direction), jnp.inf), 1.0))
+    # A refused point leaves point and direction as they were, and halves the step.
     fresh = memory._replace(base=delta, value=value, grad=grad, direction=direction, length=length, history=history)
     memory = arrays.where_example(accepted, fresh, memory._replace(length=_BACKTRACK * memory.length))
     tried = jnp.clip(memory.base + arrays.per_example(memory.length, delta) * memory.direction, min=low, max=high)

@@ -1,13 +1,14 @@
-"""Projected gradient ascent inside a threat (Madry et al., 2018), and its bindings: FGSM, R+FGSM, BIM, MI-FGSM."""
+"""Projected gradient ascent inside a threat (Madry et al., 2018), and attacks that are special cases: FGSM, R+FGSM, BIM, MI-FGSM."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from robustjax import arrays, base, checks, loops, losses, prng, threats
 from robustjax.attacks import objective
-from robustjax.base import Array, AttackResult, Delta, Key, LossFn, ModelFn, SuccessFn, Threat
+from robustjax.base import Array, AttackResult, Delta, Key, LoopFn, LossFn, ModelFn, NormThreat, Numeric, SuccessFn, Threat
 
 
 def pgd(
@@ -17,14 +18,14 @@ def pgd(
     y: Array,
     *,
     threat: Threat,
-    step_size,
+    step_size: Numeric,
     num_steps: int,
     loss_fn: LossFn = losses.cross_entropy,
     success_fn: SuccessFn = losses.misclassified,
     optimizer: optax.GradientTransformation | None = None,
     delta: Delta | None = None,
-    keep_fn=objective.keep_best,
-    loop_fn=loops.scan,
+    keep_fn: Callable[[objective.Found, objective.Found], objective.Found] = objective.keep_best,
+    loop_fn: LoopFn = loops.scan,
 ) -> AttackResult:
     """Projected gradient ascent: delta <- project(delta + step_size * update(grad loss)).
 
@@ -33,22 +34,30 @@ def pgd(
       model_fn: x [B, ...] -> logits [B, C].
       x: inputs [B, ...], inside the threat's box.
       y: labels [B], or whatever the loss takes [B, C].
-      threat: what is admissible.
+      threat: which perturbations are allowed, such as `threats.Linf(8 / 255)`.
       step_size: length of a step in the threat's norm; a scalar or one per example [B].
       num_steps: number of gradients.
-      loss_fn: what is ascended.
-      success_fn: what counts as success.
+      loss_fn: (logits, y) -> [B], what is ascended.
+      success_fn: (logits, y) -> [B] booleans, what counts as success.
       optimizer: an optax transformation that receives the gradient to ascend, one example at a time; None is
         `steepest(threat)`. Momentum, Adam or a schedule are chains.
-      delta: start; None for a random one, 0. for x itself, or a function (keys [B], x) -> delta such as `small_noise`.
-      keep_fn: which iterate is returned: `objective.keep_best` by (success, loss), or `objective.keep_last`.
-      loop_fn: see `loops`; the early ones stop an example once it is fooled.
+      delta: where to start: None for a random place, 0. for x itself, a perturbation, or a function (keys [B], x) -> delta such as
+        `small_noise`.
+      keep_fn: which iterate is returned: `keep_best` by (success, loss), or `keep_last`.
+      loop_fn: how the steps are run, see `robustjax.loops`; the loops that stop early stop an example once it is fooled.
 
     Returns:
       The kept iterate, the last one included (num_steps gradients and one forward pass).
 
     Raises:
       ValueError: x and y of different length, integer x.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, robustjax as rj
+      >>> x, y = jnp.array([[0.6, 0.5]]), jnp.array([0])  # two logits, which are the inputs: the label is the larger one
+      >>> result = rj.attacks.pgd(jax.random.key(0), lambda x: x, x, y, threat=rj.Linf(0.125), step_size=0.05, num_steps=9)
+      >>> result.delta, result.success
+      (Array([[-0.125,  0.125]], dtype=float32), Array([ True], dtype=bool))
 
     Guarantee:
       feasibility only: the result lies in the threat; not optimality.
@@ -86,7 +95,7 @@ def _step(i, carry, *, problem, keys, step_size, optimizer, keep_fn):
 
 
 def steepest(threat: Threat) -> optax.GradientTransformationExtraArgs:
-    """The threat's ascent direction as an optax transformation of one example: the last link of a chain."""
+    """The threat's direction of steepest ascent as an optax transformation of one example: the last link of a chain."""
 
     def update(grad, state, delta=None, *, x, **_):
         first = jax.tree.map(lambda leaf: leaf[None], (grad, x, delta))
@@ -95,36 +104,58 @@ def steepest(threat: Threat) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda delta: optax.EmptyState(), update)
 
 
-def normalize(order) -> optax.GradientTransformation:
+def normalize(order: float) -> optax.GradientTransformation:
     """The gradient over its norm of the given order: the first link of MI-FGSM's chain."""
     return optax.stateless(lambda grad, delta: arrays.normalize(grad[None], order)[0])
 
 
-def fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, delta: Delta | None = 0.0, **options) -> AttackResult:
-    """Fast gradient (sign) method: one step of length eps from x, whatever its loss.
+def fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, delta: Delta | None = 0.0, **options) -> AttackResult:
+    """Fast gradient (sign) method: one step of length eps from x; the point after it is returned, whatever its loss.
 
     Args:
-      key, model_fn, x, y, threat, **options: as for `pgd`.
-      delta: start; None for a uniform one, see also `rs_fgsm`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
+      threat: which perturbations are allowed; the step follows its direction of steepest ascent, in `Linf` the sign of the gradient.
+      delta: where to start: 0. for x itself, None for a uniform random place; see also `rs_fgsm`.
+      **options: further arguments of `pgd`, such as loss_fn; step_size is eps unless given.
 
     Returns:
       The point after the step.
+
+    Raises:
+      TypeError: a threat without `finite_radius` where no step_size is given.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, robustjax as rj
+      >>> x, y = jnp.array([[0.6, 0.5]]), jnp.array([0])
+      >>> rj.attacks.fgsm(jax.random.key(0), lambda x: x, x, y, threat=rj.Linf(0.125)).delta
+      Array([[-0.125,  0.125]], dtype=float32)
 
     Guarantee:
       feasibility only.
     Source: Goodfellow et al., ICLR 2015, arXiv:1412.6572.
     """
     objective.check(model_fn, x, y, threat)
-    options = {"step_size": threat.finite_radius(x), "keep_fn": objective.keep_last} | options
-    return pgd(key, model_fn, x, y, threat=threat, delta=delta, num_steps=1, **options)
+    if "step_size" not in options:
+        options["step_size"] = _whole_step(threat, x)
+    return pgd(key, model_fn, x, y, threat=threat, delta=delta, num_steps=1, **{"keep_fn": objective.keep_last} | options)
 
 
-def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, alpha, **options) -> AttackResult:
+def _whole_step(threat, x):
+    if not callable(getattr(threat, "finite_radius", None)):  # of a user's own
+        raise TypeError(
+            f"one step is as long as the radius, and {type(threat).__name__} has no finite_radius(x) -> [B]; add it, or pass step_size."
+        )
+    return threat.finite_radius(x)
+
+
+def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: NormThreat, alpha: Numeric, **options) -> AttackResult:
     """R+FGSM: a random step of length alpha, then a gradient step of length eps - alpha.
 
     Args:
-      key, model_fn, x, y, threat, **options: as for `pgd`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
+      threat: a norm ball.
       alpha: length of the random step, at most eps.
+      **options: further arguments of `pgd`, such as loss_fn.
 
     Returns:
       The point after both steps.
@@ -139,10 +170,10 @@ def r_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, alph
     objective.check(model_fn, x, y, threat)
     objective.require_threat(threat, (threats.Ball,), "r_fgsm")
     ball = threat.ball if isinstance(threat, threats.Latent) else threat
-    if isinstance(ball, threats.Ball) and jax.numpy.ndim(ball.eps) <= 1:
+    if isinstance(ball, threats.Ball) and jnp.ndim(ball.eps) <= 1:
         checks.at_most(ball.eps, "eps", alpha=alpha)
     noise = prng.sample(jax.random.normal, objective.streams(key, x).own, x)
-    delta = arrays.per_example(alpha, x) * threat.steepest(noise, x, jax.numpy.zeros_like(x))
+    delta = arrays.per_example(alpha, x) * threat.steepest(noise, x, jnp.zeros_like(x))
     return fgsm(key, model_fn, x, y, threat=threat, delta=delta, step_size=threat.finite_radius(x) - alpha, **options)
 
 
@@ -152,19 +183,21 @@ def rs_fgsm(
     x: Array,
     y: Array,
     *,
-    threat: Any,
-    step_size=None,
+    threat: threats.Linf | threats.L2 | threats.L1 | threats.L0,
+    step_size: Numeric | None = None,
     loss_fn: LossFn = losses.cross_entropy,
     success_fn: SuccessFn = losses.misclassified,
 ) -> AttackResult:
     """FGSM from a random start: the attack of fast adversarial training.
 
-    The start, and the point of the gradient, may leave the box; the result does not. On images of black and white the start would
-    otherwise be x itself in half of the pixels, and training collapses sooner.
+    The start, where the gradient is taken, may leave the box; the result does not. On images of black and white a start inside the box
+    would be x itself in half of the pixels, and training would collapse sooner.
 
     Args:
-      key, model_fn, x, y, threat, loss_fn, success_fn: as for `pgd`.
-      step_size: 1.25 eps for None.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
+      threat: a norm ball.
+      step_size: length of the step in the threat's norm; None is 1.25 eps, the paper's.
+      loss_fn, success_fn: (logits, y) -> [B], what is ascended, and what counts as fooled.
 
     Returns:
       The point after the step, projected.
@@ -174,24 +207,26 @@ def rs_fgsm(
     Source: Wong et al., ICLR 2020, Algorithm 3, arXiv:2001.03994.
     """
     objective.check(model_fn, x, y, threat)
-    objective.require_threat(threat, (threats.Ball,), "rs_fgsm", latent=False)
-    unboxed = threat.replace(box=(-jax.numpy.inf, jax.numpy.inf))
+    objective.require_threat(threat, (threats.Ball,), "rs_fgsm", latent=False, own=False)
+    unboxed = threat.replace(box=(-jnp.inf, jnp.inf))
     step_size = 1.25 * threat.finite_radius(x) if step_size is None else step_size
     moved = fgsm(key, model_fn, x, y, threat=unboxed, delta=None, step_size=step_size, loss_fn=loss_fn).delta
     problem = objective.Problem(model_fn, x, y, threat, loss_fn, success_fn)
     last = objective.step_problem(problem, objective.streams(key, x).own, 0)
-    return objective.result(problem, objective.evaluate(last, threat.project(moved, x)))
+    return objective.result(problem, objective.evaluate(last, last.threat.project(moved, x)))
 
 
-def n_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, noise=2.0, **options) -> AttackResult:
+def n_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: NormThreat, noise: Numeric = 2.0, **options) -> AttackResult:
     """N-FGSM: a gradient step from noise that is larger than eps, and not projected back: for training, never for evaluation.
 
     Args:
-      key, model_fn, x, y, threat, **options: as for `pgd`; step_size is eps unless given.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
+      threat: a norm ball, which the result may leave.
       noise: radius of the uniform noise, in multiples of eps (k).
+      **options: further arguments of `pgd`, such as loss_fn; step_size is eps unless given.
 
     Returns:
-      The point after the step. Its success is misclassification, be it outside eps.
+      The point after the step. It counts as a success where it is misclassified, also outside eps.
 
     Guarantee:
       feasibility only in a larger ball: |delta| <= (noise + 1) eps, and the box.
@@ -204,14 +239,18 @@ def n_fgsm(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Any, nois
     return fgsm(key, model_fn, x, y, threat=threat.with_radius((noise + 1.0) * radius), **options)
 
 
-def bim(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, step_size, num_steps: int, **options) -> AttackResult:
-    """Basic iterative method: `pgd` from x itself.
+def bim(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, step_size: Numeric, num_steps: int, **options) -> AttackResult:
+    """Basic iterative method: `pgd` that starts at x itself.
 
     Args:
-      key, model_fn, x, y, threat, step_size, num_steps, **options: as for `pgd`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
+      threat: which perturbations are allowed.
+      step_size: length of a step in the threat's norm; a scalar or one per example [B].
+      num_steps: number of gradients.
+      **options: further arguments of `pgd`, such as loss_fn.
 
     Returns:
-      As `pgd`.
+      The best iterate by (success, loss).
 
     Guarantee:
       feasibility only.
@@ -221,16 +260,20 @@ def bim(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, step
 
 
 def mi_fgsm(
-    key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, step_size, num_steps: int, decay: float = 1.0, **options
+    key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, step_size: Numeric, num_steps: int, decay: float = 1.0, **options
 ) -> AttackResult:
     """Momentum iterative FGSM: BIM on the running sum of l1-normalised gradients.
 
     Args:
-      key, model_fn, x, y, threat, step_size, num_steps, **options: as for `pgd`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
+      threat: which perturbations are allowed.
+      step_size: length of a step in the threat's norm; a scalar or one per example [B].
+      num_steps: number of gradients.
       decay: weight of the past in the sum (mu).
+      **options: further arguments of `pgd`, such as loss_fn.
 
     Returns:
-      As `pgd`.
+      The best iterate by (success, loss).
 
     Guarantee:
       feasibility only.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from robustjax import arrays, base, checks, loops, losses, threats
 from robustjax.attacks import objective, penalty, schedules
-from robustjax.base import Array, AttackResult, Key, LossFn, ModelFn, SuccessFn
+from robustjax.base import Array, AttackResult, Key, LoopFn, LossFn, ModelFn, NormThreat, Numeric, SuccessFn
 
 
 def sigma_zero(
@@ -14,27 +14,29 @@ def sigma_zero(
     x: Array,
     y: Array,
     *,
-    threat,
+    threat: NormThreat,
     num_steps: int,
-    learning_rate=1.0,
-    sigma=1e-3,
-    init_threshold=0.3,
-    threshold_rate=0.01,
+    learning_rate: Numeric = 1.0,
+    sigma: Numeric = 1e-3,
+    init_threshold: Numeric = 0.3,
+    threshold_rate: Numeric = 0.01,
     loss_fn: LossFn = losses.margin,
     success_fn: SuccessFn = losses.misclassified,
-    loop_fn=loops.scan,
+    loop_fn: LoopFn = loops.scan,
 ) -> AttackResult:
-    """Minimum-norm l0 attack: min max(-loss, 0) + mean_i delta_i^2 / (delta_i^2 + sigma), small coordinates cut in each step.
+    """Minimum-norm l0 attack: min max(-loss, 0) + mean_i delta_i^2 / (delta_i^2 + sigma); each step sets small coordinates to zero.
 
     Args:
-      key, model_fn, x, y, success_fn, loop_fn: as for `pgd`.
+      key, model_fn, x, y: one key or one per example, a model x [B, ...] -> logits [B, C], inputs [B, ...] in the box, labels [B].
       threat: an `L0`; its eps decides success.
       num_steps: 1,000 is the paper's; one forward and one backward pass each.
       learning_rate: of Adam; falls to a tenth along a cosine.
-      sigma: sharpness of the stand-in, in squared units of x.
+      sigma: how sharply the smooth function turns from 0 to 1, in squared units of x.
       init_threshold: |delta_i| below which a coordinate is set back to zero.
-      threshold_rate: relative change of the threshold a step: up where fooled, down elsewhere.
-      loss_fn: positive where fooled.
+      threshold_rate: change of the threshold in each step, relative to the learning rate: up where fooled, down elsewhere.
+      loss_fn: (logits, y) -> [B], positive where fooled.
+      success_fn: (logits, y) -> [B], what counts as fooled.
+      loop_fn: how the steps are run, see `robustjax.loops`.
 
     Returns:
       The sparsest perturbation that fooled the model; loss = -number of coordinates.
@@ -76,6 +78,7 @@ def _step(i, carry, *, problem, keys, num_steps, learning_rate, sigma, threshold
     delta, memory = penalty.adam_step(arrays.normalize(grad, jnp.inf), memory, delta, rate)
     low, high = threat.delta_bounds(x)
     delta = jnp.clip(delta, min=low, max=high)
+    # Fooled, the attack can afford fewer coordinates, so that the threshold rises; not fooled, it falls.
     change = threshold_rate * rate / learning_rate
     threshold = jnp.clip(threshold + jnp.where(candidate.success, change, -change), min=0.0, max=1.0)
     delta = jnp.where(jnp.abs(delta) < arrays.per_example(threshold, x), 0.0, delta)

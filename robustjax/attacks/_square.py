@@ -8,7 +8,7 @@ import numpy as np
 
 from robustjax import arrays, base, loops, losses, prng, threats
 from robustjax.attacks import objective
-from robustjax.base import Array, AttackInfo, AttackResult, Key, LossFn, ModelFn, SuccessFn
+from robustjax.base import Array, AttackInfo, AttackResult, Key, LoopFn, LossFn, ModelFn, NormThreat, SuccessFn
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the squares shrink
 
@@ -19,30 +19,39 @@ def square(
     x: Array,
     y: Array,
     *,
-    threat,
+    threat: NormThreat,
     num_queries: int,
     initial_fraction: float = 0.8,
     rescaled: bool = False,
     loss_fn: LossFn = losses.margin,
     success_fn: SuccessFn = losses.misclassified,
-    loop_fn=loops.scan,
+    loop_fn: LoopFn = loops.scan,
 ) -> AttackResult:
     """Random search over squares at +-eps (linf), or over pyramids that move mass between two windows (l2, l1).
 
     Args:
-      key, model_fn, y, success_fn, loop_fn: as for `pgd`. An example that is fooled makes no further move.
-      x: images [B, H, W, C], or vectors [B, D], whose windows are intervals.
+      key, model_fn: one key or one per example, and a model x [B, ...] -> logits [B, C], of which only outputs are used.
+      x, y: images [B, H, W, C] in the box, or vectors [B, D], whose windows are intervals; labels [B].
       threat: `Linf`, `L2` or `L1`.
-      num_queries: proposals, a forward pass each; x itself and the start take one more each.
+      num_queries: proposals, with a forward pass each; x itself and the start take one more each.
       initial_fraction: of the image that the first square covers; .8 in AutoAttack.
       rescaled: stretch the schedule of sizes from 10,000 queries to num_queries, as the original does and AutoAttack does not.
-      loss_fn: what a move must raise.
+      loss_fn: (logits, y) -> [B], what a move must raise.
+      success_fn: (logits, y) -> [B], what counts as fooled; a fooled example makes no further move.
+      loop_fn: how the steps are run, see `robustjax.loops`.
 
     Returns:
       The best point by (success, loss); `info.num_queries` counts the outputs asked for until it succeeded, x and the start included.
 
     Raises:
       ValueError: x of another rank, or another threat.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, robustjax as rj
+      >>> x, y = jnp.array([[0.6, 0.5]]), jnp.array([0])
+      >>> result = rj.attacks.square(jax.random.key(0), lambda x: x, x, y, threat=rj.Linf(0.125), num_queries=20)
+      >>> bool(result.success[0]), int(result.info.num_queries[0]) <= 22
+      (True, True)
 
     Guarantee:
       feasibility only: the result lies in the threat; not optimality.
@@ -130,6 +139,7 @@ def _squares(keys, x, delta, size, threat):
     frame = _frame(x)
     inside, _ = _window(prng.fold_in(keys, 0), frame, size)
     signs = jax.vmap(lambda k: jax.random.rademacher(jax.random.fold_in(k, 1), (1, 1, frame.channels), x.dtype))(keys)
+    # Algorithm 2 of the paper: one sign for each channel of the square, and a change of 2 eps, which the projection cuts to +-eps.
     change = jnp.where(inside, signs, 0.0).reshape(x.shape)
     return threat.project(delta + 2.0 * _whole(change, x, threat), x)
 
@@ -140,7 +150,7 @@ def _whole(signs, x, threat):
 
 
 def _window(keys, frame, size):
-    # Masks [B, H, W, 1] of a random window of `size` per example, and its corner.
+    # Masks [B, H, W, 1] of a random window of `size` per example, and its corner. The size may be traced, so that masks stand for slices.
     height, width = frame.side(size)
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys)
     places = jnp.asarray([frame.height - height + 1, frame.width - width + 1]).astype(uniform.dtype)  # the last one included
@@ -194,6 +204,7 @@ def _tiles(keys, x, frame, threat):
 
 
 def _windows(keys, x, delta, size, threat):
+    # Algorithm 3 of the paper, in l1 with the exponent 1 for 2: the mass of the window `out` moves to the window `into`.
     frame = _frame(x)
     order = _order(threat)
     current = frame.view(threat.to_unit(delta))
@@ -212,11 +223,14 @@ def _windows(keys, x, delta, size, threat):
     def mass(values, axes):
         return jnp.sum(jnp.abs(values) ** order, axis=axes, keepdims=True)
 
+    # The paper's nu_temp: the new pyramid, plus what the window holds at present, normalised channel by channel.
     inside = jnp.where(into, current, 0.0)
     per_channel = mass(inside, (1, 2)) ** (1 / order)
     bump = bump + arrays.ratio(1.0, per_channel) * inside
+    # Its eps_avail: what the ball leaves unused and what both windows held goes to the new one, the same amount to every channel.
     budget = jnp.reshape(threat.finite_radius(x), (-1, 1, 1, 1)) ** order - mass(current, (1, 2, 3))
     gained = (jnp.maximum(budget, 0.0) + mass(jnp.where(into | out, current, 0.0), (1, 2, 3))) / frame.channels
     bump = bump * arrays.ratio(gained, mass(bump, (1, 2))) ** (1 / order)
+    # One window is filled, the other emptied.
     moved = jnp.where(into, bump, jnp.where(out, 0.0, current)).reshape(x.shape)
     return _rescale(threat.from_unit(moved), x, threat)

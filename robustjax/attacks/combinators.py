@@ -1,7 +1,8 @@
-"""Attacks made of attacks: restarts and the worst of several; and what any combination is made of."""
+"""Attacks made of attacks: restarts, and the worst of several; and functions that ask a combination for its attacks."""
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,15 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
       attack: an attack with a random start (`delta=None`).
       num_restarts: R; compile time and memory do not depend on it.
 
+    Returns:
+      An attack.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, robustjax as rj
+      >>> once = rj.bind(rj.attacks.pgd, threat=rj.Linf(0.125), step_size=0.05, num_steps=2)
+      >>> rj.attacks.restarts(once, 3)(jax.random.key(0), lambda x: x, jnp.array([[0.6, 0.5]]), jnp.array([0])).success
+      Array([ True], dtype=bool)
+
     Guarantee:
       never worse, by (success, loss), than the first of the runs alone.
     """
@@ -32,8 +42,23 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
 def worst_case(*attacks: Attack) -> Attack:
     """Per example the result of the first attack that succeeds, else of the first attack.
 
-    Losses of different attacks are never compared. All attacks run on all examples: `robustjax.evaluate` drops the fooled ones
-    between attacks.
+    Losses of different attacks are never compared. All attacks run on all examples; `robustjax.evaluate` runs each on those alone that
+    no attack before it has fooled.
+
+    Args:
+      *attacks: at least one.
+
+    Returns:
+      An attack.
+
+    Raises:
+      ValueError: no attack at all, or one that is none.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, robustjax as rj
+      >>> one, other = (rj.bind(rj.attacks.fgsm, threat=rj.Linf(eps)) for eps in (0.01, 0.125))
+      >>> rj.attacks.worst_case(one, other)(jax.random.key(0), lambda x: x, jnp.array([[0.6, 0.5]]), jnp.array([0])).delta
+      Array([[-0.125,  0.125]], dtype=float32)
 
     Guarantee:
       succeeds wherever one of the attacks does.
@@ -48,8 +73,12 @@ def worst_case(*attacks: Attack) -> Attack:
 def each(attack: Attack, change: Callable[[Attack], Attack]) -> Attack:
     """The attack with a change made to every plain attack inside a combination, whatever the combination calls its attacks.
 
+    Args:
+      attack: an attack or a combination.
+      change: attack -> attack.
+
     Raises:
-      ValueError: no attack.
+      ValueError: what is given is no attack.
     """
     if not is_attack(attack):
         got = f"{type(attack).__name__} {attack!r}"
@@ -82,7 +111,7 @@ def threats_of(attack: Attack) -> list:
 
 
 def is_targeted(attack: Attack) -> bool:
-    """Whether every plain attack in it reads y as target labels.
+    """Whether every plain attack of an attack reads y as target labels.
 
     Raises:
       ValueError: some do and some do not, so that y would be both.
@@ -103,7 +132,7 @@ def map_attacks(function: Callable, change: Callable[[Attack], Attack]) -> Calla
 
 
 def take_rows(function: Callable, rows: Array, num_examples: int, rank: int) -> Callable:
-    """A configured function whose attacks' fields of every example, [N] or [N, ...], are cut to some rows.
+    """A configured function whose attacks keep only some rows of what they have for every example of a data set, [N] or [N, ...].
 
     Such fields are those of a threat (`Ball.take_rows`), and `step_size`, `delta` and `target`, also of a bound loss. Others stay.
 
@@ -139,10 +168,10 @@ def take_rows(function: Callable, rows: Array, num_examples: int, rank: int) -> 
     return map_attacks(function, cut)
 
 
-def is_attack(value) -> bool:
-    """Whether it is a function of exactly (key, model_fn, x, y), once what is bound or has a default is left out.
+def is_attack(value: Any) -> bool:
+    """Whether a value is a function of exactly (key, model_fn, x, y), not counting arguments that are bound or have a default.
 
-    A loop `(step, carry, num_steps, done_fn)` has as many arguments, and is told by the second.
+    A loop `(step, carry, num_steps, done_fn)` has as many arguments; the name of the second tells it from an attack.
     """
     if not callable(value):
         return False
@@ -157,14 +186,20 @@ def is_attack(value) -> bool:
 
 
 def expands_to(attack: Callable, make_fn: Callable[..., Attack]) -> None:
-    """Registers a function whose attacks are made inside it: bound to options, it is the combination `make_fn(**options)`."""
+    """Registers an attack that makes its attacks inside, such as `autoattack`, so that combinators find them.
+
+    Args:
+      attack: the function (key, model_fn, x, y, *, ...).
+      make_fn: takes the options bound to it, and returns the combination that it runs.
+    """
     _EXPANSIONS[attack] = make_fn
 
 
 def expanded(attack: Attack) -> Attack:
     """The combination that a registered function stands for; any other attack as it is."""
-    make_fn = _EXPANSIONS.get(attack.function) if isinstance(attack, base.Configured) else None
-    return attack if make_fn is None else attack.call_with(make_fn)
+    if not isinstance(attack, base.Configured) or attack.function not in _EXPANSIONS:
+        return attack
+    return attack.call_with(_EXPANSIONS[attack.function])
 
 
 def logits_at_x(attack: Attack, keys: Array, model_fn: ModelFn, x: Array) -> Array:

@@ -11,14 +11,17 @@ from robustjax.base import Attack, LossFn, SuccessFn
 
 
 def over_targets(attack: Attack, num_targets: int) -> Attack:
-    """The best result over attacks toward each of the likeliest wrong classes; success stays "misclassified".
+    """The best result of attacks toward each of the likeliest wrong classes; success stays "misclassified".
 
     APGD-T is `over_targets(bind(apgd, ...), 9)`, FAB-T `over_targets(bind(fab, ...), 9)`. An attack that takes a `boundary_fn`
     gets the target's boundary, any other the loss `targeted_dlr` (below 4 classes `targeted_margin`).
 
     Args:
-      attack: the attack.
+      attack: an attack, or a combination without `over_targets`.
       num_targets: T; at most the number of classes less one is used.
+
+    Returns:
+      An attack.
 
     Guarantee:
       that of the attack.
@@ -32,14 +35,24 @@ def over_targets(attack: Attack, num_targets: int) -> Attack:
 def targeted(attack: Attack, loss_fn: LossFn = losses.margin) -> Attack:
     """The attack with y read as target labels: success is `classified_as`, the loss `targeted(loss_fn)`.
 
-    Inside a combination every plain attack is aimed; `over_targets`, which would choose classes itself, gives way to its attack.
+    Inside a combination every plain attack is changed; `over_targets`, which would choose classes itself, is replaced by its attack.
 
     Args:
       attack: any attack of this package, `autoattack` and combinations among them.
       loss_fn: a loss whose negative leads to the target: `margin` or `cross_entropy`.
 
+    Returns:
+      An attack.
+
     Raises:
-      ValueError: no attack, such as a dictionary of them.
+      ValueError: what is given is no attack, such as a dictionary of attacks.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, robustjax as rj
+      >>> attack = rj.attacks.targeted(rj.bind(rj.attacks.apgd, threat=rj.Linf(0.25), num_steps=10))
+      >>> x, target = jnp.array([[0.6, 0.5, 0.4]]), jnp.array([2])
+      >>> attack(jax.random.key(0), lambda x: x, x, target).x.argmax(axis=1)
+      Array([2], dtype=int32)
     """
     aimed = base.bind(_aimed, boundary_fn=losses.goal_differences, loss_fn=losses.targeted(loss_fn), success_fn=losses.classified_as)
     return combinators.each(_without_targets(attack), aimed)
@@ -50,8 +63,11 @@ def with_loss(attack: Attack, *, loss_fn: LossFn, success_fn: SuccessFn = losses
 
     Args:
       attack: any attack that takes a `loss_fn`.
-      loss_fn: what is ascended.
-      success_fn: what counts as success; by default nothing does, and only the loss decides.
+      loss_fn: (logits, y) -> [B], what is ascended.
+      success_fn: (logits, y) -> [B], what counts as success; by default nothing does, and only the loss decides.
+
+    Returns:
+      An attack.
 
     Raises:
       ValueError: an attack without a loss_fn, such as `fab`, or `over_targets`, which chooses the loss itself.

@@ -1,4 +1,7 @@
-"""What kind of attack an attack is: which ones ask for no gradient, and which look for the smallest norm instead of the largest loss."""
+"""The kind of an attack: which attacks ask for no gradient, and which look for the smallest norm instead of the largest loss.
+
+`tests/protocols/test_attacks.py` compares both lists with what results say in `AttackResult.info`.
+"""
 
 from collections.abc import Callable
 
@@ -37,12 +40,12 @@ MINIMUM_NORM: tuple[Callable, ...] = (
 
 
 def is_black_box(attack: Attack) -> bool:
-    """Whether every plain attack in it asks for outputs alone; a user's own attack is taken to use gradients."""
+    """Whether every plain attack of an attack uses only outputs of the model; a user's own attack is assumed to use gradients."""
     return all(_function(part) in BLACK_BOX for part in combinators.parts(attack))
 
 
 def minimised_norm(attack: Attack) -> str | None:
-    """The name of the ball whose norm the attack makes small, or None if it raises a loss, or is made of several attacks."""
+    """The name of the ball whose norm the attack makes small; None if it ascends a loss, or is made of several attacks."""
     parts = combinators.parts(attack)
     if len(parts) != 1 or _function(parts[0]) not in MINIMUM_NORM:
         return None

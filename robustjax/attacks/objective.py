@@ -1,12 +1,14 @@
 """What every attack solves, evaluates and keeps: its problem, loss, success and gradient at a perturbation, and the best one so far."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from robustjax import arrays, base, checks, prng, threats
-from robustjax.base import Array, AttackInfo, AttackResult, Delta, LossFn, ModelFn, SuccessFn, Threat
+from robustjax.base import Array, AttackInfo, AttackResult, Delta, Key, LossFn, ModelFn, NormThreat, Numeric, SuccessFn, Threat
+
+_T = TypeVar("_T", "Found", AttackResult)
 
 
 class Problem(NamedTuple):
@@ -24,7 +26,7 @@ class Problem(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A perturbation and what the model made of it: the part of an `AttackResult` that loops carry."""
+    """A perturbation with its loss and success: the part of an `AttackResult` that loops carry."""
 
     delta: Delta  # leaves [B, ...], or [1, ...] where a batch shares one: see `threats.Shared`
     loss: Array  # [B]
@@ -33,25 +35,25 @@ class Found(NamedTuple):
 
 
 class Streams(NamedTuple):
-    """Keys of every example for the three things an attack draws; no two are alike, and each folds in its step."""
+    """Keys of every example for the three things that an attack draws; no two are equal, and the step number is folded into each."""
 
     start: Array  # [B] of the first perturbation
     model: Array  # [B] of what is random in the problem, such as the model: see `step_problem`
     own: Array  # [B] of the attack's own choices
 
 
-def streams(key: Array, x: Array) -> Streams:
-    """The streams of an attack from its key, one or one per example."""
+def streams(key: Key, x: Array) -> Streams:
+    """The streams of an attack, from one key or one per example."""
     return Streams(*prng.split(prng.example_keys(key, x.shape[0]), 3))
 
 
-def check(model_fn: ModelFn, x: Array, y: Array, threat, **counts) -> None:
-    """What every attack asks of its arguments, known at trace time.
+def check(model_fn: ModelFn, x: Array, y: Array, threat: Threat, **counts) -> None:
+    """Raises an error where the arguments of an attack are not what they must be, as far as this is known at trace time.
 
     Args:
       model_fn: the model.
       x: [B, ...]. y: labels, targets or whatever the loss takes, of length B.
-      threat: what is admissible.
+      threat: which perturbations are allowed.
       **counts: numbers of steps, rounds, restarts, each an integer of at least 1.
 
     Raises:
@@ -73,11 +75,11 @@ def check(model_fn: ModelFn, x: Array, y: Array, threat, **counts) -> None:
     checks.counts(**counts)
 
 
-def check_threat(threat) -> None:
-    """It offers what `base.Threat` lists.
+def check_threat(threat: Any) -> None:
+    """Raises an error where a threat does not offer what `base.Threat` lists.
 
     Raises:
-      TypeError: it does not, being a number or a class.
+      TypeError: it does not, or is a number or a class.
     """
     missing = [name for name in ("init", "project", "steepest", "apply") if not callable(getattr(threat, name, None))]
     if isinstance(threat, type) or missing:
@@ -87,20 +89,21 @@ def check_threat(threat) -> None:
         )
 
 
-def require_threat(threat, kinds: tuple[type, ...], attack: str, latent: bool = True) -> None:
-    """The threat is of a kind that the attack can work in; a threat of the user's own has what `base.NormThreat` declares.
+def require_threat(threat: Threat, kinds: tuple[type, ...], attack: str, latent: bool = True, own: bool = True) -> None:
+    """Raises an error where an attack cannot work in a threat; a threat of the user's own needs what `base.NormThreat` declares.
 
     Args:
       threat: the threat.
-      kinds: balls that will do.
+      kinds: classes of balls in which the attack works.
       attack: its name, for the message.
-      latent: whether such balls of a decoder's codes will do as well.
+      latent: whether it works in such balls of a decoder's codes, too.
+      own: whether it works in a threat of the user's own.
 
     Raises:
-      ValueError: it is a ball of another norm, or a threat of this package that is no ball. TypeError: a method is missing, which is named.
+      ValueError: a ball of another norm, or another threat in which it does not work. TypeError: a method is missing, which is named.
     """
     ball = threat.ball if latent and isinstance(threat, threats.Latent) else threat
-    if isinstance(ball, threats.Ball | threats.Latent | threats.Recolor | threats.Shared):
+    if not own or isinstance(ball, threats.Ball | threats.Latent | threats.Recolor | threats.Shared):
         if not isinstance(ball, kinds):
             names = " or ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"{attack} works in {names}, got {type(threat).__name__}; pass such a threat, or another attack.")
@@ -114,7 +117,17 @@ def require_threat(threat, kinds: tuple[type, ...], attack: str, latent: bool = 
 
 
 def start(threat: Threat, keys: Array, x: Array, delta: Delta | None) -> Delta:
-    """The first perturbation, projected into the threat: random for None, a number everywhere, the one given, or what it draws."""
+    """The first perturbation, projected into the threat.
+
+    Args:
+      threat: the threat.
+      keys: of every example [B].
+      x: inputs [B, ...].
+      delta: None for a random one, a number for the same in every coordinate, a perturbation, or a function (keys [B], x) -> delta.
+
+    Raises:
+      ValueError: a perturbation of another shape.
+    """
     shapes = jax.eval_shape(threat.init, keys, x)
     if delta is None:
         return threat.init(keys, x)
@@ -133,9 +146,9 @@ def _typed(delta, shapes):
     return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), delta, shapes)
 
 
-def small_noise(keys: Array, x: Array, *, scale=1e-3) -> Array:
+def small_noise(keys: Array, x: Array, *, scale: Numeric = 1e-3) -> Array:
     """Normal noise of standard deviation `scale`: the start of TRADES, where the gradient of the KL divergence at x is zero."""
-    return scale * prng.sample(jax.random.normal, keys, x)
+    return prng.sample(jax.random.normal, keys, x) * scale
 
 
 def unsuccessful(delta: Delta, like: Array) -> Found:
@@ -200,26 +213,26 @@ def ascend(problem: Problem, delta: Delta) -> tuple[Found, Delta]:
 
 
 def marked(found: Found, grad: Delta) -> tuple[Found, Delta]:
-    """A point and the gradient there: 0 in entries that are not finite, and then the point is no longer `known`."""
+    """A point and its gradient with 0 for entries that are not finite; the point is then no longer `known`."""
     grad, is_finite = finite(grad)
     return found._replace(known=found.known & is_finite), grad
 
 
 def finite(grad: Delta) -> tuple[Delta, Array]:
-    """A gradient with 0 for what is not finite, and which examples had nothing of the kind [B]."""
+    """A gradient with 0 for entries that are not finite, and in which examples all were finite [B]."""
     are_finite = jax.tree.map(jnp.isfinite, grad)
     known = jnp.stack([arrays.flatten_examples(leaf).all(axis=1) for leaf in jax.tree.leaves(are_finite)]).all(axis=0)
     return jax.tree.map(lambda g, ok: jnp.where(ok, g, jnp.zeros((), g.dtype)), grad, are_finite), known
 
 
-def as_minimum_norm(found: Found, threat) -> Found:
-    """The result of the minimum-norm attacks: loss = -norm where fooled and -inf elsewhere, success = fooled within the threat."""
+def as_minimum_norm(found: Found, threat: NormThreat) -> Found:
+    """What minimum-norm attacks compare: loss = -norm where fooled and -inf elsewhere, success = fooled within the threat."""
     loss = jnp.where(found.success, -threat.norm(found.delta), -jnp.inf).astype(found.loss.dtype)
     return found._replace(loss=loss, success=found.success & threat.within(found.delta))
 
 
 def has_fooled(found: Found) -> Array:
-    """Whether a minimum-norm attack has found anything, be it outside eps."""
+    """Whether a minimum-norm attack has fooled the model at all, also outside eps [B]."""
     return found.loss > -jnp.inf
 
 
@@ -235,7 +248,7 @@ def is_better(candidate: Found | AttackResult, incumbent: Found | AttackResult) 
     return jnp.where(candidate.success == incumbent.success, candidate.loss > incumbent.loss, candidate.success)
 
 
-def choose(better: Array, candidate, incumbent):
+def choose(better: Array, candidate: _T, incumbent: _T) -> _T:
     """Per example the candidate where `better` [B] holds; where a batch shares its perturbation `better` must be the same for all."""
     if not threats.is_shared(candidate.delta, candidate.loss.shape[0]):
         return arrays.where_example(better, candidate, incumbent)
@@ -244,7 +257,7 @@ def choose(better: Array, candidate, incumbent):
 
 
 def keep_last(incumbent: Found, candidate: Found) -> Found:
-    """The candidate, as it comes."""
+    """The candidate, whether it is better or not."""
     return candidate._replace(known=incumbent.known & candidate.known)
 
 
@@ -258,19 +271,19 @@ def result(problem: Problem, found: Found, info: AttackInfo | None = None) -> At
 
 
 def minimum_norm_result(problem: Problem, found: Found) -> AttackResult:
-    """The same of a minimum-norm attack, which has found something wherever it was ever fooled, and says how far away."""
+    """`result` of a minimum-norm attack, which found something wherever the model was ever fooled, with the norm in `info`."""
     found = found._replace(known=found.known | has_fooled(found))
     return result(problem, found, AttackInfo(norm=jnp.where(found.known, -found.loss, jnp.nan)))
 
 
-def has_succeeded(carry) -> Array:
-    """`done_fn` of the attacks whose carry ends in what they found; those who share a perturbation go on until all have succeeded."""
+def has_succeeded(carry: tuple) -> Array:
+    """`done_fn` of attacks whose carry ends in what they found; examples that share a perturbation go on until all have succeeded."""
     found = carry[-1]
     shared = threats.is_shared(found.delta, found.success.shape[0])
     return jnp.broadcast_to(found.success.all(), found.success.shape) if shared else found.success
 
 
-def step_problem(problem: Problem, keys: Array, i) -> Problem:
+def step_problem(problem: Problem, keys: Array, i: Array | int) -> Problem:
     """The problem of step i: a fresh draw of whatever is random in it, be it the model, the threat or a loss, each with keys of its own.
 
     A random threat offers `draw(keys) -> threat`, as a random model does (see `base.draw`). Its perturbations, and so `init`, `project`,

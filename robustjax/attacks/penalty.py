@@ -1,7 +1,7 @@
 """Minimum norm by a penalty: minimise |delta|^2 + c * violation over some variable, with c found by binary search.
 
-`carlini_wagner` and `lbfgs` are this search over two variables with two inner optimizers. All rounds are one flat loop of
-num_rounds * num_steps equal steps, so that a single step is compiled and any `loop_fn` can drive it.
+`carlini_wagner` and `lbfgs` are this search with different variables and inner optimizers. All rounds together are one loop of
+num_rounds * num_steps equal steps, so that a single step is compiled and any `loop_fn` can run it.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def first_weight(init_weight: Numeric, like: Array) -> Weight:
 
 
 def next_weight(weight: Weight) -> Weight:
-    """After a round: bisect once a fooling weight is known, else ten times as much."""
+    """After a round: halve the bracket once a weight is known that fools the model, else multiply by ten."""
     upper = jnp.where(weight.fooled, jnp.minimum(weight.upper, weight.value), weight.upper)
     lower = jnp.where(weight.fooled, weight.lower, jnp.maximum(weight.lower, weight.value))
     known = jnp.isfinite(upper)
@@ -50,7 +50,7 @@ def next_weight(weight: Weight) -> Weight:
 
 
 def to_free(x: Array, threat: NormThreat) -> Array:
-    """The unbounded variable of x itself: atanh of the place in the box; where a bound is infinite or both are equal, x itself."""
+    """The unbounded variable that stands for x: atanh of the place in the box; where a bound is infinite or both are equal, x itself."""
     lower, width = _bounds(x, threat)
     place = arrays.ratio(x - lower, width, 0.5)
     inner = jnp.arctanh(0.999999 * (2.0 * place - 1.0))  # short of the bounds, where atanh is infinite
@@ -58,7 +58,7 @@ def to_free(x: Array, threat: NormThreat) -> Array:
 
 
 def to_delta(free: Array, x: Array, threat: NormThreat) -> Array:
-    """The perturbation of an unbounded variable, inside the box and the mask."""
+    """The perturbation that an unbounded variable stands for, inside the box and the mask."""
     lower, width = _bounds(x, threat)
     inside = lower + 0.5 * width * (jnp.tanh(free) + 1.0)
     low, high = threat.delta_bounds(x)
@@ -66,8 +66,10 @@ def to_delta(free: Array, x: Array, threat: NormThreat) -> Array:
 
 
 def _bounds(x, threat):
-    # The lower bound and the width of what tanh can cover; width 0 for a coordinate without two finite bounds.
-    lower, upper = (jnp.broadcast_to(bound, x.shape).astype(x.dtype) for bound in threat.box)
+    # The lower bound and the width of what tanh can cover; width 0 for a coordinate without two finite bounds, and in a user's threat
+    # that has no box.
+    box = getattr(threat, "box", (-jnp.inf, jnp.inf))
+    lower, upper = (jnp.broadcast_to(bound, x.shape).astype(x.dtype) for bound in box)
     bounded = jnp.isfinite(lower) & jnp.isfinite(upper)
     lower = jnp.where(bounded, lower, 0.0)
     return lower, jnp.where(bounded, jnp.where(bounded, upper, 0.0) - lower, 0.0)
@@ -131,6 +133,7 @@ def _step(i, state, *, problem, keys, num_steps, num_rounds, origin, violation_f
     new_round = jnp.broadcast_to((i > 0) & (i % num_steps == 0), x.shape[:1])
     last_round = new_round & (num_rounds >= 10) & (i // num_steps == num_rounds - 1)
     weight = arrays.where_example(new_round, next_weight(state.weight), state.weight)
+    # The last of ten or more rounds takes the smallest weight that fooled the model, as in the authors' code.
     weight = weight._replace(value=jnp.where(last_round & jnp.isfinite(weight.upper), weight.upper, weight.value))
     variable, memory = arrays.where_example(new_round, (origin, init_fn(origin)), (state.variable, state.memory))
 

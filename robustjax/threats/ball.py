@@ -1,14 +1,15 @@
 """What the norm balls share: eps, the box of valid inputs, the mask of free coordinates, and the bisection behind projections."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from robustjax import arrays, base
-from robustjax.base import Array, Delta
+from robustjax.base import Array, Delta, Numeric
 
 RTOL = 1e-5  # the one tolerance of "norm <= eps": a float32 sum over a million coordinates is right to about 1e-6
 _NUM_BISECTIONS = 32  # a bracket of 2^-32 of its start; the piece it lies on is then solved exactly
@@ -37,7 +38,7 @@ class Ball:
         _check_box(self.box)
         _check_mask(self.mask)
 
-    def replace(self, **changes) -> "Ball":
+    def replace(self, **changes) -> Self:
         """The same threat with some fields changed."""
         return dataclasses.replace(self, **changes)
 
@@ -69,7 +70,7 @@ class Ball:
         for name, field in (("eps", self.eps), *zip(("box", "box"), self.box, strict=True), ("mask", self.mask)):
             _check_shape(name, field, shape)
 
-    def take_rows(self, rows: Array, num_examples: int, rank: int) -> "Ball":
+    def take_rows(self, rows: Array, num_examples: int, rank: int) -> Self:
         """The same threat for some of N examples: eps [N] or [N, ...], and box and mask [N, ...], are cut to their rows.
 
         Args:
@@ -91,8 +92,8 @@ class Ball:
         """eps as a scalar or [B]; 1 if eps is per coordinate, where norms are of delta / eps."""
         return jnp.ones(()) if self._per_coordinate() else as_float(self.eps)
 
-    def with_radius(self, radius: Array) -> "Ball":
-        """The same ball of another radius [B], in the unit of `radius()`."""
+    def with_radius(self, radius: Numeric) -> Self:
+        """The same ball of another radius, a scalar or [B], in the unit of `radius()`."""
         if not self._per_coordinate():
             return self.replace(eps=radius)
         return self.replace(eps=self.eps * jnp.reshape(radius, (-1,) + (1,) * (jnp.ndim(self.eps) - 1)))
@@ -160,7 +161,7 @@ class Ball:
         return jnp.ndim(self.eps) > 1
 
 
-def as_float(values) -> Array:
+def as_float(values: Numeric) -> Array:
     """Numbers as an array of a floating type; a Python number takes the type of what it meets."""
     values = jnp.asarray(values)
     return values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(jnp.float32)
@@ -214,7 +215,7 @@ def _check_shape(name, field, shape):
         raise ValueError(f"expected {name} as {wanted}, with x of shape {shape}; got shape {got}.")
 
 
-def bisect(is_below, low, high, num_bisections: int = _NUM_BISECTIONS):
+def bisect(is_below: Callable[[Array], Array], low: Array, high: Array, num_bisections: int = _NUM_BISECTIONS) -> tuple[Array, Array]:
     """The point of [low, high] ([B, 1]) where the monotone `is_below` turns false: geometric if low > 0, without gradient.
 
     The callers solve the piece around it in closed form, which carries the gradient.
@@ -223,7 +224,7 @@ def bisect(is_below, low, high, num_bisections: int = _NUM_BISECTIONS):
     return jax.lax.fori_loop(0, num_bisections, lambda _, bracket: _halved(is_below, *bracket), (low, high))
 
 
-def bracket(is_below, low, high, width):
+def bracket(is_below: Callable[[Array], Array], low: Array, high: Array, width: Array) -> tuple[Array, Array]:
     """`bisect` until high - low is at most `width` [B, 1], or no number lies between; each example stops by itself.
 
     What `is_below` closes over must be constant for gradients.

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from robustjax import base
-from robustjax.base import Array, Delta, Key
+from robustjax.base import Array, Delta, Key, Numeric
 from robustjax.threats import ball, linf
 
 
@@ -62,7 +62,7 @@ class Latent:
         """eps of the codes."""
         return self.ball.radius()
 
-    def with_radius(self, radius: Array) -> "Latent":
+    def with_radius(self, radius: Numeric) -> "Latent":
         """The same threat of another radius."""
         return Latent(self.decoder, self.ball.with_radius(radius))
 

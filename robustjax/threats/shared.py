@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax import base, prng
-from robustjax.base import Array, Delta, Key
+from robustjax.base import Array, Delta, Key, Numeric
 from robustjax.threats.ball import Ball
 
 
@@ -69,7 +69,7 @@ class Shared:
         """A length for steps [1]."""
         return self.ball.finite_radius(x[:1])
 
-    def with_radius(self, radius: Array) -> "Shared":
+    def with_radius(self, radius: Numeric) -> "Shared":
         """The same threat of another radius."""
         return Shared(self.ball.with_radius(radius))
 

@@ -41,7 +41,7 @@ class _Shifted:
         return jnp.clip(self.ball.apply(x, moved), 0.0, 1.0)
 
     def __getattr__(self, name):
-        if name in (*base.NORM_THREAT, "init", "project", "steepest", "box"):
+        if name in (*base.NORM_THREAT, "init", "project", "steepest"):
             return getattr(self.ball, name)
         raise AttributeError(name)
 
