@@ -43,6 +43,23 @@ def fitted(*, x=X, y=Y, attack=PGD, batch_size=2, num_epochs=1, model_state=None
     return training.fit(state, KEY, x, y, step_fn=step_fn, num_epochs=num_epochs, batch_size=batch_size)
 
 
+@base.node
+class Brightness:
+    """A threat of the user's own, with nothing besides what `base.Threat` lists."""
+
+    def init(self, key, x):
+        return jnp.zeros(x.shape[0])
+
+    def project(self, delta, x):
+        return jnp.clip(delta, -0.1, 0.1)
+
+    def steepest(self, grad, x, delta):
+        return jnp.sign(grad)
+
+    def apply(self, x, delta):
+        return x + delta[:, None]
+
+
 def spread(logits, y):
     return losses.cross_entropy(logits, y)[:, None]
 
@@ -129,6 +146,9 @@ MISTAKES = {
         lambda: attacks.square(KEY, MODEL, jnp.zeros((2, 3, 8, 8)), Y, threat=Linf(0.1), num_queries=1),
         "transpose",
     ),
+    "own threat without a radius": (attacked(attacks.fgsm, threat=Brightness()), "finite_radius"),
+    "own threat without norms": (attacked(attacks.ddn, threat=Brightness(), num_steps=1), "base.NormThreat"),
+    "own threat without a ball's fields": (attacked(attacks.rs_fgsm, threat=Brightness()), "works in Ball, got Brightness"),
     # combinations
     "no attack": (lambda: attacks.targeted(0.1), "attack"),
     "a dictionary of attacks": (lambda: attacks.targeted(attacks.ensemble(Linf(0.1))), "worst_case"),
