@@ -66,6 +66,45 @@ def test_each_flaw_raises_its_flag_and_no_other(model, expected):
     assert raised(model) == expected
 
 
+def late(weights, x):
+    # The input reaches the rounding in the second step of the loop.
+    def step(carry, _):
+        last, total = carry
+        return (x, total + jnp.round(4 * last)), None
+
+    return plain(weights, x) + plain(weights, jax.lax.scan(step, (jnp.zeros_like(x), x), None, length=2)[0][1])
+
+
+def unused(weights, x):
+    jnp.argmax(x, axis=1)
+    return plain(weights, x)
+
+
+def beside(weights, x):
+    # Rounds the other number of a pair that is computed together.
+    return plain(weights, jax.jit(lambda x, y: (x, jnp.round(y)))(x, 4 * weights[:, 0])[0])
+
+
+def branches(weights, x):
+    return plain(weights, jax.lax.cond(x.sum() > 0, lambda x: x, lambda x: jnp.floor(x), x))
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (late, "round"),
+        (unused, "nothing"),
+        (beside, "nothing"),
+        (branches, "convert_element_type, floor"),
+        (quantised, "round"),
+        (probabilities, "nothing"),
+    ],
+)
+def test_what_blocks_the_gradient_is_found_where_it_is_on_the_path_and_only_there(model, names):
+    x = jax.random.uniform(jax.random.key(2), (2, D))
+    assert f"holds {names}:" in flags.blocked_gradient(jax.tree_util.Partial(model, WEIGHTS), x).advice
+
+
 def test_few_classes():
     flag = flags.few_classes(jax.tree_util.Partial(plain, WEIGHTS[:, :3]), jnp.zeros((1, D)))
     assert flag.raised and flag.value == 3

@@ -55,7 +55,8 @@ def is_concrete(value) -> bool:
 def place(eqn: "_program.Equation") -> str:
     """The line of the user's code that an equation comes from, and the modules around it."""
     infos = [source.source_info for source in eqn.sources]
-    frames: list = [frame for info in infos if info.traceback is not None for frame in info.traceback.frames]
+    tracebacks: list = [info.traceback for info in infos if info.traceback is not None]
+    frames = [frame for traceback in tracebacks for frame in traceback.frames]
     lines = [f"{frame.file_name}:{frame.line_num} in {frame.function_name}" for frame in frames if _is_of_user(frame.file_name)]
     scope = "/".join(str(info.name_stack) for info in reversed(infos) if str(info.name_stack))
     return (lines[0] if lines else "no line of yours") + (f", inside {scope}" if scope else "")
