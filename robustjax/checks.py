@@ -4,6 +4,7 @@ Only what is known at trace time is looked at, so that every check costs nothing
 """
 
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +83,20 @@ def labels_in_range(y, num_classes: int, name: str = "y") -> None:
         )
 
 
+def vector(y: Any, num_examples: int, name: str = "y") -> None:
+    """One label for each example [N].
+
+    Raises:
+      ValueError: another shape.
+    """
+    shape = np.shape(y)
+    if shape != (num_examples,):
+        remedy = ""
+        if len(shape) == 2:
+            remedy = f"; pass {name}[:, 0]" if shape[1] == 1 else f"; one-hot labels become numbers by {name}.argmax(axis=1)"
+        raise ValueError(f"expected one label {name} for each of {num_examples} examples, got shape {shape}{remedy}.")
+
+
 def positive(**numbers) -> None:
     """Each named number, or every entry of an array, is positive and finite, as far as its value is known at trace time.
 
@@ -105,6 +120,32 @@ def at_most(limit, limit_name: str, **numbers) -> None:
     for name, number in numbers.items():
         if not isinstance(number, jax.core.Tracer) and not isinstance(limit, jax.core.Tracer) and not np.all(np.less_equal(number, limit)):
             raise ValueError(f"{name} must be at most {limit_name}, got {name}={number} and {limit_name}={limit}.")
+
+
+def box(bounds: Any, name: str = "box") -> None:
+    """(lower, upper) with lower < upper, as far as they are known.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if not isinstance(bounds, tuple) or len(bounds) != 2:
+        raise ValueError(f"expected {name}=(lower, upper), got {bounds!r}.")
+    if not any(isinstance(bound, jax.core.Tracer) for bound in bounds) and not (np.asarray(bounds[0]) < np.asarray(bounds[1])).all():
+        raise ValueError(f"the {name} needs lower < upper, got {bounds}.")
+
+
+def threat(threat: Any) -> None:
+    """Raises an error where a threat does not offer what `base.Threat` lists.
+
+    Raises:
+      TypeError: it does not, or is a number or a class.
+    """
+    missing = [name for name in ("init", "project", "steepest", "apply") if not callable(getattr(threat, name, None))]
+    if isinstance(threat, type) or missing:
+        raise TypeError(
+            f"expected a threat, such as threats.Linf(8 / 255), got {threat!r} of type {type(threat).__name__}"
+            + ("; make an instance of it." if isinstance(threat, type) else f", which has no {', '.join(missing)}.")
+        )
 
 
 def functions(**values) -> None:

@@ -1,7 +1,7 @@
 """AutoAttack: a parameter-free ensemble of APGD, FAB and Square (Croce & Hein, 2020)."""
 
-from robustjax import base, losses, threats
-from robustjax.attacks import _apgd, _fab, _square, combinators, goals, objective
+from robustjax import base, checks, losses, threats
+from robustjax.attacks import _apgd, _fab, _square, combinators, goals
 from robustjax.base import Array, Attack, AttackResult, Key, LoopFn, ModelFn, NormThreat
 
 VERSIONS = ("standard", "plus", "rand")
@@ -73,7 +73,7 @@ def ensemble(
 
     Source: Croce & Hein, ICML 2020, arXiv:2003.01690, and ICML 2021, arXiv:2103.01208, for l1.
     """
-    objective.check_threat(threat)
+    checks.threat(threat)
     if version not in VERSIONS:
         raise ValueError(f"unknown version {version!r} of AutoAttack; choose one of {VERSIONS}.")
     loop = {} if loop_fn is None else {"loop_fn": loop_fn}

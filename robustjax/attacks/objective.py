@@ -68,25 +68,11 @@ def check(model_fn: ModelFn, x: Array, y: Array, threat: Threat, **counts) -> No
             f"expected inputs x [B, ...] and labels y of the same length B, got x {x.shape} and y {y.shape}; "
             "give a single input a leading axis: x[None], y[None]."
         )
-    check_threat(threat)
+    checks.threat(threat)
     if hasattr(threat, "check_shapes"):  # a user's own need not have it
         threat.check_shapes(x.shape)
     checks.model(model_fn, x)
     checks.counts(**counts)
-
-
-def check_threat(threat: Any) -> None:
-    """Raises an error where a threat does not offer what `base.Threat` lists.
-
-    Raises:
-      TypeError: it does not, or is a number or a class.
-    """
-    missing = [name for name in ("init", "project", "steepest", "apply") if not callable(getattr(threat, name, None))]
-    if isinstance(threat, type) or missing:
-        raise TypeError(
-            f"expected a threat, such as threats.Linf(8 / 255), got {threat!r} of type {type(threat).__name__}"
-            + ("; make an instance of it." if isinstance(threat, type) else f", which has no {', '.join(missing)}.")
-        )
 
 
 def require_threat(threat: Threat, kinds: tuple[type, ...], attack: str, latent: bool = True, own: bool = True) -> None:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from robustjax import renamed
+from robustjax.poisoned_sets import choose, insert
 from robustjax.poisoning import classical, sanitized
 from robustjax.poisoning._craft import PoisonResult, craft_poisons, differentiated, random_control, signed
 from robustjax.poisoning._example_weights import example_weights, weighted_examples
@@ -12,7 +13,6 @@ from robustjax.poisoning._metapoison import Surrogates, metapoison
 from robustjax.poisoning.certified import Victim, poison_certificates, soft_radius
 from robustjax.poisoning.features import Collision, bullseye, feature_collision
 from robustjax.poisoning.regularization import Regularized, learn_regularization, penalized
-from robustjax.poisoning.sets import choose, insert
 
 __all__ = [
     "Collision",

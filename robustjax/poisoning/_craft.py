@@ -113,7 +113,7 @@ def random_control(key: Key, x: Array, threat: Any) -> Array:
     Raises:
       TypeError: no key, no threat. ValueError: images outside the box, or none.
     """
-    objective.check_threat(threat)
+    checks.threat(threat)
     arguments.images(x, threat if hasattr(threat, "norm") else None)
     x = jnp.asarray(x)
     keys = prng.example_keys(key, x.shape[0])

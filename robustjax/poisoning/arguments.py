@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax import checks
-from robustjax.attacks import objective
 from robustjax.bilevel import problem
 
 
@@ -23,7 +22,7 @@ def images(x, threat=None, name: str = "x", least: int = 1) -> None:
             f"expected {name} [M, ...] of at least {least} image, got shape {x.shape}; a single one needs a leading axis: {name}[None]."
         )
     if threat is not None:
-        objective.check_threat(threat)
+        checks.threat(threat)
     if isinstance(x, jax.core.Tracer):
         return
     if not np.isfinite(np.asarray(x)).all():
@@ -41,18 +40,6 @@ def shaped_like(x, other, name: str) -> None:
     images(x, name=name)
     if x.shape[1:] != other.shape[1:]:
         raise ValueError(f"expected {name} [T, {', '.join(map(str, other.shape[1:]))}] like x {other.shape}, got {x.shape}.")
-
-
-def box(bounds, name: str = "box") -> None:
-    """(lower, upper) with lower < upper, as far as they are known.
-
-    Raises:
-      ValueError: it is not.
-    """
-    if not isinstance(bounds, tuple) or len(bounds) != 2:
-        raise ValueError(f"expected {name}=(lower, upper), got {bounds!r}.")
-    if not any(isinstance(bound, jax.core.Tracer) for bound in bounds) and not (np.asarray(bounds[0]) < np.asarray(bounds[1])).all():
-        raise ValueError(f"the {name} needs lower < upper, got {bounds}.")
 
 
 def inside(x, bounds, name: str = "x") -> None:
@@ -130,24 +117,10 @@ def table(x, y, name: str = "y") -> None:
     x, y = np.asarray(x), np.asarray(y)
     if x.ndim != 2 or len(x) == 0:
         raise ValueError(f"expected rows x [N, D], one at least, got shape {x.shape}; flatten images: x.reshape(len(x), -1).")
-    vector(y, len(x), name)
+    checks.vector(y, len(x), name)
     if not np.issubdtype(x.dtype, np.number) or not np.isfinite(x).all():
         raise ValueError(
             f"expected rows x of finite numbers, got {x.dtype} with {int(np.sum(~(np.abs(x) < np.inf)))} others; drop those rows."
         )
     if not np.isfinite(y.astype(float)).all():
         raise ValueError(f"{name} holds NaN or infinite labels; drop those rows.")
-
-
-def vector(y, num_examples: int, name: str = "y") -> None:
-    """One label for each example [N].
-
-    Raises:
-      ValueError: another shape.
-    """
-    shape = np.shape(y)
-    if shape != (num_examples,):
-        remedy = ""
-        if len(shape) == 2:
-            remedy = f"; pass {name}[:, 0]" if shape[1] == 1 else f"; one-hot labels become numbers by {name}.argmax(axis=1)"
-        raise ValueError(f"expected one label {name} for each of {num_examples} examples, got shape {shape}{remedy}.")

@@ -79,7 +79,7 @@ def attack(
     Source: Mei & Zhu, AAAI 2015, eq. 5 and 6.
     """
     arguments.table(x, y)
-    arguments.box(box)
+    checks.box(box)
     checks.counts(num_steps=num_steps)
     checks.positive(step_size=step_size)
     problem.is_function(fit_fn, "fit_fn(x, y)")

@@ -62,7 +62,7 @@ def feature_collision(
       whose last objective is not below their mean; the authors' test fires at other steps by a slip of precedence.
     """
     arguments.images(x)
-    arguments.box(box)
+    checks.box(box)
     arguments.inside(x, box)
     arguments.shaped_like(x_target, x, "x_target")
     if x_target.shape[0] not in (1, x.shape[0]):

@@ -61,8 +61,8 @@ def learn_regularization(
     Source: Carnerero-Cano et al., 2020, arXiv:2003.00040.
     """
     arguments.images(poisons, name="poisons", least=0)
-    arguments.box(box)
-    arguments.box(bounds, "bounds")
+    checks.box(box)
+    checks.box(bounds, "bounds")
     arguments.inside(poisons, box, "poisons")
     arguments.inside(log_strength, bounds, "log_strength")
     checks.counts(num_steps=num_steps)

@@ -116,7 +116,7 @@ def feasible(x, y, label, *, percentile: float = 90.0, box: tuple = (-np.inf, np
     classical.check_labels(x, y)
     if label not in (-1, 1):
         raise ValueError(f"expected the label -1 or 1, got {label}.")
-    arguments.box(box)
+    checks.box(box)
     if not 1.0 < percentile <= 100.0:
         raise ValueError(f"percentile={percentile} is in percent: expected it above 1 and at most 100, such as 90.0 for a share of .9.")
     x, y = np.asarray(x), np.asarray(y)

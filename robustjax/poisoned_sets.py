@@ -1,26 +1,32 @@
-"""Poisoned training sets: which rows are poisoned, and what comes of them; what would make an attack meaningless is named."""
+"""Poisoned training sets: which rows are poisoned, and the set with poisons in them; what would make an attack meaningless is named."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax import checks
-from robustjax.attacks import objective
-from robustjax.base import Key
-from robustjax.bilevel import problem
-from robustjax.poisoning import arguments
+from robustjax import checks, prng
+from robustjax.base import Key, NormThreat
 
 
 def choose(key: Key, y: np.ndarray, num_poisons: int, label: int | None = None) -> np.ndarray:
     """Rows to poison [M], at random, among those of a label if one is given.
 
+    >>> sorted(poisoning.choose(jax.random.key(0), np.array([0, 1, 1, 0]), 2, label=1).tolist())
+    [1, 2]
+
+    Args:
+      key: of the choice.
+      y: labels of the training set [N].
+      num_poisons: M.
+      label: of the rows that may be chosen; None for all of them.
+
     Raises:
       TypeError: no key, a number of poisons that is no integer. ValueError: labels that are not [N], one that is not among them, more
         poisons than such rows, or none.
     """
-    problem.one_key(key)
+    prng.example_keys(key, 1)  # one key, not several
     checks.counts(num_poisons=num_poisons)
-    arguments.vector(y, len(y))
+    checks.vector(y, len(y))
     if label is not None and label not in np.asarray(y):
         raise ValueError(f"no example has the label {label}; expected one of {np.unique(y)[:10]}.")
     rows = np.flatnonzero(np.ones(len(y), bool) if label is None else np.asarray(y) == label)
@@ -37,10 +43,15 @@ def insert(
     poisons: np.ndarray,
     labels: np.ndarray | None = None,
     *,
-    threat=None,
-    box: tuple = (0.0, 1.0),
-) -> tuple:
+    threat: NormThreat | None = None,
+    box: tuple[float, float] = (0.0, 1.0),
+) -> tuple[np.ndarray, np.ndarray]:
     """The training set with poisons in some of its rows; numpy.
+
+    >>> x, y = np.zeros((4, 1)), np.array([0, 1, 1, 0])
+    >>> x_poisoned, _ = poisoning.insert(x, y, np.array([2]), np.array([[0.05]]), threat=threats.Linf(0.1))
+    >>> x_poisoned[:, 0].tolist()
+    [0.0, 0.0, 0.05, 0.0]
 
     Args:
       x: [N, ...]. y: [N].
@@ -59,7 +70,7 @@ def insert(
         threat.
     """
     x, y, rows, poisons = np.array(x), np.array(y), np.asarray(rows), np.asarray(poisons)
-    arguments.vector(y, len(x))
+    checks.vector(y, len(x))
     if rows.ndim != 1 or rows.size == 0:
         raise ValueError(f"expected rows [M] of at least one poison, got shape {rows.shape}; pass e.g. np.array([3, 17]).")
     if rows.dtype == bool:
@@ -74,9 +85,9 @@ def insert(
         raise ValueError("poisons are not finite; look at the loss they were crafted with.")
     if labels is not None and (np.shape(labels) != rows.shape or not np.isin(labels, y).all()):
         raise ValueError(f"expected {len(rows)} labels among those of y, {np.unique(y)[:10]}, got {np.asarray(labels)}.")
-    arguments.box(box)
+    checks.box(box)
     if threat is not None:
-        objective.check_threat(threat)
+        checks.threat(threat)
     if threat is None and not ((poisons >= box[0]) & (poisons <= box[1])).all():
         raise ValueError(f"poisons from {poisons.min():g} to {poisons.max():g} leave the box {box}; clip them, or pass the box of x.")
     if threat is not None:
@@ -84,9 +95,12 @@ def insert(
             raise ValueError(f"{type(threat).__name__} is no ball around inputs that could be looked at; pass threat=None.")
         if labels is not None and (np.asarray(labels) != y[rows]).any():
             raise ValueError("labels change under a threat on inputs, which is clean-label; pass labels=None, or threat=None.")
-        threat.check(poisons)
+        if hasattr(threat, "check"):
+            threat.check(poisons)
         if not bool(jnp.all(threat.within(jnp.asarray(poisons - x[rows])))):
-            raise ValueError(f"poisons leave {type(threat).__name__} of eps {threat.eps} around the rows they replace; project them first.")
+            raise ValueError(
+                f"poisons leave {type(threat).__name__} of radius {threat.radius()} around the rows they replace; project them first."
+            )
     x[rows] = poisons
     if labels is not None:
         y[rows] = labels
