@@ -1,4 +1,4 @@
-"""What the adversary may do: norm balls with a box and a mask, and codes of a decoder, as frozen pytrees (see `base.Threat`)."""
+"""What the adversary may do, as frozen pytrees (see `base.Threat`): norm balls with a box and a mask, codes, colours, one delta for all."""
 
 from robustjax.threats.ball import RTOL, Ball
 from robustjax.threats.l0 import L0

@@ -1,4 +1,4 @@
-"""What the norm balls share: eps, the box of valid inputs, the mask of free coordinates, and the bisection behind projections."""
+"""What all norm balls have: eps, the box of valid inputs, the mask of free coordinates, and the bisection that projections use."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _NUM_BISECTIONS = 32  # a bracket of 2^-32 of its start; the piece it lies on is
 
 @base.node
 class Ball:
-    """{delta: |delta|_p <= eps, lower <= x + delta <= upper, delta = 0 outside the mask}.
+    """{delta: |delta|_p <= eps, lower <= x + delta <= upper, delta = 0 outside the mask}: the part that `Linf`, `L2`, `L1` and `L0` share.
 
     Attributes:
       eps: radius in the unit of x; a scalar, one per example [B], or one per coordinate (rank of x, leading axis 1 or B), where the
@@ -47,7 +47,7 @@ class Ball:
         return x + self._masked(delta)
 
     def check(self, x: Array) -> None:
-        """Nothing, or an error about inputs (whose values must be known) that the box does not contain.
+        """Raises an error where inputs, whose values must be known, lie outside the box.
 
         Raises:
           ValueError: some lie outside, or eps, box or mask do not broadcast against them.
@@ -62,7 +62,7 @@ class Ball:
             )
 
     def check_shapes(self, shape: tuple[int, ...]) -> None:
-        """Nothing, or an error about an eps, box or mask that does not broadcast against inputs of this shape [B, ...].
+        """Raises an error where eps, box or mask do not broadcast against inputs of this shape [B, ...].
 
         Raises:
           ValueError: one does not.
@@ -147,7 +147,7 @@ class Ball:
         return arrays.per_example(self.eps, x).astype(jnp.result_type(x))
 
     def finite_radius(self, x: Array) -> Array:
-        """A length for steps and starts [B]: eps, or where that is infinite as far as the box goes, 1 where that is infinite too."""
+        """A length for steps and starts [B]: eps; where that is infinite the largest norm in the box; where that is infinite too, 1."""
         low, high = self.delta_bounds(x)
         farthest = jnp.maximum(-low, high)
         farthest = self.norm(jnp.where(jnp.isfinite(farthest), farthest, 1.0))
@@ -218,16 +218,16 @@ def _check_shape(name, field, shape):
 def bisect(is_below: Callable[[Array], Array], low: Array, high: Array, num_bisections: int = _NUM_BISECTIONS) -> tuple[Array, Array]:
     """The point of [low, high] ([B, 1]) where the monotone `is_below` turns false: geometric if low > 0, without gradient.
 
-    The callers solve the piece around it in closed form, which carries the gradient.
+    The callers then solve for the exact point in closed form, which has the gradient.
     """
     low, high = jax.lax.stop_gradient((low, jnp.minimum(high, 1e30)))
     return jax.lax.fori_loop(0, num_bisections, lambda _, bracket: _halved(is_below, *bracket), (low, high))
 
 
 def bracket(is_below: Callable[[Array], Array], low: Array, high: Array, width: Array) -> tuple[Array, Array]:
-    """`bisect` until high - low is at most `width` [B, 1], or no number lies between; each example stops by itself.
+    """`bisect` until high - low is at most `width` [B, 1], or no number lies between; every example stops when its own bracket is small.
 
-    What `is_below` closes over must be constant for gradients.
+    No gradient must flow into what `is_below` closes over.
     """
 
     def is_open(low, high):
@@ -261,7 +261,9 @@ def orthant(x: Array, threat: Ball, normal: Array) -> tuple[Array, Array]:
 
 
 def fold_to_orthant(x: Array, threat: Ball, normal: Array, offset: Array) -> tuple[Array, Array, Array, Array]:
-    """A hyperplane problem <normal, delta> = offset folded into the positive orthant, each example flat.
+    """A hyperplane problem <normal, delta> = offset with all signs turned positive, each example flat.
+
+    Substituting delta = sign * t leaves <slope, t> = goal with slope, goal and t all >= 0, so that a projection has one variable to bisect.
 
     Returns:
       slope [B, D] = |normal| and goal [B, 1] = |offset|, both over the largest |normal|, room [B, D] = how far each coordinate may go
@@ -278,11 +280,13 @@ def spent_in_order(scores: Array, slope: Array, room: Array, goal: Array, sign: 
     """Coordinates go to their bound in the order of their scores, until <slope, t> = goal; the last one goes as far as it must.
 
     Args:
-      scores: [B, D], the largest first. slope, room, goal, sign: as of `fold_to_orthant`.
+      scores: [B, D]; coordinates of larger scores come first.
+      slope, room, goal, sign: what `fold_to_orthant` returns.
 
     Returns:
       delta [B, D].
     """
+    # gain: what a coordinate adds to <slope, t> at its bound; before: what the coordinates ahead of it have added already.
     order = jnp.argsort(-scores, axis=1)
     slope, room, sign = (jnp.take_along_axis(a, order, axis=1) for a in (slope, room, sign))
     gain = jnp.where(slope > 0, slope * jnp.where(slope > 0, room, 0.0), 0.0)

@@ -10,7 +10,13 @@ from robustjax.threats import ball
 
 @base.node
 class L0(ball.Ball):
-    """{at most eps coordinates of delta are not zero}. eps counts coordinates (channels apart): a scalar or one per example [B]."""
+    """{at most eps coordinates of delta are not zero}: few coordinates may change as much as the box allows.
+
+    Attributes:
+      eps: number of coordinates, where each channel of a pixel is one; a scalar or one per example [B].
+      box: lower and upper bound of valid inputs; default (0., 1.).
+      mask: True where the input may change; None for everywhere. More about both at `Ball`.
+    """
 
     def __post_init__(self):
         ball.Ball.__post_init__(self)

@@ -13,10 +13,13 @@ _NUM_FINE = 18  # and the bisections for what is left, to a millionth of the rad
 
 @base.node
 class L1(ball.Ball):
-    """{sum |delta_i| <= eps}: few coordinates may change a lot. Fields as in `Ball`, and
+    """{sum |delta_i| <= eps}: few coordinates may change a lot.
 
     Attributes:
-      top_fraction: the fraction of coordinates that `steepest` moves at once (at least one). Steepest ascent proper moves one;
+      eps: radius in the unit of x; a scalar, one per example [B], or one per coordinate.
+      box: lower and upper bound of valid inputs; default (0., 1.).
+      mask: True where the input may change; None for everywhere. More about all three at `Ball`.
+      top_fraction: the fraction of coordinates that `steepest` moves at once (at least one). Strictly, steepest ascent moves one;
         a hundredth is the convention (Tramer & Boneh, 2019).
     """
 

@@ -10,7 +10,19 @@ from robustjax.threats import ball
 
 @base.node
 class L2(ball.Ball):
-    """{|delta|_2 <= eps}. Fields as in `Ball`."""
+    """{|delta|_2 <= eps}: the change may be spread or concentrated.
+
+    Attributes:
+      eps: radius in the unit of x; a scalar, one per example [B], or one per coordinate.
+      box: lower and upper bound of valid inputs; default (0., 1.).
+      mask: True where the input may change; None for everywhere. More about all three at `Ball`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, robustjax as rj
+      >>> threat = rj.L2(0.5, box=(-jnp.inf, jnp.inf))
+      >>> threat.project(jnp.array([[3.0, 4.0]]), jnp.zeros((1, 2))), threat.norm(jnp.array([[3.0, 4.0]]))
+      (Array([[0.3, 0.4]], dtype=float32), Array([5.], dtype=float32))
+    """
 
     def init(self, key: Key, x: Array) -> Delta:
         """Uniform in the ball of the free coordinates, then clipped to the box.
@@ -93,11 +105,14 @@ class L2(ball.Ball):
         def reached(step):
             return jnp.sum(slope * jnp.minimum(room, step * slope), axis=1, keepdims=True)
 
+        # The smallest step whose delta, sign * min(room, step * slope), reaches the hyperplane: bisected between the step that would do
+        # without a box and one that is enough with it.
         near = arrays.ratio(goal, jnp.sum(squares, axis=1, keepdims=True))
         bounded = jnp.isfinite(room) & (slope > 0)
         far = jnp.max(jnp.where(bounded, room / jnp.where(bounded, slope, 1.0), 0.0), axis=1, keepdims=True)
         far = jnp.maximum(far, arrays.ratio(goal, jnp.sum(jnp.where(jnp.isfinite(room), 0.0, squares), axis=1, keepdims=True)))
         step, _ = ball.bisect(lambda step: reached(step) < goal, jnp.minimum(near, far), far)
+        # Which coordinates are at their bound is now known; the rest solves a linear equation for the exact step.
         free = room > step * slope
         rest = goal - jnp.sum(jnp.where(free, 0.0, slope * jnp.where(free, 0.0, room)), axis=1, keepdims=True)
         free_squares = jnp.sum(jnp.where(free, squares, 0.0), axis=1, keepdims=True)

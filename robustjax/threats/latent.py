@@ -31,27 +31,27 @@ class Latent:
         return self.decoder(self.ball.apply(x, delta))
 
     def init(self, key: Key, x: Array) -> Delta:
-        """As the ball of codes."""
+        """A random perturbation from the ball of codes."""
         return self.ball.init(key, x)
 
     def project(self, delta: Delta, x: Array) -> Delta:
-        """As the ball of codes."""
+        """The projection of the ball of codes."""
         return self.ball.project(delta, x)
 
     def steepest(self, grad: Delta, x: Array, delta: Delta) -> Delta:
-        """As the ball of codes."""
+        """The ball's direction of steepest ascent."""
         return self.ball.steepest(grad, x, delta)
 
     def norm(self, delta: Delta) -> Array:
-        """Of the code's perturbation [B]."""
+        """The norm of the code's perturbation [B]."""
         return self.ball.norm(delta)
 
     def dual_norm(self, grad: Delta) -> Array:
-        """Of a gradient in the code [B]."""
+        """The dual norm of a gradient in the code [B]."""
         return self.ball.dual_norm(grad)
 
     def check(self, x: Array) -> None:
-        """An error about codes outside their box."""
+        """Raises an error where codes lie outside their box."""
         self.ball.check(x)
 
     def within(self, delta: Delta) -> Array:
@@ -75,32 +75,32 @@ class Latent:
         return self.ball.support(normal, x)
 
     def hyperplane(self, x: Array, normal: Array, offset: Array) -> Delta:
-        """As the ball of codes."""
+        """The smallest perturbation of the code with <normal, delta> = offset."""
         return self.ball.hyperplane(x, normal, offset)
 
     def finite_radius(self, x: Array) -> Array:
-        """As the ball of codes."""
+        """A length for steps and starts [B]."""
         return self.ball.finite_radius(x)
 
     def check_shapes(self, shape: tuple[int, ...]) -> None:
-        """As the ball of codes."""
+        """Raises an error where the ball does not fit codes of this shape."""
         self.ball.check_shapes(shape)
 
     def max_norm(self, x: Array) -> Array:
-        """Of the largest perturbation that the box of codes allows [B]."""
+        """The norm of the largest perturbation that the box of codes allows [B]."""
         return self.ball.max_norm(x)
 
     @property
     def box(self) -> tuple[Any, Any]:
-        """Of the codes."""
+        """The box of the codes."""
         return self.ball.box
 
     def to_unit(self, delta: Delta) -> Delta:
-        """As the ball of codes."""
+        """delta / eps if the eps of the codes is per coordinate, else delta."""
         return self.ball.to_unit(delta)
 
     def from_unit(self, unit: Delta) -> Delta:
-        """As the ball of codes."""
+        """The inverse of `to_unit`."""
         return self.ball.from_unit(unit)
 
     def take_rows(self, rows: Array, num_examples: int, rank: int) -> "Latent":

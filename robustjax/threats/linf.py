@@ -11,10 +11,20 @@ from robustjax.threats import ball
 
 @base.node
 class Linf(ball.Ball):
-    """{|delta_i| <= eps}: every coordinate may change a little. Fields as in `Ball`.
+    """{|delta_i| <= eps}: every coordinate may change a little.
+
+    Attributes:
+      eps: radius in the unit of x, such as 8 / 255; a scalar, one per example [B], or one per coordinate.
+      box: lower and upper bound of valid inputs; default (0., 1.).
+      mask: True where the input may change; None for everywhere. More about all three at `Ball`.
 
     Raises:
       ValueError: a number eps that is finite and wider than a box of numbers, such as 8 for 8/255.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, robustjax as rj
+      >>> rj.Linf(0.125).project(jnp.array([[0.5, -0.5, 0.0625]]), jnp.array([[0.5, 0.5, 1.0]]))  # the last is at its bound already
+      Array([[ 0.125, -0.125,  0.   ]], dtype=float32)
     """
 
     def __post_init__(self):
@@ -71,10 +81,12 @@ class Linf(ball.Ball):
         def reached(size):
             return jnp.sum(slope * jnp.minimum(room, size), axis=1, keepdims=True)
 
+        # The smallest size whose delta, sign * min(room, size), reaches the hyperplane: bisected between 0 and a size that is enough.
         far = jnp.max(jnp.where(jnp.isfinite(room) & (slope > 0), room, 0.0), axis=1, keepdims=True)
         open_slope = jnp.sum(jnp.where(jnp.isfinite(room), 0.0, slope), axis=1, keepdims=True)
         far = jnp.maximum(far, jnp.where(open_slope > 0, goal / jnp.where(open_slope > 0, open_slope, 1.0), 0.0))
         size, _ = ball.bisect(lambda size: reached(size) < goal, jnp.zeros_like(goal), far)
+        # Which coordinates are at their bound is now known; the rest solves a linear equation for the exact size.
         free = room > size
         rest = goal - jnp.sum(jnp.where(free, 0.0, slope * jnp.where(free, 0.0, room)), axis=1, keepdims=True)
         free_slope = jnp.sum(jnp.where(free, slope, 0.0), axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The threat that moves colours, alike wherever they appear: a smooth map of the colour cube (Huang et al., 2020)."""
+"""The threat that moves colours, each in the same way wherever it appears: a map of the colour cube (Huang et al., 2020)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""One perturbation for a whole batch: universal perturbations, and the patches and triggers that are made in the same way."""
+"""One perturbation for a whole batch: universal perturbations, patches and triggers."""
 
 from typing import Any
 
@@ -21,7 +21,14 @@ class Shared:
       ball: a `Linf`, `L2`, `L1` or `L0` with one eps, or eps per coordinate [1, ...].
 
     Raises:
-      TypeError: no ball. ValueError: an eps for every example, which one perturbation cannot have.
+      TypeError: what is shared is no ball. ValueError: an eps for every example, which one perturbation cannot have.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, robustjax as rj
+      >>> x, y = jnp.array([[0.6, 0.5], [0.9, 0.4]]), jnp.array([0, 0])
+      >>> attack = rj.bind(rj.attacks.pgd, threat=rj.threats.Shared(rj.Linf(0.125)), step_size=0.05, num_steps=9)
+      >>> attack(jax.random.key(0), lambda x: x, x, y).delta
+      Array([[-0.125,  0.125]], dtype=float32)
 
     Source: Moosavi-Dezfooli et al., CVPR 2017, arXiv:1610.08401; ascent in place of DeepFool: Shafahi et al., AAAI 2020, arXiv:1811.11304.
     """
@@ -41,11 +48,11 @@ class Shared:
         return self._unboxed().init(prng.example_keys(key, x.shape[0])[:1], x[:1])
 
     def project(self, delta: Delta, x: Array) -> Delta:
-        """Into the ball [1, ...]; the box is a matter of each input, see `apply`."""
+        """Into the ball [1, ...]; not into the box, to which `apply` clips each input by itself."""
         return self._unboxed().project(delta, x[:1])
 
     def steepest(self, grad: Delta, x: Array, delta: Delta) -> Delta:
-        """As the ball, of the summed gradient [1, ...]."""
+        """The ball's direction for the summed gradient [1, ...]."""
         return self._unboxed().steepest(grad, x[:1], delta)
 
     def apply(self, x: Array, delta: Delta) -> Array:
@@ -54,7 +61,7 @@ class Shared:
         return x + jnp.clip(delta, min=low, max=high)
 
     def norm(self, delta: Delta) -> Array:
-        """Of the shared delta [1]."""
+        """The norm of the shared delta [1]."""
         return self.ball.norm(delta)
 
     def within(self, delta: Delta) -> Array:
@@ -62,7 +69,7 @@ class Shared:
         return self.ball.within(delta)
 
     def radius(self) -> Array:
-        """eps, as of the ball."""
+        """eps of the ball."""
         return self.ball.radius()
 
     def finite_radius(self, x: Array) -> Array:
@@ -74,16 +81,16 @@ class Shared:
         return Shared(self.ball.with_radius(radius))
 
     def check(self, x: Array) -> None:
-        """An error about inputs outside the box."""
+        """Raises an error where inputs lie outside the box."""
         self.ball.check(x)
 
     def check_shapes(self, shape: tuple[int, ...]) -> None:
-        """As the ball of one example."""
+        """Raises an error where the ball does not fit one example."""
         self.ball.check_shapes((1, *shape[1:]))
 
     @property
     def box(self) -> tuple[Any, Any]:
-        """Of the inputs."""
+        """The box of valid inputs."""
         return self.ball.box
 
     def _unboxed(self):
