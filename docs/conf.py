@@ -32,11 +32,16 @@ napoleon_attr_annotations = False
 napoleon_custom_sections = ["Guarantee", "Source"]
 
 _FIELD = re.compile(r"^    (\w+): .*?#\s*(.*)$")
+_ENTRY = re.compile(r"^\.\. (?:autofunction|autoclass|automodule|py:data):: (\S+)", re.MULTILINE)
+_ENTRIES = {entry for page in (pathlib.Path(__file__).parent / "api").glob("*.md") for entry in _ENTRY.findall(page.read_text())}
 
 
 def _markup(app, what, name, obj, options, lines):
-    """Docstrings are plain text with `code`; reStructuredText would read |x|_p, num_* and `code` as markup of its own."""
-    del app, name, options
+    """Docstrings are plain text with `code`; reStructuredText would read |x|_p, num_* and `code` as markup of its own.
+
+    Code that names an entry of the API pages, as in "as for `natural`", becomes a reference to it.
+    """
+    del app, options
     text = []
     for line in lines:
         if line.startswith("Source:"):  # written on one line, continued by an indented one: a section for napoleon
@@ -47,19 +52,39 @@ def _markup(app, what, name, obj, options, lines):
             text.append(line)
     if what == "class" and hasattr(obj, "_fields"):
         text += _fields(obj)
-    lines[:] = [_escaped(line) for line in text]
+    own = {name.rpartition(".")[2], *_parameters(obj)}
+    marked, is_example = [], False
+    for line in text:
+        is_example = line.lstrip().startswith(">>>") or (is_example and bool(line.strip()))  # with what it shows, to an empty line
+        marked.append(line if is_example else _escaped(line, name, own))
+    lines[:] = marked
 
 
-def _escaped(line):
-    if line.lstrip().startswith(">>>"):
-        return line
+def _escaped(line, place, own):
     bullet = re.match(r"\s*\* ", line)
     if bullet:
-        return bullet.group() + _escaped(line[bullet.end() :])
+        return bullet.group() + _escaped(line[bullet.end() :], place, own)
     parts = line.split("`")
     plain = [re.sub(r"([|*]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts[::2]]
-    merged = [part for pair in zip(plain, [*(f"``{code}``" for code in parts[1::2]), ""], strict=False) for part in pair]
-    return "".join(merged)
+    coded = [f"``{code}``" if code in own else _reference(code, place) for code in parts[1::2]]
+    return "".join(part for pair in zip(plain, [*coded, ""], strict=False) for part in pair)
+
+
+def _reference(code, place):
+    """A reference to what the code names where it stands: in the same module, in its package, or in the library."""
+    packages = place.split(".")
+    for depth in range(len(packages), 0, -1):
+        entry = ".".join([*packages[:depth], code])
+        if entry in _ENTRIES:
+            return f":py:obj:`{code} <{entry}>`"
+    return f"``{code}``"
+
+
+def _parameters(obj):
+    try:
+        return inspect.signature(obj).parameters
+    except (TypeError, ValueError):
+        return ()
 
 
 def _fields(cls):
