@@ -1,16 +1,17 @@
 """What a user hands to an attack on training data: images, labels, targets and networks, each checked in one place."""
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from robustjax import checks
+from robustjax.base import ApplyFn, Array, Threat
 from robustjax.bilevel import problem
 
 
-def images(x, threat=None, name: str = "x", least: int = 1) -> None:
+def images(x: Array | np.ndarray, threat: Threat | None = None, name: str = "x", least: int = 1) -> None:
     """Images or rows [M, ...] of float32 or float64, M >= `least`; finite and, as far as values are known, in the box of the threat.
 
     Raises:
@@ -27,11 +28,11 @@ def images(x, threat=None, name: str = "x", least: int = 1) -> None:
         return
     if not np.isfinite(np.asarray(x)).all():
         raise ValueError(f"{name} holds NaN or infinite values; look at what it was read or scaled from.")
-    if hasattr(threat, "check"):
+    if threat is not None and hasattr(threat, "check"):
         threat.check(x)
 
 
-def shaped_like(x, other, name: str) -> None:
+def shaped_like(x: Array | np.ndarray, other: Array | np.ndarray, name: str) -> None:
     """Images [T, ...] of the shape of others.
 
     Raises:
@@ -42,7 +43,7 @@ def shaped_like(x, other, name: str) -> None:
         raise ValueError(f"expected {name} [T, {', '.join(map(str, other.shape[1:]))}] like x {other.shape}, got {x.shape}.")
 
 
-def inside(x, bounds, name: str = "x") -> None:
+def inside(x: Array | np.ndarray, bounds: tuple, name: str = "x") -> None:
     """Values, as far as they are known, lie in a box.
 
     Raises:
@@ -66,7 +67,7 @@ def fractions(**numbers) -> None:
             raise ValueError(f"{name} is a share: expected it in [0, 1], got {number}.")
 
 
-def classes(apply_fn: Callable, params, model_state, x, mode: str = "eval") -> int:
+def classes(apply_fn: ApplyFn, params: Any, model_state: Any, x: Array | np.ndarray, mode: str = "eval") -> int:
     """The number of classes of a network (params, model_state, x, mode) -> (logits [B, C], model_state), of which only shapes are asked.
 
     Raises:
@@ -85,7 +86,7 @@ def classes(apply_fn: Callable, params, model_state, x, mode: str = "eval") -> i
     return made[0].shape[1]
 
 
-def labelled(y, num_examples: int, num_classes: int, name: str = "y") -> None:
+def labelled(y: Any, num_examples: int, num_classes: int, name: str = "y") -> None:
     """Integer labels of as many images, each below the number of classes where its value is known.
 
     Raises:
@@ -95,7 +96,7 @@ def labelled(y, num_examples: int, num_classes: int, name: str = "y") -> None:
     checks.labels_in_range(y, num_classes, name)
 
 
-def per_example(name: str, values, num_examples: int):
+def per_example(name: str, values: Array, num_examples: int) -> Array:
     """The values of a loss, if there is one for each example.
 
     Raises:
@@ -108,7 +109,7 @@ def per_example(name: str, values, num_examples: int):
     return values
 
 
-def table(x, y, name: str = "y") -> None:
+def table(x: Array | np.ndarray, y: Array | np.ndarray, name: str = "y") -> None:
     """Rows [N, D] of finite numbers, one at least, and as many finite labels [N].
 
     Raises:
@@ -124,3 +125,14 @@ def table(x, y, name: str = "y") -> None:
         )
     if not np.isfinite(y.astype(float)).all():
         raise ValueError(f"{name} holds NaN or infinite labels; drop those rows.")
+
+
+def binary_table(x: Array | np.ndarray, y: Array | np.ndarray) -> None:
+    """Rows of finite numbers and one label for each, -1 or 1, and both of them.
+
+    Raises:
+      ValueError: otherwise.
+    """
+    table(x, y)
+    if set(np.unique(y)) != {-1, 1}:
+        raise ValueError(f"expected both labels -1 and 1 of {np.size(y)} points, got {np.unique(y)[:5]}; for 0 and 1 pass 2 * y - 1.")
