@@ -1,10 +1,10 @@
 """What a rule is, the rules that need no table, and the error where a rule is missing."""
 
-import pathlib
+import os
+import sys
 import sysconfig
 from collections.abc import Callable
 
-import flax
 import jax
 import numpy as np
 
@@ -12,8 +12,7 @@ from robustjax.graph import _program
 
 Rule = Callable[..., list]  # (context, equation, *values) -> the value of every output; of every input, in a walk backward
 
-_LIBRARIES = tuple(str(pathlib.Path(file).parent) + "/" for file in (jax.__file__, flax.__file__, pathlib.Path(__file__).parent))
-_STDLIB = sysconfig.get_path("stdlib")
+_LIBRARIES = ("jax", "flax", "robustjax")  # whose lines are not the user's
 
 
 def bind(context, eqn: "_program.Equation", *values) -> list:
@@ -63,5 +62,6 @@ def place(eqn: "_program.Equation") -> str:
 
 
 def _is_of_user(file):
-    is_of_python = file.startswith(_STDLIB) and "site-packages" not in file
-    return not (is_of_python or file.startswith(_LIBRARIES))
+    is_of_python = file.startswith(sysconfig.get_path("stdlib")) and "site-packages" not in file
+    folders = [os.path.join(sys.modules[name].__path__[0], "") for name in _LIBRARIES if name in sys.modules]
+    return not (is_of_python or file.startswith(tuple(folders)))
