@@ -6,23 +6,12 @@ from robustjax import renamed
 from robustjax.smoothing import noise, radii
 from robustjax.smoothing._denoised import denoised, diffusion_denoiser
 from robustjax.smoothing._soft import Smoothed, log_mean_softmax, soft
+from robustjax.smoothing.certificates import certify, certify_soft, certify_two_sided, predict
 from robustjax.smoothing.counting import SOFT_UNIT, SoftVotes, count_predictions, count_soft, not_finite
+from robustjax.smoothing.curves import average_radius, bonferroni, certified_accuracy, failures
+from robustjax.smoothing.probabilities import bernstein_lower, binomial_lower, binomial_upper, hoeffding_lower
 from robustjax.smoothing.sampling import VoteState, vote, vote_dataset
 from robustjax.smoothing.sequential import anytime_lower, certify_sequential, lower_bound, undecided
-from robustjax.smoothing.statistics import (
-    average_radius,
-    bernstein_lower,
-    binomial_lower,
-    binomial_upper,
-    bonferroni,
-    certified_accuracy,
-    certify,
-    certify_soft,
-    certify_two_sided,
-    failures,
-    hoeffding_lower,
-    predict,
-)
 
 __all__ = [
     "SOFT_UNIT",

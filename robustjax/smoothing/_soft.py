@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from robustjax import base, checks, prng
-from robustjax.base import Array, ModelFn
+from robustjax.base import Array, ModelFn, NoiseFn, Numeric
 from robustjax.smoothing import counting, noise
 
 
 @base.node
 class Smoothed:
-    """A model that draws its noise afresh in every step, and averages: see `soft`."""
+    """A model that averages over noise, which it draws again in every step of an attack: see `soft`."""
 
     bound: base.Configured
 
@@ -20,30 +20,44 @@ class Smoothed:
         raise ValueError("a smoothed model is random: call .draw(keys)(x), as every attack does each step.")
 
     def draw(self, keys: Array) -> ModelFn:
-        """The average over the noise of these keys [B]; attacked as it is, it keeps that noise in all steps."""
+        """The average over the noise of these keys [B]: a model that keeps this noise, in all steps of an attack too."""
         return base.bind(self.bound, keys=keys)
 
 
-def soft(model_fn: ModelFn, *, sigma, num_samples: int, temperature=1.0, gradient_free: bool = False, noise_fn=noise.gaussian) -> Smoothed:
+def soft(
+    model_fn: ModelFn,
+    *,
+    sigma: Numeric,
+    num_samples: int,
+    temperature: Numeric = 1.0,
+    gradient_free: bool = False,
+    noise_fn: NoiseFn = noise.gaussian,
+) -> Smoothed:
     """log of the mean over noise of softmax(logits(x + noise) / temperature), as logits.
 
-    Its cross-entropy is -log of the mean probability, the objective of SmoothAdv, where the mean of the cross-entropies would be another.
+    Its cross-entropy is -log of the mean probability, the objective of SmoothAdv; the mean of the cross-entropies would be another one.
 
     Args:
       model_fn: the base classifier, randomised or not.
       sigma: standard deviation of the noise, in the unit of x.
-      num_samples: S noisy copies at once; memory and time are those of S * B examples.
+      num_samples: S, noisy copies of each example; memory and time are those of S * B examples.
       temperature: of the softmax.
       gradient_free: whether the gradient in x comes from the noise (Stein: the mean of h(x + noise) noise / sigma^2) instead of from
         the model, which then need not be differentiable. Gaussian noise only.
-      noise_fn: see `noise`.
+      noise_fn: (key, x [...], sigma) -> noisy x, of one example; see `noise`.
 
     Returns:
-      A randomised model: attacks and losses draw from it; `.draw(keys)` is one realisation, a ModelFn with that noise kept.
+      A randomised model: attacks and losses draw from it. `.draw(keys)` is one realisation, a ModelFn that keeps its noise.
 
     Raises:
-      ValueError: sigma, num_samples or temperature not positive; the gradient-free form with other than Gaussian noise.
-      TypeError: a num_samples that is traced or no integer; when called, inputs of half precision or a model that returns a tuple.
+      ValueError: sigma, num_samples or temperature not positive; the gradient-free form with noise that is not Gaussian.
+      TypeError: a num_samples that is traced or not an integer; when called, inputs of half precision or a model that returns a tuple.
+
+    Example:
+      >>> smoothed = smoothing.soft(lambda x: x, sigma=0.25, num_samples=100)
+      >>> logits = smoothed.draw(jax.random.split(jax.random.key(0), 1))(jnp.array([[0.9, 0.1]]))
+      >>> logits.shape, bool(logits[0, 0] > logits[0, 1])
+      ((1, 2), True)
 
     Source: Salman et al., NeurIPS 2019, eq. 6, arXiv:1906.04584.
     """
@@ -61,9 +75,9 @@ def soft(model_fn: ModelFn, *, sigma, num_samples: int, temperature=1.0, gradien
 
 
 def log_mean_softmax(logits: Array) -> Array:
-    """log of the mean over axis 1 of softmax: [B, S, C] -> [B, C], without an exponential that could vanish.
+    """log of the mean over axis 1 of softmax: [B, S, C] -> [B, C], computed from logarithms, so that no probability underflows.
 
-    A class that is masked by -inf in all samples stays so, and has no gradient.
+    A class that is masked by -inf in all samples stays masked, and has no gradient.
 
     Raises:
       ValueError: logits of another rank.
@@ -83,7 +97,8 @@ def _log_mean(x, *, keys, model, sigma, num_samples, temperature, gradient_free,
     logits = logits.astype(noise.noise_dtype(logits))
     logits = logits / jnp.asarray(temperature, logits.dtype)
     if gradient_free:
-        # h(x + noise) as a constant, times the density ratio of the noise as x moves: 1 here, with gradient noise / sigma^2.
+        # Stein's estimate: h(x + noise) is a constant, times the ratio of the noise's densities as x moves, which is 1 with the gradient
+        # noise / sigma^2. Its logarithm is added to log h: `ratio` is 0, with that gradient.
         moved = (samples - where[:, None]) * (x - where)[:, None]
         ratio = moved.sum(axis=tuple(range(2, moved.ndim))) / jnp.reshape(jnp.square(jnp.asarray(sigma, x.dtype)), (-1, 1))
         log_probs = jax.nn.log_softmax(jax.lax.stop_gradient(logits), axis=-1)

@@ -1,9 +1,9 @@
 """Votes of a classifier under noise, counted on the device: the state of every certificate.
 
 Sample n of an image is drawn from fold_in(key of the image, n), so that neither the chunk, the batch, the mesh nor an interruption
-changes what is drawn: counts of consecutive samples add up to the counts of all, where the model's logits of an example do not depend on
-the batch it is in (the last digit of a convolution's may). The noise is the same for keys of threefry, the default; those of
-"rbg" draw other noise, no worse, when another number of them draws at once.
+changes what is drawn: counts of consecutive samples add up to the counts of all, if the model's logits of an example do not depend on
+the batch that it is in (the last digit of a convolution's logits may). This holds for keys of threefry, the default. Keys of "rbg" draw
+other noise, which is no worse, if another number of them draws at once.
 """
 
 from typing import NamedTuple
@@ -11,14 +11,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from robustjax import base, checks, losses, prng
-from robustjax.base import Array, Key, ModelFn
+from robustjax.base import Array, Key, ModelFn, NoiseFn, Numeric
 from robustjax.smoothing import noise
 
-SOFT_UNIT = 2**-14  # of soft votes: 131,071 samples fit into 31 bits
-NOT_FINITE = -(2**20)  # votes for every class where logits were not finite: below 0 with a million votes added, in 2,000 sets
-_FEW_CLASSES = 32  # of a prediction that is unrolled
+SOFT_UNIT = 2**-14  # soft votes are multiples of it: 131,071 samples fit into 31 bits
+NOT_FINITE = -(2**20)  # marks a row: it stays below 0 if a million votes are added, and 2,000 of them fit into int32
+_FEW_CLASSES = 32  # up to which `leader` is unrolled
 
 
 class SoftVotes(NamedTuple):
@@ -31,30 +32,38 @@ class SoftVotes(NamedTuple):
 
 
 def count_predictions(
-    key: Key, model_fn: ModelFn, x: Array, *, sigma, num_samples: int, chunk_size: int, first_sample=0, noise_fn=noise.gaussian
+    key: Key,
+    model_fn: ModelFn,
+    x: Array,
+    *,
+    sigma: Numeric,
+    num_samples: int,
+    chunk_size: int,
+    first_sample: int | Array = 0,
+    noise_fn: NoiseFn = noise.gaussian,
 ) -> Array:
     """How often each class is predicted at x + noise.
 
-    NaN is no class: where the logits of one sample are not finite (NaN, infinity, or -inf throughout), nobody knows what the classifier
-    would have said, and the whole row is marked, see `not_finite`. A class masked by -inf is never predicted.
+    NaN is not a class: if the logits of one sample are not finite (NaN, infinity, or -inf for every class), the prediction is unknown
+    and the whole row is marked, see `not_finite`. A class that is masked by -inf is never predicted.
 
     Args:
       key: one key, or one per example [B].
       model_fn: x [B, ...] -> logits [B, C], C >= 2; a randomised one draws afresh for every sample.
-      x: inputs [B, ...]. The noise is added to them as they are: what normalises belongs into the model.
+      x: inputs [B, ...]. The noise is added to them as they are: normalisation belongs inside the model.
       sigma: standard deviation of the noise, in the unit of x; a scalar or [B].
       num_samples: samples of each example.
       chunk_size: samples of each example at a time; memory is that of B * chunk_size examples.
-      first_sample: where to go on; a scalar or [B]. Counts of samples 0..m and m..n add up to those of 0..n.
+      first_sample: index of the first sample, a scalar or [B]. Counts of samples 0..m and m..n add up to those of 0..n.
       noise_fn: (key, x [...], sigma) -> noisy x, of one example; see `noise`.
 
     Returns:
-      Votes [B, C] int32; each row sums to num_samples, or holds a negative number throughout. Ties of logits go to the lower class.
+      Votes [B, C] int32; each row sums to num_samples, or is negative everywhere. Ties of logits go to the lower class.
 
     Raises:
-      ValueError: sigma or first_sample neither scalar nor [B], sigma, num_samples or chunk_size not positive, a chunk that does not
-        divide num_samples, inputs of integers, logits that are not [B, C].
-      TypeError: a number of samples that is traced or no integer, or a model that returns a tuple.
+      ValueError: sigma or first_sample neither scalar nor [B], sigma, num_samples or chunk_size not positive, a chunk_size that does
+        not divide num_samples, inputs of integers, logits that are not [B, C].
+      TypeError: a number of samples that is traced or not an integer, or a model that returns a tuple.
 
     Source: Cohen et al., ICML 2019, SampleUnderNoise, arXiv:1902.02918. Differs: one key per image and sample.
     """
@@ -67,10 +76,10 @@ def count_predictions(
     return jnp.where(counts.sum(axis=1, keepdims=True) == num_samples, counts, NOT_FINITE)
 
 
-def not_finite(votes) -> np.ndarray:
+def not_finite(votes: ArrayLike) -> np.ndarray:
     """Which rows [B] of votes [B, C] hold a sample whose logits were not finite: all their numbers are negative.
 
-    Votes that are added to such a row leave it so, up to a million for each class, and so does the sum of up to 2,000 such rows. The
+    Such a row stays negative if up to a million votes for each class are added, and so does the sum of up to 2,000 such rows. The
     statistics abstain there.
     """
     return np.all(np.asarray(votes) < 0, axis=1)
@@ -81,23 +90,26 @@ def count_soft(
     model_fn: ModelFn,
     x: Array,
     *,
-    sigma,
+    sigma: Numeric,
     num_samples: int,
     chunk_size: int,
-    temperature=1.0,
-    first_sample=0,
-    noise_fn=noise.gaussian,
+    temperature: Numeric = 1.0,
+    first_sample: int | Array = 0,
+    noise_fn: NoiseFn = noise.gaussian,
 ) -> SoftVotes:
-    """Sums of softmax(logits / temperature) at x + noise, in fixed point: they add up exactly, and bracket the sum on both sides.
+    """Sums of softmax(logits / temperature) at x + noise, in fixed point: they add up exactly, and the true sum lies between two of them.
 
-    A sample whose logits are not finite counts as nothing, so that `certify_soft` misses it and refuses.
+    A sample whose logits are not finite adds nothing; `certify_soft` sees that it is missing and raises.
 
     Args:
-      key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn: as for `count_predictions`.
-      temperature: 1 / beta of MACER; toward 0 the votes harden.
+      key, model_fn, x, first_sample, noise_fn: key or keys, model, inputs, first sample and noise, as for `count_predictions`.
+      sigma: standard deviation of the noise, in the unit of x; a scalar or [B].
+      num_samples: samples of each example.
+      chunk_size: samples of each example at a time; divides num_samples.
+      temperature: of the softmax, 1 / beta of MACER; toward 0 the votes become hard.
 
     Raises:
-      ValueError: as `count_predictions`, and more samples than fit into 31 bits.
+      ValueError: as for `count_predictions`, and more samples than fit into 31 bits.
 
     Source: Zhai et al., ICLR 2020, appendix C, arXiv:2001.02378.
     """
@@ -107,18 +119,21 @@ def count_soft(
         raise ValueError(f"num_samples={num_samples} soft votes overflow 31 bits; add up calls of at most {int(SOFT_UNIT * 2**31) - 1}.")
 
     def votes(logits):
-        # Comparisons: XLA:CPU's maximum of eight numbers or more passes NaN over (jax 0.10.2).
+        # Comparisons, since XLA:CPU's maximum of eight numbers or more ignores NaN (jax 0.10.2).
         finite = (logits < jnp.inf).all(axis=-1) & (logits > -jnp.inf).any(axis=-1)
         logits = jnp.where(finite[..., None], logits, 0.0).astype(noise.noise_dtype(logits))  # in bfloat16 they would not sum to 1
         probs = jax.nn.softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1)
         scaled = jnp.where(finite[..., None], probs, 0.0) / SOFT_UNIT
+        # Rounded down and up: a lower bound needs a mean that is not too large, and squares that are not too small.
         rounded = jnp.floor(scaled), jnp.ceil(scaled), jnp.ceil(jnp.square(scaled) * SOFT_UNIT)
         return SoftVotes(*(part.astype(jnp.int32).sum(axis=1, dtype=jnp.int32) for part in (*rounded, finite)))
 
     return _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, votes)
 
 
-def noisy(keys: Array, x: Array, sigma, num_samples: int, noise_fn=noise.gaussian, first_sample=0) -> tuple[Array, Array]:
+def noisy(
+    keys: Array, x: Array, sigma: Numeric, num_samples: int, noise_fn: NoiseFn = noise.gaussian, first_sample: int | Array = 0
+) -> tuple[Array, Array]:
     """Samples [B, S, ...] of x [B, ...] under noise, and the keys [B, S] from which they were drawn."""
     checks.inputs(x, is_half_allowed=True)
     checks.counts(num_samples=num_samples)
@@ -151,7 +166,7 @@ def grouped(logits: Array, num_examples: int, num_samples: int) -> Array:
     """Logits [B * S, C] of a model as [B, S, C].
 
     Raises:
-      ValueError: they are of another shape, or of fewer than two classes. TypeError: they are no array, such as a tuple.
+      ValueError: they are of another shape, or of fewer than two classes. TypeError: they are not an array, but for instance a tuple.
     """
     losses.check_logits(logits)
     if len(logits) != num_examples * num_samples:
@@ -162,10 +177,10 @@ def grouped(logits: Array, num_examples: int, num_samples: int) -> Array:
 
 
 def leader(logits: Array) -> Array:
-    """argmax over the last axis, ties to the lower class; the first NaN leads: [..., C] -> [...].
+    """argmax over the last axis, ties to the lower class, the first NaN as the largest: [..., C] -> [...].
 
-    Over few classes it is unrolled. XLA:CPU runs a network in a loop some 5 % slower if a reduction over classes follows it
-    (jax 0.10.2); `top_k` would do as well, but over a mesh it gathers the logits.
+    Over few classes it is unrolled: XLA:CPU runs a network in a loop about 5 % slower if a reduction over classes follows it
+    (jax 0.10.2). `top_k` would be as fast, but over a mesh it gathers the logits.
     """
     num_classes = logits.shape[-1]
     if num_classes > _FEW_CLASSES:
@@ -173,13 +188,13 @@ def leader(logits: Array) -> Array:
     best, found = logits[..., 0], jnp.zeros(logits.shape[:-1], jnp.int32)
     for label in range(1, num_classes):
         candidate = logits[..., label]
-        better = ~(candidate <= best) & (best == best)  # the first NaN leads, as in argmax
+        better = ~(candidate <= best) & (best == best)  # the first NaN wins, as in argmax
         best, found = jnp.where(better, candidate, best), jnp.where(better, label, found)
     return found
 
 
-def check_sigma(sigma, num_examples: int) -> None:
-    """It is a standard deviation, or one per example [B], as far as its values are known at trace time.
+def check_sigma(sigma: Numeric, num_examples: int) -> None:
+    """Requires a standard deviation, or one per example [B], as far as the values are known at trace time.
 
     Raises:
       ValueError: it is not positive and finite, or of another shape.

@@ -1,9 +1,9 @@
-"""Voting over a data set: a generator of states, each of them complete, which whoever drives it may show, save and resume.
+"""Voting over a data set: a generator of states, each of them complete, which the caller may show, save and resume.
 
 Keys are made from an image's place in the data set and votes are counted in steps of a fixed number of samples, so that an image sees
-the same noise whatever the batch size, the mesh and the interruptions, and stops where its own votes say. Interruptions never change a
-count. Shapes do not either, as far as the model gives an example the same logits in every batch: convolutions may differ in the last
-digit from one shape to another, which moves the votes of samples that lie that near to a boundary.
+the same noise whatever the batch size, the mesh and the interruptions, and stops where its own votes decide. Interruptions never change
+a count. The shape of a batch does not either, if the model gives an example the same logits in every batch: convolutions may differ in
+the last digit from one shape to another, which changes the votes of samples that lie so near to a boundary.
 """
 
 import functools
@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from robustjax import base, checks, fingerprint, parallel, prng
-from robustjax.base import Array, Key, ModelFn
+from robustjax.base import Array, Key, ModelFn, NoiseFn, Numeric
 from robustjax.smoothing import counting, noise
 
 
@@ -26,9 +27,9 @@ class VoteState:
     It unpacks into its two sets of votes: `certify(*state, sigma=sigma)`.
     """
 
-    selection: Any  # [N, C] int32, by which the class is chosen
-    estimation: Any  # [N, C] int32, by which its probability is bounded; the sum of a row is what was drawn
-    fingerprint: Any = None  # of what `vote_dataset` draws: dict of name -> small numpy array, to be saved with the votes
+    selection: Any  # [N, C] int32, votes that choose the class
+    estimation: Any  # [N, C] int32, votes that bound its probability; the sum of a row is the number of votes that were drawn
+    fingerprint: Any = None  # of what `vote_dataset` draws from: dict of name -> small numpy array, to be saved with the votes
 
     def __iter__(self):
         return iter((self.selection, self.estimation))
@@ -39,26 +40,35 @@ def vote(
     model_fn: ModelFn,
     x: Array,
     *,
-    sigma,
+    sigma: Numeric,
     num_selection: int = 100,
     num_samples: int,
     chunk_size: int,
-    noise_fn: Callable = noise.gaussian,
+    noise_fn: NoiseFn = noise.gaussian,
 ) -> VoteState:
     """Both sets of votes of a batch, from one key: `certify(*vote(...), sigma=sigma)` is Cohen's procedure.
 
     Args:
       key: one key, or one per example [B]; an example selects with fold_in(its key, 0) and estimates with fold_in(its key, 1).
-      model_fn, x, sigma, noise_fn: as for `count_predictions`.
+      model_fn: x [B, ...] -> logits [B, C], C >= 2; a randomised model draws again for every sample.
+      x: inputs [B, ...].
+      sigma: standard deviation of the noise, in the unit of x; a scalar or [B].
       num_selection: votes for choosing the class (n0).
       num_samples: votes for estimating its probability (n).
-      chunk_size: samples of each example at a time; divides both numbers.
+      chunk_size: samples of each example at a time; divides both numbers. Memory is that of B * chunk_size examples.
+      noise_fn: (key, x [...], sigma) -> noisy x, of one example; see `noise`.
 
     Returns:
       The votes of `vote_dataset` for the same key and images; jax arrays, without a fingerprint.
 
     Raises:
-      ValueError, TypeError: as `count_predictions`.
+      ValueError, TypeError: as for `count_predictions`.
+
+    Example:
+      >>> model_fn, x = lambda x: 4.0 * x, jnp.array([[0.9, 0.1], [0.5, 0.5]])  # the second input lies on the boundary
+      >>> votes = smoothing.vote(jax.random.key(0), model_fn, x, sigma=0.25, num_samples=1000, chunk_size=100)
+      >>> smoothing.certify(*votes, sigma=0.25).prediction
+      array([ 0, -1])
     """
     checks.inputs(x, is_half_allowed=True)
     _check_chunk(chunk_size, num_selection=num_selection, num_samples=num_samples)
@@ -81,35 +91,42 @@ def vote_dataset(
     num_step_samples: int,
     batch_size: int,
     chunk_size: int,
-    undecided_fn: Callable | None = None,
-    noise_fn: Callable = noise.gaussian,
-    mesh=None,
+    undecided_fn: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    noise_fn: NoiseFn = noise.gaussian,
+    mesh: Mesh | None = None,
     state: VoteState | None = None,
 ) -> Iterator[VoteState]:
-    """Votes for every image, and the state after every step.
+    """Draws the votes of every image, and yields the state after every step.
 
     Args:
-      key: of the whole; image n selects with fold_in(fold_in(key, n), 0) and estimates with fold_in(fold_in(key, n), 1).
-      model_fn: the base classifier.
+      key: one key for the whole run; image n selects with fold_in(fold_in(key, n), 0) and estimates with fold_in(fold_in(key, n), 1).
+      model_fn: the base classifier, x [B, ...] -> logits [B, C].
       x: [N, ...] inputs.
-      sigma, noise_fn: of the noise, see `count_predictions`; one sigma for all images.
+      sigma: standard deviation of the noise, in the unit of x; one for all images.
       num_selection: votes for choosing the class (n0).
       num_samples: votes for estimating its probability (n), at most.
       num_step_samples: votes between two looks at an image; divides num_samples.
-      batch_size: images at once. Where fewer are left, the places that are free take their next steps.
-      chunk_size: samples of an image at once, see `count_predictions`; divides num_selection and num_step_samples.
+      batch_size: images at once. If fewer images are left, the free slots draw the next steps of the same images.
+      chunk_size: samples of an image at once; divides num_selection and num_step_samples. Memory is that of batch_size * chunk_size.
       undecided_fn: (selection [B, C], estimation [B, C]) -> which images need more votes [B] bool, such as
-        `functools.partial(sequential.undecided, ...)`; None draws num_samples for all.
-      mesh: devices to shard batches over (`parallel.data_mesh`), the model being replicated; None for one device.
-      state: where to resume; batch_size, chunk_size, undecided_fn and mesh may be others than before.
+        `functools.partial(smoothing.undecided, ...)`; None draws num_samples for all.
+      noise_fn: (key, x [...], sigma) -> noisy x, of one example; see `noise`.
+      mesh: devices to shard batches over (`parallel.data_mesh`), with the model replicated; None for one device.
+      state: where to resume; batch_size, chunk_size, undecided_fn and mesh may differ from before.
 
     Yields:
-      States; the last one is the result. An image with logits that are not finite under noise is marked, and given no more votes.
+      States; the last one is the result. An image with logits that are not finite under noise is marked, and gets no more votes.
 
     Raises:
       ValueError: sigma or a number of samples not positive, numbers of samples that do not divide, logits that are not finite without
-        noise, or a state of another key, model, data set or plan: what differs is named.
-      TypeError: a number of samples that is no integer, a model that returns a tuple, several keys, or a state that is none.
+        noise, or a state of another key, model, data set or plan: the message names what differs.
+      TypeError: a number of samples that is not an integer, a model that returns a tuple, several keys, or a state that is not one.
+
+    Example:
+      >>> model_fn, x = lambda x: 4.0 * x, np.array([[0.9, 0.1], [0.5, 0.5]])
+      >>> options = {"sigma": 0.25, "num_samples": 1000, "num_step_samples": 500, "batch_size": 2, "chunk_size": 100}
+      >>> [int(state.estimation.sum()) for state in smoothing.vote_dataset(jax.random.key(0), model_fn, x, **options)]
+      [0, 0, 1000, 2000]
     """
     checks.on_host(x)
     x = np.asarray(x)
@@ -155,12 +172,13 @@ def vote_dataset(
 
     waiting = is_open(np.arange(len(x)))
     while waiting.any():
+        # Slot s of the batch draws step `turn` from now of image `place`: with fewer images than slots, several steps of an image at once.
         rows = np.flatnonzero(waiting)[:batch_size]
         turn, place = np.divmod(np.arange(batch_size), len(rows))
         rows = rows[place]
         first = state.estimation[rows].sum(axis=1) + turn * num_step_samples
         counts = run(estimate, rows, first.astype(np.int32))
-        for ahead in range(turn.max() + 1):  # votes ahead of a stop are not counted
+        for ahead in range(turn.max() + 1):  # votes drawn beyond the stop of their image are not counted
             taken = (turn == ahead) & waiting[rows] & (first < num_samples)
             cast, before = counts[taken], state.estimation[rows[taken]]
             state.estimation[rows[taken]] = np.where(counting.not_finite(cast)[:, None], cast, before + cast)
@@ -169,7 +187,7 @@ def vote_dataset(
 
 
 def _check_clean(run, key):
-    # The first batch is looked at without noise, so that a broken model is named before hours of work.
+    # The model is tried on the first batch without noise, so that a broken one is reported before hours of work.
     rows = np.arange(min(run.batch_size, len(run.x)))
     if len(rows) and not np.isfinite(run(functools.partial(_clean_logits, key), rows).max(axis=1)).all():
         raise ValueError("the model's logits are not finite; check its parameters and the scale of x.")
@@ -193,7 +211,7 @@ def _num_classes(model_fn, x):
 
 
 def _fingerprint(key, model_fn, x, noise_fn, plan):
-    # Of all that decides which votes are cast.
+    # It covers everything that decides which votes are cast.
     model = model_fn, fingerprint.program(_logits, model_fn, *_example(x))
     keys, image = _example(x)
     drawn = fingerprint.program(noise_fn, keys[0], image[0], np.float32(1.0))
@@ -205,11 +223,7 @@ def _example(x):
 
 
 def _check_resumable(state, nothing, num_selection, num_samples, num_step_samples):
-    if not isinstance(state, VoteState):
-        raise TypeError(f"expected the VoteState of an earlier run, got a {type(state).__name__}; pass what sample yielded.")
-    if state.fingerprint is None:
-        raise ValueError("cannot resume: the votes have no fingerprint of what they were drawn from; save that of the state with them.")
-    fingerprint.require_same(state.fingerprint, nothing.fingerprint, "vote")
+    fingerprint.require_resumable(state, VoteState, nothing.fingerprint, "vote")
     shapes = [np.shape(part) for part in state]
     chosen, drawn = (np.asarray(part)[~counting.not_finite(part)].sum(axis=1) for part in state)
     if (

@@ -8,8 +8,8 @@ import scipy.integrate
 import scipy.optimize
 import scipy.stats
 
-from robustjax import smoothing
-from robustjax.smoothing import radii, statistics
+from robustjax import base, smoothing
+from robustjax.smoothing import certificates, radii
 
 GRID_P = np.array([0.5, 0.55, 0.7, 0.9, 0.99, 0.999, 0.99993])
 
@@ -60,7 +60,7 @@ def test_abstention_half_and_ties():
     np.testing.assert_array_equal(certificate.prediction, [-1, 1])  # the first of a tie is class 0, which has too few votes
     np.testing.assert_array_equal(certificate.radius[0], 0.0)
     assert certificate.radius.dtype == np.float64 and not certificate.certified[0]
-    exactly_half = statistics.certificate(np.array([2]), np.array([0.5]), 1.0, radii.gaussian_l2)
+    exactly_half = certificates.certificate(np.array([2]), np.array([0.5]), 1.0, radii.gaussian_l2)
     assert exactly_half.prediction[0] == 2 and not exactly_half.certified[0]
 
 
@@ -242,9 +242,7 @@ def test_stopping_asks_only_for_what_can_still_change():
 
 
 def test_curves_and_averages():
-    certificate = smoothing.statistics.Certificate(
-        np.array([1, 2, -1, 0]), np.array([0.5, 1.0, 0.0, 0.25]), np.array([True, True, False, True])
-    )
+    certificate = base.Certificate(np.array([1, 2, -1, 0]), np.array([0.5, 1.0, 0.0, 0.25]), np.array([True, True, False, True]))
     y = np.array([1, 0, 0, 0])
     np.testing.assert_array_equal(smoothing.certified_accuracy(certificate, y, (0.0, 0.25, 0.3, 0.5, 0.6)), [0.5, 0.5, 0.25, 0.25, 0.0])
     assert smoothing.average_radius(certificate, y) == pytest.approx(0.75 / 4)
