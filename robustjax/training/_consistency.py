@@ -1,43 +1,45 @@
-"""Consistency regularisation: predictions under noise that agree with each other (Jeong & Shin, 2020)."""
+"""Consistency regularisation: predictions under noise shall agree with each other (Jeong & Shin, 2020)."""
 
-from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
 from robustjax import losses, prng
-from robustjax.base import Array, Key, LossFn
+from robustjax.base import ApplyFn, Array, Key, LossFn, Numeric
 from robustjax.smoothing import _soft
 from robustjax.training import _gaussian, _natural
+from robustjax.training._natural import Risk
 
 
 def consistency(
-    params,
-    model_state,
+    params: Any,
+    model_state: Any,
     key: Key,
     x: Array,
     y: Array,
     *,
-    apply_fn: Callable,
-    sigma,
-    weight,
-    entropy_weight=0.5,
+    apply_fn: ApplyFn,
+    sigma: Numeric,
+    weight: Numeric,
+    entropy_weight: Numeric = 0.5,
     num_noise: int = 2,
     loss_fn: LossFn = losses.cross_entropy,
-):
+) -> Risk:
     """Mean loss at x + noise + weight * mean KL(p_mean || p_copy) + entropy_weight * H(p_mean), p_mean averaged over the copies.
 
     Args:
-      params, model_state, key, x, y, apply_fn, loss_fn: as for `natural`; the key draws the noise.
+      params, model_state, x, y, apply_fn, loss_fn: parameters, state, batch, network and loss, as for `natural`.
+      key: of the noise.
       sigma: standard deviation of the noise, in the unit of x.
-      weight: of the divergence; 10 or 20 on CIFAR-10, 5 or 10 on MNIST.
-      entropy_weight: of the entropy of the mean.
-      num_noise: copies of each example.
+      weight: weight of the divergence; 10 or 20 on CIFAR-10, 5 or 10 on MNIST.
+      entropy_weight: weight of the entropy of the mean.
+      num_noise: noisy copies of each example.
 
     Returns:
       The loss and (model_state, {"loss", "accuracy"} under noise).
 
     Raises:
-      ValueError, TypeError: as `gaussian`.
+      ValueError, TypeError: as for `gaussian`.
 
     Source: Jeong & Shin, NeurIPS 2020, eq. 8, arXiv:2006.04062.
     """

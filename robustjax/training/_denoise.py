@@ -1,47 +1,49 @@
-"""Training a denoiser for a classifier that stays as it is: denoised smoothing (Salman et al., 2020)."""
+"""Training a denoiser for a classifier that is not changed: denoised smoothing (Salman et al., 2020)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
 from robustjax import checks, losses, prng
-from robustjax.base import Array, Key, ModelFn
+from robustjax.base import ApplyFn, Array, Key, ModelFn, Numeric
 from robustjax.smoothing import _denoised, counting
+from robustjax.training._natural import Risk
 
 _OBJECTIVES = ("denoising", "stability", "classification")
 
 
 def denoise(
-    params,
-    model_state,
+    params: Any,
+    model_state: Any,
     key: Key,
     x: Array,
     y: Array,
     *,
-    apply_fn: Callable,
-    sigma,
+    apply_fn: ApplyFn,
+    sigma: Numeric,
     objective: str = "denoising",
     model_fns: Sequence[ModelFn] = (),
-):
-    """How far D(x + noise) is from x, for the eye or for classifiers.
+) -> Risk:
+    """The distance of D(x + noise) from x, in pixels or in the predictions of classifiers.
 
     Args:
       params, model_state: of the denoiser D.
       key: of the noise.
       x: inputs [B, ...]. y: labels [B].
-      apply_fn: (params, model_state, x, mode) -> (denoised x, model_state).
+      apply_fn: (params, model_state, x, mode) -> (denoised x [B, ...], model_state).
       sigma: standard deviation of the noise, in the unit of x.
       objective: "denoising": mean squared error; "stability": cross-entropy to the classifier's own prediction at x;
         "classification": cross-entropy to y.
-      model_fns: frozen classifiers through which the last two differentiate; the classifier itself (white box), or surrogates of one
-        that answers only queries. Their losses are averaged.
+      model_fns: fixed classifiers that the last two objectives differentiate through: the classifier itself (white box), or surrogates
+        of one that only answers queries. Their losses are averaged.
 
     Returns:
-      The loss and (model_state, {"loss", "error"}), the latter the mean squared error.
+      The loss and (model_state, {"loss", "error"}); the error is the mean squared error.
 
     Raises:
       ValueError: an unknown objective, no classifier where one is needed, sigma not positive, a denoiser that changes the shape, or
-        labels that are not integers [B] where they are used. TypeError: inputs of half precision.
+        labels that are not integers [B] if they are used. TypeError: inputs of half precision.
 
     Source: Salman et al., NeurIPS 2020, section 3, arXiv:2003.01908.
     """

@@ -1,52 +1,54 @@
-"""Dual manifold adversarial training: perturbed pixels and perturbed codes of a decoder together (Lin et al., 2020)."""
+"""Dual manifold adversarial training: perturbed pixels, and perturbed codes of a decoder (Lin et al., 2020)."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from robustjax import base, losses
-from robustjax.base import Array, Attack, Key, LossFn
+from robustjax.base import ApplyFn, Array, Attack, Key, LossFn, Numeric
 from robustjax.training import _natural, crafting, weights
+from robustjax.training._natural import Risk
+from robustjax.training.weights import WeightsFn
 
 
 class Coded(NamedTuple):
-    """Inputs that lie on a manifold, with their codes: x = decoder(code). As the x of `fit`, both are batched together."""
+    """Inputs that lie on a manifold, with their codes: x = decoder(code). If `fit` gets them as x, both are batched together."""
 
     x: Array  # [B, ...]
     code: Array  # [B, K]
 
 
 def dual_manifold(
-    params,
-    model_state,
+    params: Any,
+    model_state: Any,
     key: Key,
     x: Coded,
     y: Array,
     *,
-    apply_fn: Callable,
+    apply_fn: ApplyFn,
     attack: Attack,
     latent_attack: Attack,
     loss_fn: LossFn = losses.cross_entropy,
     craft_mode: str = "eval",
-    weights_fn: Callable = weights.unperturbed,
-):
+    weights_fn: WeightsFn = weights.unperturbed,
+) -> Risk:
     """loss(x_adv) / 2 + loss(decoder(code_adv)) / 2: the form of the authors' code.
 
     Args:
-      params, model_state, key, y, apply_fn, loss_fn, craft_mode, weights_fn: as for `adversarial`.
+      params, model_state, key, y, apply_fn: parameters, state, key of the attacks, labels and network, as for `adversarial`.
       x: inputs and codes.
       attack: on the inputs.
       latent_attack: on the codes, with a `threats.Latent`.
+      loss_fn, craft_mode, weights_fn: loss, mode of the attacked network and place of the risk, as for `adversarial`.
 
     Returns:
-      The loss and (model_state, {"loss", "accuracy", "manifold_accuracy"}); both forward passes leave their statistics.
+      The loss and (model_state, {"loss", "accuracy", "manifold_accuracy"}); both forward passes update the statistics.
 
     Raises:
-      ValueError: a decoder whose outputs have another shape than x.
+      ValueError: the outputs of the decoder have another shape than x.
 
     Guarantee:
-      none: robustness is what an evaluation shows.
+      none: evaluate the trained model.
     Source: Lin et al., NeurIPS 2020, arXiv:2009.02470, as released.
     """
     key_image, key_code = jax.random.split(key)
@@ -64,36 +66,38 @@ def dual_manifold(
 
 
 def dual_manifold_trades(
-    params,
-    model_state,
+    params: Any,
+    model_state: Any,
     key: Key,
     x: Coded,
     y: Array,
     *,
-    apply_fn: Callable,
+    apply_fn: ApplyFn,
     attack: Attack,
     latent_attack: Attack,
-    beta,
+    beta: Numeric,
     loss_fn: LossFn = losses.cross_entropy,
     craft_mode: str = "eval",
     target_detached: bool = False,
-    weights_fn: Callable = weights.unperturbed,
-):
+    weights_fn: WeightsFn = weights.unperturbed,
+) -> Risk:
     """loss(x) + beta * max KL(p(x) || p(x')) + beta * max KL(p(x) || p(decoder(code'))): the form of the paper.
 
     Args:
-      params, model_state, key, x, y, apply_fn, attack, latent_attack, loss_fn, craft_mode, weights_fn: as for `dual_manifold`.
-      beta, target_detached: as for `trades`.
+      params, model_state, key, x, y, apply_fn: parameters, state, key of the attacks, batch and network, as for `dual_manifold`.
+      attack, latent_attack, loss_fn, craft_mode, weights_fn: attacks, loss, mode and place of the risk, as for `dual_manifold`.
+      beta: weight of the two divergences.
+      target_detached: whether the clean prediction inside the divergences is a constant for the outer gradient.
 
     Returns:
-      The loss and (model_state, {"loss", "accuracy", "manifold_accuracy", "clean_accuracy"}); the three forward passes leave their
+      The loss and (model_state, {"loss", "accuracy", "manifold_accuracy", "clean_accuracy"}); the three forward passes update the
       statistics in the order clean, off, on the manifold.
 
     Raises:
-      ValueError: a decoder whose outputs have another shape than x.
+      ValueError: the outputs of the decoder have another shape than x.
 
     Guarantee:
-      none: robustness is what an evaluation shows.
+      none: evaluate the trained model.
     Source: Lin et al., NeurIPS 2020, section 4, arXiv:2009.02470.
     """
     key_image, key_code = jax.random.split(key)
@@ -119,7 +123,7 @@ def dual_manifold_trades(
 
 
 def _decoded(params, model_state, x, mode, *, apply_fn, expected):
-    # The model as the latent attack sees it: asked before the network, which would speak of its own first layer.
+    # The model as the latent attack sees it. The shape is checked here, since the network's error would only name its first layer.
     shape = expected.x.shape[1:]
     if x.shape[1:] != shape:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Free adversarial training: one backward pass for the parameters and for the perturbation (Shafahi et al., 2019).
 
-The perturbation belongs to the place in the batch and outlives the minibatch, so it is trained like a parameter: `free` is the loss,
-`free_optimizer` descends in the parameters and ascends in the perturbation, `replay` repeats each minibatch m times.
+The perturbation belongs to the place in the batch and is kept for the next minibatch, so it is trained like a parameter: `free` is the
+loss, `free_optimizer` descends in the parameters and ascends in the perturbation, `replay` repeats each minibatch m times.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from robustjax import arrays, base, losses
-from robustjax.base import Array, Key, LossFn
+from robustjax.base import ApplyFn, Array, Key, LossFn, Numeric, Threat
+from robustjax.threats import Ball
 from robustjax.training import _natural
+from robustjax.training._natural import Risk
 
 
 class FreeParams(NamedTuple):
@@ -24,23 +26,31 @@ class FreeParams(NamedTuple):
 
 
 def free(
-    params: FreeParams, model_state, key: Key, x: Array, y: Array, *, apply_fn: Callable, threat, loss_fn: LossFn = losses.cross_entropy
-):
+    params: FreeParams,
+    model_state: Any,
+    key: Key,
+    x: Array,
+    y: Array,
+    *,
+    apply_fn: ApplyFn,
+    threat: Threat,
+    loss_fn: LossFn = losses.cross_entropy,
+) -> Risk:
     """Loss at x + delta clipped to the box, differentiable in the parameters and in delta at once.
 
     Args:
       params: parameters and perturbation; start with `FreeParams(params, jnp.zeros((B, ...)))`.
-      model_state, key, x, y, apply_fn, loss_fn: as for `natural`.
+      model_state, key, x, y, apply_fn, loss_fn: state, key, batch, network and loss, as for `natural`.
       threat: the ball and its box.
 
     Returns:
-      As `natural`, on the perturbed batch.
+      The loss and (model_state, {"loss", "accuracy"}) on the perturbed batch.
 
     Raises:
       ValueError: a batch of another length than delta.
 
     Guarantee:
-      none: robustness is what an evaluation shows.
+      none: evaluate the trained model.
     Source: Shafahi et al., NeurIPS 2019, Algorithm 1, arXiv:1904.12843.
     """
     if x.shape != params.delta.shape:
@@ -52,15 +62,15 @@ def free(
     return _natural.natural(params.params, model_state, key, x_adv, y, apply_fn=apply_fn, loss_fn=loss_fn)
 
 
-def free_optimizer(optimizer: optax.GradientTransformation, threat, step_size) -> optax.GradientTransformation:
+def free_optimizer(optimizer: optax.GradientTransformation, threat: Ball, step_size: Numeric) -> optax.GradientTransformation:
     """Descends in the parameters by `optimizer` and ascends in delta, in the ball without its box.
 
     Args:
-      optimizer: of the parameters.
+      optimizer: an optax transformation for the parameters.
       threat: a ball.
-      step_size: of the perturbation; eps is the authors'.
+      step_size: length of the steps of the perturbation; the authors use eps.
     """
-    ball = threat.replace(box=(-jnp.inf, jnp.inf))
+    ball: Any = threat.replace(box=(-jnp.inf, jnp.inf))
 
     def init(params):
         return optimizer.init(params.params)
@@ -75,8 +85,12 @@ def free_optimizer(optimizer: optax.GradientTransformation, threat, step_size) -
     return optax.GradientTransformation(init, update)
 
 
-def replay(step_fn: Callable, num_replays: int) -> Callable:
-    """A step that takes `num_replays` steps on the same minibatch and counts as one: m of free-m, for m times fewer epochs.
+def replay(step_fn: Callable[..., Any], num_replays: int) -> Callable:
+    """A step that takes `num_replays` steps on the same minibatch and counts as one: the m of free-m, with m times fewer epochs.
+
+    Args:
+      step_fn: what `step` returned.
+      num_replays: m.
 
     Raises:
       ValueError: fewer than one replay.

@@ -1,45 +1,46 @@
 """Training on noise for smoothing: Gaussian augmentation (Cohen et al., 2019), and stability (Li et al., 2019)."""
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from robustjax import checks, losses, prng
-from robustjax.base import Array, Key, LossFn
+from robustjax.base import ApplyFn, Array, Key, LossFn, NoiseFn, Numeric
 from robustjax.smoothing import counting, noise
 from robustjax.training import _natural
+from robustjax.training._natural import Risk
 
 
 def gaussian(
-    params,
-    model_state,
+    params: Any,
+    model_state: Any,
     key: Key,
     x: Array,
     y: Array,
     *,
-    apply_fn: Callable,
-    sigma,
+    apply_fn: ApplyFn,
+    sigma: Numeric,
     num_noise: int = 1,
     loss_fn: LossFn = losses.cross_entropy,
-    noise_fn: Callable = noise.gaussian,
-):
+    noise_fn: NoiseFn = noise.gaussian,
+) -> Risk:
     """Mean loss at x + noise.
 
     Args:
-      params, model_state, apply_fn, loss_fn: as for `natural`.
+      params, model_state, apply_fn, loss_fn: parameters, state, network and loss, as for `natural`.
       key: of the noise.
-      x: [B, ...] of float32 or float64; a model of half precision casts them itself. y: labels [B].
+      x: inputs [B, ...] of float32 or float64; a model of half precision casts them itself. y: labels [B].
       sigma: standard deviation of the noise, in the unit of x.
       num_noise: noisy copies of each example.
-      noise_fn: see `smoothing.noise`.
+      noise_fn: (key, x [...], sigma) -> noisy x, of one example; see `smoothing.noise`.
 
     Returns:
       The loss and (model_state of that forward pass, {"loss", "accuracy"} under noise).
 
     Raises:
       ValueError: sigma or num_noise not positive, labels that are not integers [B], logits of another shape.
-      TypeError: inputs of half precision, a num_noise that is no integer, logits that are no array.
+      TypeError: inputs of half precision, a num_noise that is not an integer, logits that are not an array.
 
     Source: Cohen et al., ICML 2019, section 3.3, arXiv:1902.02918.
     """
@@ -50,26 +51,28 @@ def gaussian(
 
 
 def stability(
-    params,
-    model_state,
+    params: Any,
+    model_state: Any,
     key: Key,
     x: Array,
     y: Array,
     *,
-    apply_fn: Callable,
-    sigma,
-    weight,
+    apply_fn: ApplyFn,
+    sigma: Numeric,
+    weight: Numeric,
     num_noise: int = 1,
     loss_fn: LossFn = losses.cross_entropy,
-):
+) -> Risk:
     """loss(x) + weight * the mean cross-entropy of the prediction at x + noise to that at x.
 
     Args:
-      params, model_state, key, x, y, apply_fn, sigma, num_noise, loss_fn: as for `gaussian`.
-      weight: of the stability term.
+      params, model_state, key, x, y, apply_fn, loss_fn: parameters, state, key of the noise, batch, network and loss, as for `gaussian`.
+      sigma: standard deviation of the noise, in the unit of x.
+      weight: weight of the stability term.
+      num_noise: noisy copies of each example.
 
     Returns:
-      The loss and (model_state, {"loss", "accuracy"} under noise); both forward passes leave their statistics, the clean one first.
+      The loss and (model_state, {"loss", "accuracy"} under noise); both forward passes update the statistics, the clean one first.
 
     Source: Zheng et al., CVPR 2016, arXiv:1604.04326; for smoothing Li et al., NeurIPS 2019, section 4.2, arXiv:1809.03113.
     """
@@ -85,9 +88,16 @@ def stability(
 
 
 def noisy_logits(
-    apply_fn: Callable, params, model_state, keys: Array, x: Array, sigma, num_noise: int, noise_fn: Callable = noise.gaussian
-) -> tuple[Array, Array]:
-    """Logits [B, S, C] of S noisy copies of each example in training mode, of float32 at least, and the statistics they leave."""
+    apply_fn: ApplyFn,
+    params: Any,
+    model_state: Any,
+    keys: Array,
+    x: Array,
+    sigma: Numeric,
+    num_noise: int,
+    noise_fn: NoiseFn = noise.gaussian,
+) -> tuple[Array, Any]:
+    """Logits [B, S, C] of S noisy copies of each example in training mode, of float32 at least, and the updated model_state."""
     checks.inputs(x)
     checks.counts(num_noise=num_noise)
     samples, _ = counting.noisy(keys, x, sigma, num_noise, noise_fn)

@@ -1,43 +1,46 @@
-"""GradAlign: single-step adversarial training with input gradients that agree across the ball (Andriushchenko & Flammarion, 2020)."""
+"""GradAlign: single-step adversarial training with input gradients that agree within the ball (Andriushchenko & Flammarion, 2020)."""
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from robustjax import arrays, losses
-from robustjax.base import Array, Attack, Key, LossFn, ModelFn
+from robustjax.base import ApplyFn, Array, Attack, Key, LossFn, ModelFn, Numeric, Threat
 from robustjax.training import _natural, crafting, weights
+from robustjax.training._natural import Risk
+from robustjax.training.weights import WeightsFn
 
 
 def grad_align(
-    params,
-    model_state,
+    params: Any,
+    model_state: Any,
     key: Key,
     x: Array,
     y: Array,
     *,
-    apply_fn: Callable,
+    apply_fn: ApplyFn,
     attack: Attack,
-    threat,
-    align_weight,
+    threat: Threat,
+    align_weight: Numeric,
     loss_fn: LossFn = losses.cross_entropy,
     craft_mode: str = "eval",
-    weights_fn: Callable = weights.unperturbed,
-):
+    weights_fn: WeightsFn = weights.unperturbed,
+) -> Risk:
     """loss(x_adv) + align_weight * (1 - mean cos(grad_x loss(x), grad_x loss(x + eta))), eta uniform in the threat.
 
     Args:
-      params, model_state, key, x, y, apply_fn, attack, loss_fn, weights_fn: as for `adversarial`.
-      threat: from which eta is drawn.
+      params, model_state, key, x, y, apply_fn: parameters, state, key, batch and network, as for `adversarial`.
+      attack, loss_fn, weights_fn: attack, loss and place of the risk, as for `adversarial`.
+      threat: the set that eta is drawn from.
       align_weight: lambda; .2 for CIFAR-10 at 8/255, 2 at 16/255.
-      craft_mode: as for `adversarial`; the aligned gradients are those of this mode too.
+      craft_mode: mode in which the model is attacked, and in which the gradients are aligned.
 
     Returns:
-      As `adversarial`, with "cosine" among the metrics. Costs two more input gradients, differentiated.
+      The loss and (model_state, {"loss", "accuracy" under attack, "cosine"}). It costs two more input gradients, which are differentiated.
 
     Guarantee:
-      none: robustness is what an evaluation shows.
+      none: evaluate the trained model.
     Source: Andriushchenko & Flammarion, NeurIPS 2020, eq. 5, arXiv:2007.02617. Differs: eta is clipped to the box.
     """
     key_attack, key_noise = jax.random.split(key)
@@ -53,10 +56,10 @@ def grad_align(
     return risk(weights_fn(risk, params))
 
 
-def alignment(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat, loss_fn: LossFn = losses.cross_entropy) -> Array:
+def alignment(key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat: Threat, loss_fn: LossFn = losses.cross_entropy) -> Array:
     """The mean cosine between input gradients at x and at a uniform point of the threat around it; 1 for a linear loss.
 
-    Examples that have no gradient at either point count nothing, and without any other the result is 1.
+    Examples whose gradient is zero at one of the points are left out of the mean; if all are, the result is 1.
     """
 
     def gradient(delta):

@@ -1,41 +1,44 @@
-"""MART: adversarial training that weighs examples by how badly they are classified (Wang et al., 2020)."""
+"""MART: adversarial training with weights of examples that grow with their misclassification (Wang et al., 2020)."""
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from robustjax import losses
-from robustjax.base import Array, Attack, Key
+from robustjax.base import ApplyFn, Array, Attack, Key, Numeric
 from robustjax.training import _natural, crafting, weights
+from robustjax.training._natural import Risk
+from robustjax.training.weights import WeightsFn
 
 
 def mart(
-    params,
-    model_state,
+    params: Any,
+    model_state: Any,
     key: Key,
     x: Array,
     y: Array,
     *,
-    apply_fn: Callable,
+    apply_fn: ApplyFn,
     attack: Attack,
-    beta,
+    beta: Numeric,
     craft_mode: str = "eval",
-    weights_fn: Callable = weights.unperturbed,
-):
+    weights_fn: WeightsFn = weights.unperturbed,
+) -> Risk:
     """BCE(f(x'), y) + beta * KL(p(x) || p(x')) * (1 - p_y(x)), with BCE = -log p_y - log(1 - max_{c != y} p_c).
 
     Args:
-      params, model_state, key, x, y, apply_fn, craft_mode, weights_fn: as for `adversarial`.
+      params, model_state, key, x, y, apply_fn: parameters, state, key of the attack, batch and network, as for `adversarial`.
       attack: on the cross-entropy.
-      beta: 5 to 6.
+      beta: weight of the divergence; 5 to 6.
+      craft_mode, weights_fn: mode of the attacked network and place of the risk, as for `adversarial`.
 
     Returns:
-      The loss and (model_state, {"loss", "accuracy", "clean_accuracy"}); both forward passes leave their statistics, the clean one
+      The loss and (model_state, {"loss", "accuracy", "clean_accuracy"}); both forward passes update the statistics, the clean one
       first.
 
     Guarantee:
-      none: robustness is what an evaluation shows.
+      none: evaluate the trained model.
     Source: Wang et al., ICLR 2020, eq. 11, openreview.net/forum?id=rklOg6EFwS.
     """
     x_adv = crafting.attacked_inputs(attack, key, apply_fn, params, model_state, x, y, craft_mode)

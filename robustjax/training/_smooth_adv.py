@@ -1,48 +1,49 @@
 """SmoothAdv: adversarial training of the smoothed classifier (Salman et al., 2019)."""
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from robustjax import base, losses, prng
 from robustjax.attacks import combinators
-from robustjax.base import Array, Attack, Key, LossFn
+from robustjax.base import ApplyFn, Array, Attack, Key, LossFn, Numeric
 from robustjax.smoothing import _soft
 from robustjax.training import _gaussian, _natural, crafting
+from robustjax.training._natural import Risk
 
 
 def smooth_adv(
-    params,
-    model_state,
+    params: Any,
+    model_state: Any,
     key: Key,
     x: Array,
     y: Array,
     *,
-    apply_fn: Callable,
+    apply_fn: ApplyFn,
     attack: Attack,
-    sigma,
+    sigma: Numeric,
     num_noise: int,
     loss_fn: LossFn = losses.cross_entropy,
     craft_mode: str = "eval",
     gradient_free: bool = False,
-):
-    """Mean loss at x' + noise, x' maximising -log of the mean probability of y over the same noise.
+) -> Risk:
+    """Mean loss at x' + noise, where x' maximises -log of the mean probability of y over the same noise.
 
     Args:
-      params, model_state, x, y, apply_fn, loss_fn: as for `natural`.
-      key: of attack and noise.
-      attack: on the smoothed model, in l2: `pgd` from `delta=0.` with steps of 2 eps / num_steps, or `ddn`, whose perturbation is shortened
-        to eps. Its eps grows by `training.eps_ramp`.
+      params, model_state, x, y, apply_fn, loss_fn: parameters, state, batch, network and loss, as for `natural`.
+      key: of the attack and the noise.
+      attack: on the smoothed model, in l2: `pgd` from `delta=0.` with steps of 2 eps / num_steps, or `ddn`, whose perturbation is
+        shortened to eps. `training.eps_ramp` lets eps grow.
       sigma: standard deviation of the noise, in the unit of x.
-      num_noise: m, copies of each example; the noise is drawn once, for all steps of the attack and for the loss.
-      craft_mode: mode in which the model is attacked.
+      num_noise: m, noisy copies of each example; the noise is drawn once, for all steps of the attack and for the loss.
+      craft_mode: mode in which the model is attacked, "eval", "batch" or "train".
       gradient_free: whether the attack takes its gradient from the noise, see `smoothing.soft`.
 
     Returns:
       The loss and (model_state of the last forward pass, {"loss", "accuracy"} under attack and noise).
 
     Guarantee:
-      none: what is certified is a matter of `smoothing.certify`.
+      none: certify the trained model by `smoothing.certify`.
     Source: Salman et al., NeurIPS 2019, Algorithm 1, arXiv:1906.04584. Differs: projects on the ball, then on the box;
       all copies are one batch and one step.
     """
@@ -58,20 +59,20 @@ def craft_smoothed(
     attack: Attack,
     key: Key,
     keys: Array,
-    apply_fn: Callable,
-    params,
-    model_state,
+    apply_fn: ApplyFn,
+    params: Any,
+    model_state: Any,
     x: Array,
     y: Array,
     mode: str,
-    sigma,
+    sigma: Numeric,
     num_noise: int,
     gradient_free: bool = False,
 ) -> Array:
     """The inputs that an attack makes against the model smoothed by the noise of `keys` [B].
 
-    They are brought into its threat if it is bound to one, those of each attack of a combination into its own. Their perturbation is a
-    constant for gradients, in the parameters (Danskin) and in x, to which it is added (poisoning asks for that).
+    If the attack has a threat, they are projected into it; in a combination, those of each attack into its own threat. Their perturbation
+    is a constant for gradients in the parameters (Danskin) and in x; x itself is not, since poisoning differentiates in it.
     """
     model_fn = crafting.classifier(apply_fn, jax.lax.stop_gradient(params), model_state, mode)
     smoothed = _soft.soft(model_fn, sigma=sigma, num_samples=num_noise, gradient_free=gradient_free).draw(keys)

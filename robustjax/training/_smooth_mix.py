@@ -1,52 +1,55 @@
-"""SmoothMix: less confidence on the way to adversarial examples of the smoothed classifier (Jeong et al., 2021)."""
+"""SmoothMix: less confidence between an input and its adversarial example for the smoothed classifier (Jeong et al., 2021)."""
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from robustjax import arrays, checks, losses, prng
-from robustjax.base import Array, Attack, Key, LossFn
+from robustjax.base import ApplyFn, Array, Attack, Key, LossFn, Numeric
 from robustjax.smoothing import _soft
 from robustjax.training import _consistency, _gaussian, _natural, _smooth_adv
+from robustjax.training._natural import Risk
 
 
 def smooth_mix(
-    params,
-    model_state,
+    params: Any,
+    model_state: Any,
     key: Key,
     x: Array,
     y: Array,
     *,
-    apply_fn: Callable,
+    apply_fn: ApplyFn,
     attack: Attack,
-    sigma,
+    sigma: Numeric,
     num_noise: int,
-    weight,
-    max_mix=0.5,
+    weight: Numeric,
+    max_mix: Numeric = 0.5,
     loss_fn: LossFn = losses.cross_entropy,
     craft_mode: str = "eval",
-):
+) -> Risk:
     """Mean loss at x + noise + weight * KL of the prediction at (1 - t) x + t x' + noise from (1 - t) p(x) + t / C, t ~ U(0, max_mix).
 
-    p is the mean probability over the noise, differentiated; only examples where it is largest at y are mixed. C counts the classes that
-    are not masked by -inf.
+    p is the mean probability over the noise, and is differentiated; only examples for which it is largest at y are mixed. C is the number
+    of classes that are not masked by -inf.
 
     Args:
-      params, model_state, key, x, y, apply_fn, loss_fn, craft_mode: as for `smooth_adv`.
+      params, model_state, x, y, apply_fn, loss_fn: parameters, state, batch, network and loss, as for `natural`.
+      key: of the attack, the noise and the mixtures.
       attack: on the smoothed model, without a ball: `pgd` with `threat=L2(inf)`, `delta=0.` and `keep_fn=keep_last`.
       sigma: standard deviation of the noise, in the unit of x.
-      num_noise: copies of each example.
-      weight: of the divergence (eta).
-      max_mix: the farthest mixture.
+      num_noise: noisy copies of each example.
+      weight: weight of the divergence (eta).
+      max_mix: the largest share t of the adversarial example.
+      craft_mode: mode in which the model is attacked, "eval", "batch" or "train".
 
     Returns:
-      The loss and (model_state, {"loss", "accuracy"} under noise); both forward passes leave their statistics, the clean one first.
+      The loss and (model_state, {"loss", "accuracy"} under noise); both forward passes update the statistics, the clean one first.
 
     Raises:
-      ValueError, TypeError: as `gaussian`.
+      ValueError, TypeError: as for `gaussian`.
 
-    Source: Jeong et al., NeurIPS 2021, eq. 9, arXiv:2111.09277. Differs: neither the one-step example in the place of x, nor the
+    Source: Jeong et al., NeurIPS 2021, eq. 9, arXiv:2111.09277. Differs: without the one-step example in place of x, and without the
       warm-up of the weight.
     """
     checks.inputs(x)

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 
 from robustjax import base, losses, prng
 from robustjax.attacks import _pgd
-from robustjax.base import Array, Key, LossFn, ModelFn
+from robustjax.base import Array, Key, LossFn, ModelFn, Numeric, Threat
 from robustjax.training import _grad_align
 
 
 class Overfitting(NamedTuple):
-    """How much a single step understates the worst case."""
+    """How much weaker a single step is than the worst case."""
 
     fgsm_accuracy: Array  # under one step of length eps from x
     pgd_accuracy: Array  # under PGD
@@ -20,16 +20,25 @@ class Overfitting(NamedTuple):
 
 
 def catastrophic_overfitting(
-    key: Key, model_fn: ModelFn, x: Array, y: Array, *, threat, step_size, num_steps: int, loss_fn: LossFn = losses.cross_entropy
+    key: Key,
+    model_fn: ModelFn,
+    x: Array,
+    y: Array,
+    *,
+    threat: Threat,
+    step_size: Numeric,
+    num_steps: int,
+    loss_fn: LossFn = losses.cross_entropy,
 ) -> Overfitting:
     """Accuracy under FGSM and under PGD, and the agreement of input gradients.
 
     Args:
       key: of PGD's start and of the random points.
-      model_fn, x, y: as for `attacks.pgd`; clean errors count as errors.
-      threat: the ball that was trained in.
+      model_fn: the trained model, x [B, ...] -> logits [B, C].
+      x: inputs [B, ...]. y: labels [B]; inputs that are misclassified without an attack count as errors.
+      threat: the ball of the training.
       step_size, num_steps: of PGD.
-      loss_fn: of the gradients.
+      loss_fn: whose gradients the attacks follow, and are compared.
 
     Source: Wong et al., ICLR 2020, section 5.4, arXiv:2001.03994; the cosine: Andriushchenko & Flammarion, NeurIPS 2020.
     """

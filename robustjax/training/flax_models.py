@@ -1,15 +1,15 @@
-"""Flax modules as what training takes: a pure `apply_fn` of three modes, parameters, and whatever else the module keeps."""
+"""Flax modules in the form that training needs: a pure `apply_fn` with three modes, parameters, and the rest of the module's state."""
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from robustjax import prng
-from robustjax.base import Key
+from robustjax.base import ApplyFn, Key
 
 MODES = ("eval", "batch", "train")
 _SWITCHES = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}  # in training
@@ -17,41 +17,48 @@ _RNGS = "rngs"  # where model_state keeps the key of a Linen module, beside its 
 
 
 class Model(NamedTuple):
-    """What training needs of a network; `training.classifier(*model)` is the network itself."""
+    """The parts of a network that training needs; `training.classifier(*model)` is the network itself."""
 
-    apply_fn: Callable  # (params, model_state, x, mode) -> (logits, model_state); mode "eval", "batch" or "train"
+    apply_fn: ApplyFn  # (params, model_state, x, mode) -> (logits, model_state); mode "eval", "batch" or "train"
     params: Any
     model_state: Any  # what forward passes in mode "train" change; without leaves if there is nothing
 
 
 def from_linen(
-    module, variables: Mapping, *, key: Key | None = None, train_kwargs: Mapping | None = None, eval_kwargs: Mapping | None = None
+    module: Any, variables: Mapping, *, key: Key | None = None, train_kwargs: Mapping | None = None, eval_kwargs: Mapping | None = None
 ) -> Model:
     """A Linen module with its variables, for `training.init` and the `apply_fn` of losses.
 
-    "train" keeps what a forward pass changes (statistics of BatchNorm), "batch" computes as "train" and keeps nothing, "eval" changes
-    nothing. The module is switched by whichever of `train`, `training`, `is_training`, `deterministic` and `use_running_average` its
-    `__call__` takes, or else is a field of it.
+    Mode "train" keeps what a forward pass changes (statistics of BatchNorm), "batch" computes the same and keeps nothing, and "eval"
+    changes nothing. The mode is passed to the module by that argument among `train`, `training`, `is_training`, `deterministic` and
+    `use_running_average` that its `__call__` has, or by a field of that name.
 
-    Every forward pass in mode "train" uses a fresh part of `key`, which the model_state carries on: a resumed run draws what the
-    uncut one draws. "batch" draws what the next pass in mode "train" will draw, so that an attack meets the dropout mask that is
-    learned under.
+    Every forward pass in mode "train" uses a fresh part of `key`, and keeps the rest in the model_state: a resumed run draws the same as
+    the uncut run. Mode "batch" draws what the next pass in mode "train" will draw, so that an attack meets the dropout mask of the
+    training step.
 
     Args:
       module: a `flax.linen.Module` whose `__call__(x [B, ...], switch)` returns logits [B, C].
       variables: what `module.init` returned; every collection but "params" and "intermediates" becomes model_state.
-      key: of Dropout and whatever else draws, for all its streams; None for a module that draws nothing.
-      train_kwargs, eval_kwargs: what `__call__` is given in training and in evaluation, if none of the names above says it. Pass {} for
+      key: one key for Dropout and all other random streams; None for a module that draws nothing.
+      train_kwargs, eval_kwargs: arguments of `__call__` in training and in evaluation, if it has none of the names above. Pass {} for
         both if the module is the same in both.
 
     Returns:
-      `Model(apply_fn, params, model_state)`. Make it once: another apply_fn is another function, and compiles again. Other
-      parameters of the same module go with the same apply_fn.
+      `Model(apply_fn, params, model_state)`. Make it once: another apply_fn is another function, and compiles again. Use the same
+      apply_fn with other parameters of the same module.
 
     Raises:
-      TypeError: no Linen module, no variables, or a key that is none. ValueError: variables without "params", a `__call__` that needs
+      TypeError: module, variables or key are not what their names say. ValueError: variables without "params", a `__call__` that needs
         more than x, or statistics or a key without a switch; when apply_fn is traced: an unknown mode, a module that is still in training
-        in mode "eval", a missing key or collection, or (TypeError) an output that is no array.
+        in mode "eval", a missing key or collection, or (TypeError) an output that is not an array.
+
+    Example:
+      >>> from flax import linen
+      >>> net = linen.Dense(3)
+      >>> model = training.from_linen(net, net.init(jax.random.key(0), jnp.ones((1, 4))))
+      >>> training.classifier(*model)(jnp.ones((2, 4))).shape
+      (2, 3)
     """
     from flax import core, linen  # a third of a second, paid by those who call it
 
@@ -81,28 +88,28 @@ def from_linen(
     return Model(functools.partial(_apply_linen, modules, frozenset(state)), params, state)
 
 
-def from_nnx(module, *, train_kwargs: Mapping | None = None, eval_kwargs: Mapping | None = None) -> Model:
-    """An NNX module, for `training.init` and the `apply_fn` of losses. It is copied, and stays as it is.
+def from_nnx(module: Any, *, train_kwargs: Mapping | None = None, eval_kwargs: Mapping | None = None) -> Model:
+    """An NNX module, for `training.init` and the `apply_fn` of losses. It is copied, and is not changed.
 
-    "train" keeps what a forward pass changes (statistics of BatchNorm, the counts of random streams), "batch" computes as "train" and
-    keeps nothing, "eval" changes nothing. The copies are switched by `.train()` and `.eval()`, and by whichever of `train`,
-    `training`, `is_training`, `deterministic` and `use_running_average` the module's `__call__` takes.
+    Mode "train" keeps what a forward pass changes (statistics of BatchNorm, the counts of random streams), "batch" computes the same and
+    keeps nothing, and "eval" changes nothing. The mode is set by `.train()` and `.eval()` of the copies, and by that argument among
+    `train`, `training`, `is_training`, `deterministic` and `use_running_average` that the module's `__call__` has.
 
-    Random layers (Dropout) draw from the streams that they were made with, which the model_state carries on: a resumed run draws what
-    the uncut one draws. "batch" draws what the next pass in mode "train" will draw, so that an attack meets the dropout mask that is
-    learned under.
+    Random layers (Dropout) draw from the streams that they were made with, which are part of the model_state: a resumed run draws the
+    same as the uncut run. Mode "batch" draws what the next pass in mode "train" will draw, so that an attack meets the dropout mask of
+    the training step.
 
     Args:
-      module: a `flax.nnx.Module` whose `__call__(x [B, ...])` returns logits [B, C], in whatever mode.
-      train_kwargs, eval_kwargs: what `__call__` is given in training and in evaluation, if none of the names above says it.
+      module: a `flax.nnx.Module` whose `__call__(x [B, ...])` returns logits [B, C]; its own mode does not matter.
+      train_kwargs, eval_kwargs: arguments of `__call__` in training and in evaluation, if it has none of the names above.
 
     Returns:
-      `Model(apply_fn, params, model_state)`: params are the `nnx.Param`, model_state every other variable. Make it once: another
-      apply_fn is another function, and compiles again. `nnx.update(module, params, model_state)` puts what was trained back.
+      `Model(apply_fn, params, model_state)`: params are the `nnx.Param`, model_state all other variables. Make it once: another
+      apply_fn is another function, and compiles again. `nnx.update(module, params, model_state)` writes trained values into the module.
 
     Raises:
-      TypeError: no NNX module. ValueError: a `__call__` that needs more than x; when apply_fn is traced: an unknown mode, a module that
-        is still in training in mode "eval", or (TypeError) an output that is no array.
+      TypeError: not an NNX module. ValueError: a `__call__` that needs more than x; when apply_fn is traced: an unknown mode, a module
+        that is still in training in mode "eval", or (TypeError) an output that is not an array.
     """
     from flax import nnx  # half a second, paid by those who call it
 

@@ -1,4 +1,4 @@
-"""A training run: one step of any loss, and a pure scan of steps over shuffled batches."""
+"""A training run: one step on any loss, and a pure scan of steps over shuffled batches."""
 
 import inspect
 from collections.abc import Callable
@@ -13,6 +13,11 @@ from robustjax import base, checks, configured, threats
 from robustjax.attacks import combinators
 from robustjax.base import Array, Key
 from robustjax.training._dual_manifold import Coded
+from robustjax.training._natural import Risk
+
+TrainLoss = Callable[..., Risk]  # (params, model_state, key, x, y) -> (loss, (model_state, metrics))
+StepFn = Callable[..., tuple[Any, dict[str, Array]]]  # (state, key, x, y) -> (state, metrics)
+ScheduleFn = Callable[[TrainLoss, Array], TrainLoss]  # (loss, num_steps) -> the loss of that step
 
 
 class TrainState(NamedTuple):
@@ -20,35 +25,49 @@ class TrainState(NamedTuple):
 
     params: Any
     model_state: Any  # what forward passes update, or None
-    opt_state: Any
-    num_steps: Array  # taken so far, one for each batch
+    opt_state: Any  # state of the optimizer
+    num_steps: Array  # number of steps so far, one for each batch
 
 
-def init(params, model_state, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+def init(params: Any, model_state: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      params: a pytree of parameters, which are trained.
+      model_state: what forward passes update (statistics of BatchNorm), or None.
+      optimizer: an optax transformation.
+    """
     return TrainState(params, model_state, optimizer.init(params), jnp.int32(0))
 
 
-def step(loss: Callable, optimizer: optax.GradientTransformation, schedule_fn: Callable | None = None) -> Callable:
-    """A function `(state, key, x, y) -> (state, metrics)` that takes one optimizer step down the loss.
+def step(loss: TrainLoss, optimizer: optax.GradientTransformation, schedule_fn: ScheduleFn | None = None) -> StepFn:
+    """A function `(state, key, x, y) -> (state, metrics)` that takes one optimizer step to lower the loss.
 
     Args:
-      loss: (params, model_state, key, x, y) -> (loss, (model_state, metrics)), the rest bound with `base.bind`.
-      optimizer: an optax transformation of the gradient to descend.
+      loss: (params, model_state, key, x, y) -> (loss, (model_state, metrics)), with all other arguments bound by `base.bind`.
+      optimizer: an optax transformation of the gradient, for descent.
       schedule_fn: (loss, num_steps) -> the loss of that step, such as `base.bind(training.eps_ramp, num_ramp_steps=...)`.
+
+    Example:
+      >>> apply_fn = lambda params, model_state, x, mode: (x @ params, model_state)
+      >>> step_fn = training.step(base.bind(training.natural, apply_fn=apply_fn), optax.sgd(0.5))
+      >>> state = training.init(jnp.zeros((2, 2)), None, optax.sgd(0.5))
+      >>> state, metrics = step_fn(state, jax.random.key(0), jnp.eye(2), jnp.array([0, 1]))
+      >>> round(float(metrics["loss"]), 3), state.params.tolist()
+      (0.693, [[0.125, -0.125], [-0.125, 0.125]])
     """
     return base.bind(_step, loss=loss, optimizer=optimizer, schedule_fn=schedule_fn)
 
 
-def eps_ramp(loss, num_steps, *, num_ramp_steps: int):
+def eps_ramp(loss: TrainLoss, num_steps: int | Array, *, num_ramp_steps: int) -> TrainLoss:
     """The loss with eps and step size of its attack scaled by (num_steps + 1) / num_ramp_steps, at most by 1: a `schedule_fn`.
 
-    Adversarial training with a large eps may stay at a constant class without it.
+    Without it, adversarial training with a large eps may keep predicting a constant class.
 
     Args:
-      loss: a training loss whose attacks have a bound `threat`, combinations included; all of them are scaled.
-      num_steps: taken so far.
-      num_ramp_steps: until the full eps is reached.
+      loss: a training loss whose attacks have a bound `threat`; in combinations all attacks are scaled.
+      num_steps: number of steps so far.
+      num_ramp_steps: number of steps until the full eps is reached.
 
     Raises:
       ValueError: a loss without an attack that has a bound threat.
@@ -73,34 +92,44 @@ def eps_ramp(loss, num_steps, *, num_ramp_steps: int):
 def fit(
     state: TrainState,
     key: Key,
-    x,
-    y,
+    x: Any,
+    y: Any,
     *,
-    step_fn: Callable,
+    step_fn: StepFn,
     num_epochs: int,
     batch_size: int,
-    place_fn: Callable | None = None,
-):
+    place_fn: Callable[[Any], Any] | None = None,
+) -> tuple[TrainState, dict[str, Array]]:
     """Epochs of shuffled batches in one scan.
 
-    The permutation of an epoch and the key of a step depend on the key and the step's number alone, so that a run cut into
-    several calls of whole epochs equals the uncut one. Fields of an attack that have one entry per example of the data set (eps, mask,
+    The permutation of an epoch and the key of a step depend on the key and the step's number alone, so that a run that is cut into
+    several calls of whole epochs equals the uncut run. Fields of an attack that have one entry per example of the data set (eps, mask,
     step size) follow their examples into the batches.
 
     Args:
-      state: where to start.
-      key: of the whole run.
-      x: [N, ...], or a pytree of such arrays. y: [N], too.
-      step_fn: what `step` returned.
+      state: the state to start from.
+      key: one key for the whole run.
+      x: inputs [N, ...], or a pytree of such arrays. y: labels [N], or a pytree too.
+      step_fn: (state, key, x, y) -> (state, metrics), as `step` returns it.
       num_epochs: passes over the data.
       batch_size: B; the last N mod B examples of each permutation are left out of its epoch.
-      place_fn: what is done to each batch (x [B, ...], y [B]) first: `jax.lax.with_sharding_constraint` on several devices.
+      place_fn: (x [B, ...], y [B]) -> the same batch, applied to each batch first, such as `jax.lax.with_sharding_constraint` with the
+        shardings of several devices bound.
 
     Returns:
-      The state after the last step, and the metrics stacked over steps.
+      The state after the last step, and the metrics of all steps, stacked.
 
     Raises:
       ValueError: arrays of different length, or fewer than B examples; outside jit, what `check` finds.
+
+    Example:
+      >>> apply_fn = lambda params, model_state, x, mode: (x @ params, model_state)
+      >>> step_fn = training.step(base.bind(training.natural, apply_fn=apply_fn), optax.sgd(0.5))
+      >>> x, y = jnp.tile(jnp.eye(2), (8, 1)), jnp.tile(jnp.arange(2), 8)
+      >>> state = training.init(jnp.zeros((2, 2)), None, optax.sgd(0.5))
+      >>> state, metrics = training.fit(state, jax.random.key(0), x, y, step_fn=step_fn, num_epochs=2, batch_size=4)
+      >>> metrics["loss"].shape, int(state.num_steps)
+      ((8,), 8)
     """
     checks.counts(num_epochs=num_epochs, batch_size=batch_size)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((step_fn, x, y))):
@@ -133,11 +162,11 @@ def fit(
     return state, jax.tree.map(lambda m: m.reshape(-1, *m.shape[2:]), metrics)
 
 
-def check(loss, x) -> None:
-    """What would spoil a run and can be known before it; values must be concrete, so call it outside jit.
+def check(loss: TrainLoss | StepFn, x: Any) -> None:
+    """Raises before a run for what would spoil it; values must be concrete, so call it outside jit.
 
     Args:
-      loss: a bound training loss, or a step of one; those without an attack pass.
+      loss: a bound training loss, or a step on one; a loss without an attack is not checked.
       x: the data [N, ...], or `Coded` data.
 
     Raises:
@@ -153,7 +182,7 @@ def check(loss, x) -> None:
 
 
 def _check_labels(step_fn, state, x, y):
-    # The number of classes is that of the model's outputs; a loss with another face than `apply_fn` is not looked into.
+    # The number of classes is that of the model's outputs; a loss without an `apply_fn` is not checked.
     apply_fns = [part.get("apply_fn") for part in configured.walk(step_fn) if isinstance(part, base.Configured) and part.get("apply_fn")]
     leaves = jax.tree.leaves(y)
     if not apply_fns or len(leaves) != 1 or not jnp.issubdtype(jnp.result_type(leaves[0]), jnp.integer) or jnp.ndim(leaves[0]) != 1:

@@ -1,4 +1,4 @@
-"""What is done to weights beside descent: perturbed adversarially (AWP), averaged over steps (EMA)."""
+"""What training does to weights besides descent: adversarial perturbation (AWP), and an average over steps (EMA)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,27 +7,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robustjax.base import Array
+from robustjax.base import ApplyFn, Array, Numeric
+
+RiskFn = Callable[[Any], tuple[Array, Any]]  # params -> (loss, aux)
+WeightsFn = Callable[[RiskFn, Any], Any]  # (risk, params) -> the parameters at which the risk is taken
 
 
-def unperturbed(risk: Callable, params):
-    """The parameters as they are: the default `weights_fn` of training losses."""
+def unperturbed(risk: RiskFn, params: Any) -> Any:
+    """Returns the parameters unchanged: the default `weights_fn` of training losses."""
     del risk
     return params
 
 
-def awp(risk: Callable, params, *, gamma):
+def awp(risk: RiskFn, params: Any, *, gamma: Numeric) -> Any:
     """Adversarial weight perturbation: params + v, |v| = gamma |w| along the gradient of the risk, tensor by tensor.
 
-    The risk's gradient at params + v is applied to params. Tensors of rank below 2 (biases, scales of BatchNorm) stay.
+    The gradient of the risk at params + v updates params. Tensors of rank below 2 (biases, scales of BatchNorm) are not perturbed.
 
     Args:
       risk: params -> (loss, aux) on the attacked batch.
-      params: where its gradient is taken; one forward and one backward pass.
+      params: where the gradient for v is taken; this costs one forward and one backward pass.
       gamma: relative size; .01 with adversarial training, .005 with TRADES.
 
-    Source: Wu et al., NeurIPS 2020, arXiv:2004.05884. Differs: the direction is the gradient itself, where the proxy's step of SGD
-      carries momentum and weight decay; weight decay acts on the unperturbed weights.
+    Source: Wu et al., NeurIPS 2020, arXiv:2004.05884. Differs: the direction is the gradient itself, where the authors' code takes a step
+      of SGD with momentum and weight decay; weight decay acts on the unperturbed weights.
     """
     grad = jax.lax.stop_gradient(jax.grad(lambda params: risk(params)[0])(params))
 
@@ -44,17 +47,17 @@ def awp(risk: Callable, params, *, gamma):
 class AveragedState(NamedTuple):
     """State of `averaged`."""
 
-    inner: Any  # of the optimizer
+    inner: Any  # state of the wrapped optimizer
     average: Any  # like the parameters
     num_steps: Array
 
 
-def averaged(optimizer: optax.GradientTransformation, decay=0.995) -> optax.GradientTransformation:
-    """The optimizer, with an exponential moving average of the parameters beside it: see `average`.
+def averaged(optimizer: optax.GradientTransformation, decay: Numeric = 0.995) -> optax.GradientTransformation:
+    """The optimizer, which also keeps an exponential moving average of the parameters: see `average`.
 
     Args:
-      optimizer: what moves the parameters.
-      decay: weight of the past; in step t it is min(decay, (1 + t) / (10 + t)), so that the start is forgotten.
+      optimizer: an optax transformation that updates the parameters.
+      decay: weight of the past; in step t it is min(decay, (1 + t) / (10 + t)), so that the initial parameters are soon forgotten.
 
     Source: Gowal et al., 2020, arXiv:2010.03593 (decay .995); the ramp is that of TensorFlow's moving averages.
     """
@@ -72,11 +75,11 @@ def averaged(optimizer: optax.GradientTransformation, decay=0.995) -> optax.Grad
     return optax.GradientTransformation(init, update)
 
 
-def average(opt_state):
+def average(opt_state: Any) -> Any:
     """The averaged parameters from the state of an optimizer that contains `averaged`.
 
     Raises:
-      ValueError: it contains none.
+      ValueError: the optimizer keeps no average.
     """
     is_averaged = lambda node: isinstance(node, AveragedState)  # noqa: E731
     found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_averaged) if is_averaged(node)]
@@ -85,14 +88,14 @@ def average(opt_state):
     return found[0].average
 
 
-def batch_norm_statistics(apply_fn: Callable, params, model_state, x: Array, *, batch_size: int):
-    """The model_state that training forward passes over x leave: statistics of BatchNorm for averaged parameters.
+def batch_norm_statistics(apply_fn: ApplyFn, params: Any, model_state: Any, x: Array, *, batch_size: int) -> Any:
+    """The model_state after training forward passes over x: statistics of BatchNorm for averaged parameters.
 
     Args:
-      apply_fn: as for `natural`.
-      params: whose statistics.
-      model_state: where they start.
-      x: [N, ...]; the last N mod batch_size rows are left out.
+      apply_fn: (params, model_state, x, mode) -> (logits [B, C], model_state).
+      params: the parameters that the statistics are computed for.
+      model_state: the statistics to start from.
+      x: inputs [N, ...]; the last N mod batch_size rows are left out.
       batch_size: B.
     """
     num_batches = len(x) // batch_size
