@@ -41,6 +41,27 @@ def require_same(stored: Mapping[str, np.ndarray], current: Mapping[str, np.ndar
         raise ValueError(f"cannot resume: the {what} was begun with another {differences}. Pass what it was begun with, or begin anew.")
 
 
+def require_resumable(state, kind: type, current: Mapping[str, np.ndarray], what: str) -> None:
+    """Nothing, if a state can be resumed: it is of its kind, carries a fingerprint, and that agrees with what is asked for.
+
+    Args:
+      state: what the user passed. kind: its type, with a field `fingerprint`.
+      current: the fingerprint of what is asked for.
+      what: the name of the thing in messages, such as "evaluation".
+
+    Raises:
+      TypeError: it is of another kind. ValueError: it has no fingerprint, or another one.
+    """
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"expected the {kind.__name__} of an earlier run, got a {type(state).__name__}; pass what was yielded, or what was saved of it "
+            f"as {kind.__name__}(**saved)."
+        )
+    if not state.fingerprint:
+        raise ValueError(f"cannot resume: the {what} has no fingerprint of what it was made from; save that of the state with it.")
+    require_same(state.fingerprint, current, what)
+
+
 def digest(tree) -> np.ndarray:
     """SHA-256 of a pytree [32] uint8: its arrays with types, shapes and places, and the names of the functions in it."""
     sha = hashlib.sha256(_without_addresses(str(jax.tree.structure(tree))).encode())

@@ -71,9 +71,7 @@ def evaluate(
     if state is None:
         state = _clean(run, x, batch_size, tuple(attacks), y, targets, aimed, _kinds(attacks), identity)
     else:
-        if not isinstance(state, reports.EvaluationState):
-            raise TypeError(f"expected state as an EvaluationState, got a {type(state).__name__}; pass EvaluationState(**saved).")
-        fingerprint.require_same(state.fingerprint, identity, "evaluation")
+        fingerprint.require_resumable(state, reports.EvaluationState, identity, "evaluation")
         state = jax.tree.map(np.array, state._replace(names=()))._replace(names=tuple(attacks))
     yield state
     for index, attack in enumerate(attacks.values()):
