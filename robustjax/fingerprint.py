@@ -42,7 +42,7 @@ def require_same(stored: Mapping[str, np.ndarray], current: Mapping[str, np.ndar
         raise ValueError(f"cannot resume: the {what} was begun with another {differences}. Pass what it was begun with, or begin anew.")
 
 
-def require_resumable(state: Any, kind: type, current: Mapping[str, np.ndarray], what: str) -> None:
+def require_resumable(state: Any, kind: type[Any], current: Mapping[str, np.ndarray], what: str) -> None:
     """Nothing, if a state can be resumed: it is of its kind, carries a fingerprint, and that agrees with what is asked for.
 
     Args:
