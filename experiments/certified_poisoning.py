@@ -123,18 +123,18 @@ def judge(name: str, split: Split, settings: experiment.Settings, size: Size) ->
 def craft(name: str, split: Split, settings: experiment.Settings, size: Size) -> poisons.Crafted:
     """Every training image of the class, changed within the threat."""
     network = models.stateless(size.architecture, 10, split.x.shape[1:])
-    rows, others = np.flatnonzero(split.y == LABEL), np.flatnonzero(split.y != LABEL)
-    loss = smoothed.losses(SIGMA, size.crafting)[name]
-    verb = base.bind(
-        poisoning.poison_certificates, apply_fn=network.apply_fn, init_fn=network.init_fn, threat=Linf(size.eps), sigma=SIGMA,
-        num_noise=_NUM_NOISE,
-        training_loss=base.bind(loss, apply_fn=network.apply_fn), num_epochs=size.num_craft_epochs,
-        num_clean=min(900, len(others)), num_poison=min(100, len(rows)), linear_rate=_LINEAR_RATES[name],
-    )  # fmt: skip
-    y_val = np.full(len(split.x_val), LABEL)
-    parts = (split.x[others], split.y[others], split.x[rows], split.y[rows], split.x_val, y_val)
+    rows = np.flatnonzero(split.y == LABEL)
+    task = poisoning.Task(split.x, split.y, rows, split.x_val, np.full(len(split.x_val), LABEL))
+    loss = base.bind(smoothed.losses(SIGMA, size.crafting)[name], apply_fn=network.apply_fn)
+    attack = base.bind(
+        poisoning.poison_certificates,
+        threat=Linf(size.eps),
+        victim=poisoning.VictimTraining(network.apply_fn, network.init_fn, loss, num_clean=min(900, len(split.x) - len(rows))),
+        certificate=poisoning.SoftCertificate(SIGMA, _NUM_NOISE),
+        descent=poisoning.ResponseDescent(size.num_craft_epochs, min(100, len(rows)), linear_rate=_LINEAR_RATES[name]),
+    )
     with experiment.console.status(f"poisons against {name} ..."):
-        found = jax.jit(verb)(jax.random.key(settings.seed), *parts)
+        found = jax.jit(attack)(jax.random.key(settings.seed), task)
     return poisons.Crafted(rows, np.asarray(found.x), split.y[rows])
 
 

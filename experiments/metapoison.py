@@ -70,9 +70,7 @@ class Size(NamedTuple):
 class Trial(NamedTuple):
     """A test image that a clean network reads rightly, its second choice, and the images of that label which are to make it the first."""
 
-    x_target: np.ndarray  # [1, ...]
-    y_adversarial: np.ndarray  # [1]
-    rows: np.ndarray  # [M] images of that label
+    task: poisoning.Task
     seed: int
 
 
@@ -107,7 +105,7 @@ def successes(
             if not files.try_file(path).exists():
                 logits = np.asarray(_logits(jax.random.key(seed), x, y, dataset.x_test, size.architecture, size.num_epochs))
                 trial = choose(dataset, x, y, logits, budget, seed)
-                files.write_arrays(path, {"success": judge(trial, x, y, settings, size)}, **about)
+                files.write_arrays(path, {"success": judge(trial, settings, size)}, **about)
             success = files.read_arrays(path, ["success"], **about)["success"]
             for column, value in zip(COLUMNS, success, strict=True):
                 found[column, budget].append(value)
@@ -125,45 +123,50 @@ def choose(dataset: data.Dataset, x, y, logits, num_poisons: int, seed: int) -> 
     wanted = np.argsort(logits[row])[-2]
     rows = poisoning.choose(jax.random.key(seed), y, max(num_poisons, int((y == wanted).sum())), label=int(wanted))  # all, or an error
     distances = np.linalg.norm((x[rows] - dataset.x_test[row]).reshape(len(rows), -1), axis=1)
-    return Trial(dataset.x_test[[row]], np.array([wanted], np.int32), rows[np.argsort(-distances)[:num_poisons]], seed)
+    rows = rows[np.argsort(-distances)[:num_poisons]]
+    return Trial(poisoning.Task(x, y, rows, dataset.x_test[[row]], np.array([wanted], np.int32)), seed)
 
 
-def judge(trial: Trial, x, y, settings: experiment.Settings, size: Size) -> np.ndarray:
+def judge(trial: Trial, settings: experiment.Settings, size: Size) -> np.ndarray:
     """Success [COLUMNS] of victims trained from scratch, with the same weights and batches, on the clean, noisy and poisoned sets."""
-    threat, key = size.threat, jax.random.key(trial.seed)
-    changed = {"clean": x[trial.rows], "random noise": np.asarray(poisoning.random_control(key, x[trial.rows], threat))}
+    (x, y, rows, x_target, y_target), threat, key = trial.task, size.threat, jax.random.key(trial.seed)
+    changed = {"clean": x[rows], "random noise": np.asarray(poisoning.random_control(key, x[rows], threat))}
     crafts = {"MetaPoison": metapoisons, "Witches' Brew": brew}
     for name in ATTACKS:
-        craft = functools.partial(crafts[name], trial, x, y, size)
-        file = f"{crafts[name].__name__}-{size.file(settings.dataset, len(trial.rows), trial.seed)}"
+        craft = functools.partial(crafts[name], trial, size)
+        file = f"{crafts[name].__name__}-{size.file(settings.dataset, len(rows), trial.seed)}"
         provenance = poisons.Provenance(
-            settings.dataset, name, size.architecture, f"{len(trial.rows)} images, {size.limit}", trial.seed, size.about
+            settings.dataset, name, size.architecture, f"{len(rows)} images, {size.limit}", trial.seed, size.about
         )  # fmt: skip
-        made = poisons.kept(pathlib.Path(settings.out) / "poisons" / file, provenance, lambda craft=craft: _crafted(trial, y, craft()))
+        made = poisons.kept(
+            pathlib.Path(settings.out) / "poisons" / file,
+            provenance,
+            lambda craft=craft: poisons.Crafted(rows, np.asarray(craft()), y[rows]),
+        )
         changed[name] = made.x
     key_victim = jax.random.fold_in(key, _VICTIM)
     ball = Linf(size.eps)  # a recolouring stays in it
-    sets = {name: poisoning.insert(x, y, trial.rows, part, threat=ball)[0] for name, part in changed.items()}
-    logits = [_logits(key_victim, sets[name], y, trial.x_target, size.architecture, size.num_epochs) for name in COLUMNS]
-    return np.array([each[0].argmax() == trial.y_adversarial[0] for each in logits])
+    sets = {name: poisoning.insert(x, y, rows, part, threat=ball)[0] for name, part in changed.items()}
+    logits = [_logits(key_victim, sets[name], y, x_target, size.architecture, size.num_epochs) for name in COLUMNS]
+    return np.array([each[0].argmax() == y_target[0] for each in logits])
 
 
-def metapoisons(trial: Trial, x, y, size: Size):
+def metapoisons(trial: Trial, size: Size):
     """Poisons by MetaPoison, with Adam at a rate of a share of eps that falls along a cosine."""
-    verb = _verbs(size, x.shape[1:])["MetaPoison"]
-    return _compiled(verb, jax.random.key(trial.seed), x, y, trial.rows, trial.x_target, trial.y_adversarial).x
+    attack = _attacks(size, trial.task.x.shape[1:])["MetaPoison"]
+    return _compiled(attack, jax.random.key(trial.seed), trial.task).x
 
 
-def brew(trial: Trial, x, y, size: Size):
+def brew(trial: Trial, size: Size):
     """Poisons by gradient matching on one network trained on the clean set."""
     key = jax.random.key(trial.seed)
-    params = _trained(key, x, y, size.architecture, size.num_epochs)
-    verb = _verbs(size, x.shape[1:])["Witches' Brew"]
-    return _compiled(verb, key, params, None, x[trial.rows], y[trial.rows], trial.x_target, trial.y_adversarial).x
+    params = _trained(key, trial.task.x, trial.task.y, size.architecture, size.num_epochs)
+    attack = _attacks(size, trial.task.x.shape[1:])["Witches' Brew"]
+    return _compiled(base.bind(attack, params=params), key, trial.task).x
 
 
-@functools.cache  # one verb, so that one program serves all trials
-def _verbs(size, input_shape):
+@functools.cache  # made once, so that one program serves all trials
+def _attacks(size, input_shape):
     network = models.stateless(size.architecture, 10, input_shape)
     rate = optax.cosine_decay_schedule(STEP_SHARE * size.eps, size.num_steps, alpha=0.05)
     return {
@@ -177,10 +180,6 @@ def _verbs(size, input_shape):
             num_restarts=NUM_RESTARTS,
         ),
     }  # fmt: skip
-
-
-def _crafted(trial, y, x):
-    return poisons.Crafted(trial.rows, np.asarray(x), y[trial.rows])
 
 
 @functools.partial(jax.jit, static_argnames=("architecture", "num_epochs"))
@@ -199,7 +198,7 @@ def _logits(key, x, y, x_test, architecture, num_epochs):
     return network.apply_fn(_trained(key, x, y, architecture, num_epochs), None, x_test, "eval")[0]
 
 
-_compiled = jax.jit(lambda verb, *args: verb(*args))
+_compiled = jax.jit(lambda attack, key, task: attack(key, task))
 
 
 def beats_noise(found: dict[tuple[str, int], np.ndarray], attack: str, budget: int) -> bool:

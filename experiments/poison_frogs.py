@@ -43,7 +43,7 @@ def run(settings: experiment.Settings) -> report.Section:
     frogs = jax.tree.map(np.asarray, collide(features_fn, trials, num_steps))
     key = jax.random.key(settings.seed)
     # The control of a frog spends the same l2 norm as the frog, each its own.
-    noisy = poisoning.random_control(key, first, L2(jnp.maximum(frogs.change, 1e-6)))
+    noisy = poisoning.random_control(key, first, L2(jnp.maximum(frogs.state.change, 1e-6)))
     threat = Linf(BULLSEYE_EPS)
     surrounded = bullseye(features_fn, trials, num_steps // 4)
     noise = jax.vmap(lambda key, row: poisoning.random_control(key, row, threat))(jax.random.split(key, num_trials), trials.x[trials.rows])
@@ -56,7 +56,7 @@ def run(settings: experiment.Settings) -> report.Section:
         return lambda rows, poisons: successes(features_fn, trials, rows, poisons, settings.seed)
 
     frog, ring = (alone, noisy[:, None], frogs.x[:, None]), (trials.rows, noise, surrounded)
-    on_frogs, on_ring = f"l2 {np.mean(frogs.change):.1f} on average", f"linf {BULLSEYE_EPS}"
+    on_frogs, on_ring = f"l2 {np.mean(frogs.state.change):.1f} on average", f"linf {BULLSEYE_EPS}"
     rows = [
         ["feature collision", "a head", "1", on_frogs, *cells(heads(features_fn), *frog)],
         ["bullseye polytope", "a head", str(NUM_BULLSEYE), on_ring, *cells(heads(features_fn), *ring)],
@@ -91,7 +91,7 @@ def end_to_end(model: models.Model, params, features_fn, trials: Trials, setting
     rows = np.argsort(far, axis=1)[:, :num_poisons]
     bases = trials.x[rows]
     blended = (1.0 - WATERMARK) * bases + WATERMARK * targets[:, None]
-    poisons = _watermarked(features_fn, bases, targets, num_steps=num_steps)
+    poisons = _watermarked(features_fn, trials.x, trials.y, rows, targets[:, None], num_steps=num_steps)
     start = base.bind(methods.natural, apply_fn=model.apply_fn), params, model.model_state
     labels = np.where(trials.y == 0, TARGET, BASE).astype(np.int32)
     fooled = [
@@ -136,14 +136,14 @@ def choose(features_fn, dataset: data.Dataset, num_trials: int, seed: int, num_e
     return Trials(x, y, targets, rows)
 
 
-def collide(features_fn, trials: Trials, num_steps: int) -> poisoning.Collision:
+def collide(features_fn, trials: Trials, num_steps: int) -> poisoning.PoisonResult:
     """A frog for each trial."""
-    return _collided(features_fn, trials.x[trials.rows[:, 0]], trials.targets, num_steps=num_steps)
+    return _collided(features_fn, poisoning.Task(trials.x, trials.y, trials.rows[:, 0], trials.targets), num_steps=num_steps)
 
 
 def bullseye(features_fn, trials: Trials, num_steps: int):
     """NUM_BULLSEYE poisons [T, M, ...] for each trial."""
-    return _surrounded(features_fn, trials.x[trials.rows], trials.targets[:, None], num_steps=num_steps)
+    return _surrounded(features_fn, trials.x, trials.y, trials.rows, trials.targets[:, None], num_steps=num_steps)
 
 
 def successes(features_fn, trials: Trials, rows: np.ndarray, poisons, seed: int) -> np.ndarray:
@@ -151,25 +151,21 @@ def successes(features_fn, trials: Trials, rows: np.ndarray, poisons, seed: int)
     return np.asarray(_fooled(features_fn, trials.x, trials.y, trials.targets, rows, poisons, seed))
 
 
-def _frogs(features_fn, bases, targets, *, num_steps):
-    return poisoning.feature_collision(features_fn, bases, targets, step_size=STEP_SIZE, beta=BETA, num_steps=num_steps)
+def _frogs(features_fn, task, *, num_steps, watermark=0.0):
+    return poisoning.feature_collision(
+        _NO_KEY, task, features_fn=features_fn, step_size=STEP_SIZE, beta=BETA, num_steps=num_steps, watermark=watermark
+    )
 
 
-def _polytopes(features_fn, bases, targets, *, num_steps):
-    def one(parts):
-        key = jax.random.key(0)  # it starts at the bases: nothing is drawn
-        verb = base.bind(poisoning.bullseye, threat=Linf(BULLSEYE_EPS), num_steps=num_steps, learning_rate=0.01)
-        return verb(key, (features_fn,), *parts).x
-
-    return jax.lax.map(one, (bases, targets), batch_size=20)
+def _polytopes(features_fn, x, y, rows, targets, *, num_steps):
+    options = {"features_fns": (features_fn,), "threat": Linf(BULLSEYE_EPS), "num_steps": num_steps, "learning_rate": 0.01}
+    one = lambda part: poisoning.bullseye(_NO_KEY, poisoning.Task(x, y, *part), **options).x  # noqa: E731
+    return jax.lax.map(one, (rows, targets), batch_size=20)
 
 
-def _blends(features_fn, bases, targets, *, num_steps):
-    def one(parts):
-        collide = base.bind(poisoning.feature_collision, step_size=STEP_SIZE, beta=BETA, num_steps=num_steps, watermark=WATERMARK)
-        return collide(features_fn, parts[0], parts[1][None]).x
-
-    return jax.lax.map(one, (bases, targets))
+def _blends(features_fn, x, y, rows, targets, *, num_steps):
+    one = lambda part: _frogs(features_fn, poisoning.Task(x, y, *part), num_steps=num_steps, watermark=WATERMARK).x  # noqa: E731
+    return jax.lax.map(one, (rows, targets))
 
 
 def _networks(start, x, y, targets, rows, poisons, seed, *, num_epochs):
@@ -215,7 +211,7 @@ def _head(params, model_state, x, mode):
 
 def _pictures(features_fn, trials, frogs):
     num_shown = min(4, len(trials.targets))
-    bases, apart = trials.x[trials.rows[:, 0]], np.asarray(frogs.distance)
+    bases, apart = trials.x[trials.rows[:, 0]], np.asarray(frogs.state.distance)
     before = np.linalg.norm(np.asarray(features_fn(bases) - features_fn(trials.targets)), axis=1)
     plot, axes = plt.subplots(num_shown, 4, figsize=(6.4, 1.7 * num_shown))
     for row, line in enumerate(axes):
@@ -235,6 +231,7 @@ def _pictures(features_fn, trials, frogs):
     return report.figure("One poison for one target", caption, plot)
 
 
+_NO_KEY = jax.random.key(0)  # both attacks start at the bases: nothing is drawn
 _collided = jax.jit(_frogs, static_argnames="num_steps")
 _surrounded = jax.jit(_polytopes, static_argnames="num_steps")
 _fooled = jax.jit(_heads)

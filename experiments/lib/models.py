@@ -1,4 +1,4 @@
-"""Architectures behind one face: `apply_fn(params, model_state, x, mode) -> (logits, model_state)`."""
+"""Architectures behind one signature: `apply_fn(params, model_state, x, mode) -> (logits, model_state)`."""
 
 import functools
 import math

@@ -10,9 +10,10 @@ from robustjax.poisoning._example_weights import example_weights, weighted_examp
 from robustjax.poisoning._gradient_matching import cosine, gradient_matching
 from robustjax.poisoning._influence import Influence, Response, influence, method_gradient, response_gradient
 from robustjax.poisoning._metapoison import Surrogates, metapoison
-from robustjax.poisoning.certified import Victim, poison_certificates, soft_radius
+from robustjax.poisoning.certified import ResponseDescent, SoftCertificate, VictimState, VictimTraining, poison_certificates, soft_radius
 from robustjax.poisoning.features import Collision, bullseye, feature_collision
 from robustjax.poisoning.regularization import Regularized, learn_regularization, penalized
+from robustjax.poisoning.task import Task
 
 __all__ = [
     "Collision",
@@ -20,8 +21,12 @@ __all__ = [
     "PoisonResult",
     "Regularized",
     "Response",
+    "ResponseDescent",
+    "SoftCertificate",
     "Surrogates",
-    "Victim",
+    "Task",
+    "VictimState",
+    "VictimTraining",
     "bullseye",
     "choose",
     "classical",

@@ -20,15 +20,14 @@ GradientFn = Callable[[Key, Array, Any], tuple[Array, Array, Any]]  # (key, pois
 
 
 class PoisonResult(NamedTuple):
-    """What every crafting returns."""
+    """What every crafting method returns."""
 
     x: Array  # [M, ...] the poisons, inside the threat
     delta: Delta  # x = threat.apply(base, delta)
-    loss: (
-        Array  # the attacker's loss of the last gradient, before the last step; what a victim does that is trained again is another number
-    )
+    # The attacker's loss at the last gradient, before the last step; what a victim does that is trained again is another number.
+    loss: Array
     losses: Array  # [num_steps] of every gradient; NaN where a gradient was not finite, which moved nothing
-    state: Any  # what the gradient function carried on; how far to trust the last gradient where it is a `Response` or a `HyperGradient`
+    state: Any  # what the method carried on or has to say: `Response`, `HyperGradient`, `Surrogates`, `VictimState`, `Collision`, or None
 
 
 def craft_poisons(
@@ -44,6 +43,13 @@ def craft_poisons(
 ) -> PoisonResult:
     """min over delta in the threat of the attacker's loss at x + delta, by projected steps of an optimizer.
 
+    >>> x, threat = jnp.full((3, 4), 0.5), threats.Linf(0.1)
+    >>> gradient_fn = poisoning.differentiated(lambda key, poisons: jnp.sum((poisons - 1.0) ** 2))  # wants them at 1
+    >>> found = poisoning.craft_poisons(
+    ...     jax.random.key(0), x, threat=threat, gradient_fn=gradient_fn, optimizer=optax.sgd(0.1), num_steps=10)
+    >>> bool(jnp.allclose(found.x, 0.6))
+    True
+
     Args:
       key: of the start and of the gradients.
       x: base images [M, ...], inside the threat's box.
@@ -52,8 +58,8 @@ def craft_poisons(
         method of `bilevel` is one.
       optimizer: an optax transformation of the gradient to *descend*; `signed(...)` for the sign of it.
       num_steps: gradients.
-      delta: start, as for `attacks.pgd`: None at random, 0. for x itself.
-      state: of the gradient function: surrogates, warm starts; None where it carries nothing, or needs no start.
+      delta: where it starts: None at random in the threat, a number everywhere (0. for x itself), or a perturbation like the threat's.
+      state: of the gradient function, at first: surrogates, warm starts; None where it carries nothing, or needs no start.
 
     Returns:
       The poisons after the last step.

@@ -1,6 +1,7 @@
 """Learning which training examples to trust: weights that make the model good on a little clean data (Franceschi et al., 2017)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,11 @@ from robustjax.bilevel import problem
 from robustjax.poisoning import arguments
 
 
-def weighted_examples(loss_fn: Callable, regularizer_fn: Callable | None = None) -> Bilevel:
+def weighted_examples(loss_fn: Callable, regularizer_fn: Callable[[Any], Array] | None = None) -> Bilevel:
     """min over phi of the mean loss on clean data of theta(phi) = argmin mean sigmoid(phi_i) loss_i + regularizer.
 
-    The batch is (x, y, x_clean, y_clean), phi [N] one logit for each training example: `weights(phi)` are their weights. Solve it by any
-    method of `bilevel` or any of its iterative solvers.
+    The batch is (x, y, x_clean, y_clean), phi [N] one logit for each training example: `example_weights(phi)` are their weights. Solve
+    it by any method of `bilevel` or any of its iterative solvers.
 
     Args:
       loss_fn: (theta, x [B, ...], y [B]) -> [B].

@@ -1,49 +1,48 @@
 """Witches' Brew: poisons whose training gradient points where the target's adversarial gradient does (Geiping et al., 2021)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from robustjax import arrays, base, checks, losses
-from robustjax.base import Array, Key, LossFn
+from robustjax.base import ApplyFn, Array, Key, LossFn, NormThreat, Numeric
 from robustjax.bilevel import problem
 from robustjax.poisoning import _craft, arguments
+from robustjax.poisoning import task as tasks
 from robustjax.poisoning._craft import PoisonResult
+from robustjax.poisoning.task import Task
 
 
 def gradient_matching(
     key: Key,
-    params,
-    model_state,
-    x: Array,
-    y: Array,
-    x_target: Array,
-    y_adversarial: Array,
+    task: Task,
     *,
-    apply_fn: Callable,
-    threat,
+    params: Any,
+    model_state: Any = None,
+    apply_fn: ApplyFn,
+    threat: NormThreat,
     num_steps: int,
-    learning_rate=0.1,
+    learning_rate: Numeric = 0.1,
     num_restarts: int = 1,
     loss_fn: LossFn = losses.cross_entropy,
-    augment_fn: Callable | None = None,
+    augment_fn: Callable[[Key, Array], Array] | None = None,
 ) -> PoisonResult:
-    """min over poisons in the threat of 1 - cos(gradient of the target's loss to y_adversarial, gradient of the poisons' own loss).
+    """min over poisons in the threat of 1 - cos(gradient of the targets' loss to y_target, gradient of the poisons' own loss).
 
     Args:
       key: of starts and augmentation.
-      params, model_state: of a network trained on the clean set, in parameters of which gradients are matched.
-      x: base images [M, ...]. y: their labels [M], kept.
-      x_target: images to be misclassified [T, ...]. y_adversarial: as what [T].
+      task: the training set, its poisoned rows, and the targets with what they are to be read as.
+      params: of a network trained on the clean set, in which gradients are matched. model_state: its statistics, None without.
       apply_fn: (params, model_state, x, mode) -> (logits, model_state).
       threat: around each base image.
       num_steps: 250 is the paper's.
       learning_rate: of Adam on the gradient's sign, relative to eps; falls tenfold after 3/8, 5/8 and 7/8 of the steps.
       num_restarts: random starts, vmapped; the one with the smallest loss is returned.
       loss_fn: of training.
-      augment_fn: (key, x [M, ...]) -> x, differentiable; what training will do to the poisons.
+      augment_fn: (key, x [M, ...]) -> x of all poisons, differentiable; what training will do to the poisons.
 
     Returns:
       The poisons; their loss is 0 where the gradients are aligned, 1 where they are orthogonal, NaN if every restart broke down.
@@ -57,13 +56,11 @@ def gradient_matching(
     Source: Geiping et al., ICLR 2021, Algorithm 1, arXiv:2009.02276. Differs: the gradient is of all poisons at once.
     """
     problem.one_key(key)
-    arguments.images(x, threat)
+    tasks.check(task, threat)
     checks.counts(num_steps=num_steps, num_restarts=num_restarts)
     checks.positive(learning_rate=learning_rate)
-    arguments.shaped_like(x_target, x, "x_target")
-    num_classes = arguments.classes(apply_fn, params, model_state, x)
-    arguments.labelled(y, len(x), num_classes)
-    arguments.labelled(y_adversarial, len(x_target), num_classes, "y_adversarial")
+    tasks.check_labels(task, arguments.classes(apply_fn, params, model_state, task.x_base))
+    x, y = task.x_base, task.y_base
 
     def gradient(x, y):
         def mean_loss(params):
@@ -72,7 +69,7 @@ def gradient_matching(
 
         return jax.grad(mean_loss)(params)
 
-    wanted = jax.lax.stop_gradient(gradient(x_target, y_adversarial))
+    wanted = jax.lax.stop_gradient(gradient(jnp.asarray(task.x_target), jnp.asarray(task.y_target)))
 
     def mismatch(key, poisons):
         seen = poisons if augment_fn is None else augment_fn(key, poisons)
@@ -97,7 +94,7 @@ def gradient_matching(
     return jax.tree.map(lambda leaf: leaf[best], runs)
 
 
-def cosine(a, b) -> Array:
+def cosine(a: Any, b: Any) -> Array:
     """<a, b> / (|a| |b|) over pytrees of any scale; 0 where one vanishes, with a gradient of zero; NaN stays NaN.
 
     Raises:

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax import arrays, base
-from robustjax.base import Array, Bilevel, Key
+from robustjax.base import Array, Bilevel, Key, Numeric, SolveFn
 from robustjax.bilevel import _implicit
 from robustjax.bilevel import problem as parts
+from robustjax.bilevel.problem import LinearFn, MethodFn
+from robustjax.poisoning._craft import GradientFn
 
 _SYSTEMS_AT_ONCE = 32  # of the correction: enough to keep a CPU busy with products, few enough for the memory of a network
 
@@ -45,21 +47,28 @@ class Response(NamedTuple):
 
 
 def influence(
-    params,
+    params: Any,
     x: Array,
     y: Array,
     *,
     loss_fn: Callable,
-    test_loss_fn: Callable,
-    linear_fn: Callable,
-    regularizer_fn: Callable | None = None,
-    damping=0.0,
+    test_loss_fn: Callable[[Any], Array],
+    linear_fn: LinearFn,
+    regularizer_fn: Callable[[Any], Array] | None = None,
+    damping: Numeric = 0.0,
     corrected: bool = True,
 ) -> Influence:
     """test_loss(params + step_i) - test_loss(params), step_i = (H - H_i / N)^-1 d loss_i / N: Newton's step to the minimum without point i.
 
     H and H_i are Hessians of the mean loss and of loss_i, the regularizer of H having the weight that N - 1 points leave it. A point of
     large leverage h_i = <u, H_i u> / (N <u, H u>), u = H^-1 d loss_i, holds its own minimum: first order sees 1 - h_i of the step.
+
+    >>> y = jnp.array([1.0, 2.0, 6.0])  # their mean, 3, is 1.5 without the last
+    >>> found = poisoning.influence(
+    ...     jnp.array([3.0]), jnp.ones((3, 1)), y, loss_fn=lambda theta, x, y: 0.5 * (theta @ x - y) ** 2,
+    ...     test_loss_fn=lambda theta: theta[0], linear_fn=bilevel.dense)
+    >>> found.removal.round(4).tolist()
+    [1.0, 0.5, -1.5]
 
     Args:
       params: a minimum of mean loss_fn + regularizer.
@@ -153,12 +162,15 @@ def influence(
     return Influence(removal, first_order, leverage, remaining, jnp.maximum(residual, missed.max()), stationarity)
 
 
-def response_gradient(problem: Bilevel, solve: Callable, batch=None, *, linear_fn: Callable, damping=0.0) -> Callable:
+def response_gradient(problem: Bilevel, solve: SolveFn, batch: Any = None, *, linear_fn: LinearFn, damping: Numeric = 0.0) -> GradientFn:
     """The gradient function of the training-set attack, for `craft_poisons`: poisons are phi, the victim is trained again at every step.
 
     Args:
       problem: inner_loss, the victim's training loss with phi [M, ...] among its data; outer_loss, what the attacker minimises.
-      solve, batch, linear_fn, damping: as for `bilevel.implicit`.
+      solve: (phi, theta0, batch) -> theta, the victim's training, its own arguments bound; it goes on from the last victim.
+      batch: what the losses take as their third argument.
+      linear_fn: (product, v, start) -> p, such as `base.bind(bilevel.conjugate_gradient, num_steps=50)`.
+      damping: added to the Hessian, where it is not positive definite.
 
     Returns:
       (key, poisons, state) -> (loss, gradient, state); the state is a `Response`: start with `Response(theta, zeros like theta)`.
@@ -172,13 +184,16 @@ def response_gradient(problem: Bilevel, solve: Callable, batch=None, *, linear_f
     return base.bind(_respond, problem=problem, solve=solve, batch=batch, linear_fn=linear_fn, damping=damping)
 
 
-def method_gradient(problem: Bilevel, method: Callable, solve: Callable, theta0, batch=None) -> Callable:
+def method_gradient(problem: Bilevel, method: MethodFn, solve: SolveFn, theta0: Any, batch: Any = None) -> GradientFn:
     """The gradient function of any method of `bilevel`, for `craft_poisons`; the victim is trained from theta0 at every step.
 
     With `base.bind(bilevel.back_gradient)` it is back-gradient poisoning, with `base.bind(bilevel.unrolled)` unrolled poisoning.
 
     Args:
-      problem, solve, theta0, batch: as for the method; phi are the poisons [M, ...].
+      problem: inner_loss, the victim's training loss with the poisons as phi [M, ...]; outer_loss, what the attacker minimises.
+      solve: (phi, theta0, batch) -> theta, the victim's training, its own arguments bound.
+      theta0: where the victim begins.
+      batch: what the losses take as their third argument.
       method: (problem, solve, phi, theta0, batch) -> HyperGradient, its own arguments bound.
 
     Returns:

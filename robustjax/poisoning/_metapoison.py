@@ -5,14 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from robustjax import checks, losses
-from robustjax.base import Array, Key
+from robustjax.base import ApplyFn, Array, Key, Numeric, Threat
 from robustjax.bilevel import problem
 from robustjax.poisoning import _craft, arguments
+from robustjax.poisoning import task as tasks
 from robustjax.poisoning._craft import PoisonResult
+from robustjax.poisoning.task import Task
 
 _LEAST_LOSS = -100.0  # the attacker gains nothing beyond this margin
 
@@ -26,33 +27,27 @@ class Surrogates(NamedTuple):
 
 def metapoison(
     key: Key,
-    x: Array,
-    y: Array,
-    rows: Array,
-    x_target: Array,
-    y_adversarial: Array,
+    task: Task,
     *,
-    apply_fn: Callable,
-    init_fn: Callable,
-    threat,
+    apply_fn: ApplyFn,
+    init_fn: Callable[[Key], Any],
+    threat: Threat,
     optimizer: optax.GradientTransformation,
     num_steps: int,
     num_surrogates: int,
     num_epochs: int,
     num_unroll_steps: int = 2,
     batch_size: int,
-    step_size,
+    step_size: Numeric,
 ) -> PoisonResult:
-    """min over poisons in the threat of the mean margin against y_adversarial that networks show at the target after a poisoned batch.
+    """min over poisons in the threat of the mean margin against y_target that networks show at the targets after a poisoned batch.
 
     In each crafting step every surrogate trains for one epoch on clean data; at each of its batches a copy takes K steps, the first on the
     batch with its poisons in it, the next on the batches that follow, and the target is looked at after each.
 
     Args:
       key: of starts, initial weights and the order of batches.
-      x: training images [N, ...]. y: their labels [N].
-      rows: which are poisoned [M].
-      x_target: images to be misclassified [T, ...]. y_adversarial: as what [T].
+      task: the training set, its poisoned rows, and the targets with what they are to be read as.
       apply_fn: (params, None, x, mode) -> (logits, None), of a network without statistics.
       init_fn: key -> params.
       threat: around each poisoned image.
@@ -78,25 +73,18 @@ def metapoison(
       masks with 0; the target is looked at alone, not inside a batch.
     """
     problem.one_key(key)
-    arguments.images(x, threat)
+    tasks.check(task, threat)
     checks.counts(num_steps=num_steps, num_surrogates=num_surrogates, num_epochs=num_epochs)
     checks.counts(num_unroll_steps=num_unroll_steps, batch_size=batch_size)
     checks.positive(step_size=step_size)
-    if batch_size > len(x):
-        raise ValueError(f"expected batches of at most {len(x)} images, got batch_size={batch_size}.")
-    if jnp.ndim(rows) != 1 or jnp.size(rows) == 0 or not jnp.issubdtype(jnp.result_type(rows), jnp.integer):
-        raise ValueError(f"expected whole rows [M], one at least, got {rows}; `poisoning.choose` draws some.")
-    if not isinstance(rows, jax.core.Tracer) and (len(np.unique(rows)) < len(rows) or not np.isin(rows, np.arange(len(x))).all()):
-        raise ValueError(f"expected different rows of {len(x)} images, got {np.asarray(rows)}; `poisoning.choose` draws some.")
+    if batch_size > len(task.x):
+        raise ValueError(f"expected batches of at most {len(task.x)} images, got batch_size={batch_size}.")
     problem.takes(init_fn, "init_fn(key)", key)
-    arguments.shaped_like(x_target, x, "x_target")
-    num_classes = arguments.classes(apply_fn, jax.eval_shape(init_fn, key), None, x_target)
-    arguments.labelled(y, len(x), num_classes)
-    arguments.labelled(y_adversarial, len(x_target), num_classes, "y_adversarial")
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    tasks.check_labels(task, arguments.classes(apply_fn, jax.eval_shape(init_fn, key), None, task.x_target))
+    x, y, rows, x_target, y_target = map(jnp.asarray, task)
     place = jnp.full(len(x), -1).at[rows].set(jnp.arange(len(rows)))
     key_init, key_warm, key_craft = jax.random.split(key, 3)
-    epoch = _Epoch(x, y, place, x_target, y_adversarial, apply_fn, init_fn, num_unroll_steps, batch_size, step_size)
+    epoch = _Epoch(x, y, place, x_target, y_target, apply_fn, init_fn, num_unroll_steps, batch_size, step_size)
     params = jax.vmap(init_fn)(jax.random.split(key_init, num_surrogates))
     age = jnp.arange(num_surrogates) * num_epochs // num_surrogates
     surrogates = Surrogates(_warmed(epoch, key_warm, params, age, num_epochs), age)
@@ -122,7 +110,7 @@ class _Epoch(NamedTuple):
     y: Array
     place: Array  # [N] which poison stands in a row, -1 for none
     x_target: Array
-    y_adversarial: Array
+    y_target: Array
     apply_fn: Callable
     init_fn: Callable
     num_unroll_steps: int
@@ -168,7 +156,7 @@ class _Epoch(NamedTuple):
                 x = jnp.where(stands, poisons[jnp.maximum(place, 0)], x)
             params = self.step(params, x, self.y[rows])
             logits = self.apply_fn(params, None, self.x_target, "eval")[0]
-            total += jnp.maximum(losses.margin(logits, self.y_adversarial), _LEAST_LOSS).mean()
+            total += jnp.maximum(losses.margin(logits, self.y_target), _LEAST_LOSS).mean()
         return total / self.num_unroll_steps
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax import checks
-from robustjax.base import ApplyFn, Array, Threat
+from robustjax.base import ApplyFn, Array, Numeric, Threat
 from robustjax.bilevel import problem
 
 
@@ -36,14 +36,14 @@ def shaped_like(x: Array | np.ndarray, other: Array | np.ndarray, name: str) -> 
     """Images [T, ...] of the shape of others.
 
     Raises:
-      TypeError, ValueError: as `images`; or of another shape.
+      TypeError: no array. ValueError: another shape or type, or NaN.
     """
     images(x, name=name)
     if x.shape[1:] != other.shape[1:]:
         raise ValueError(f"expected {name} [T, {', '.join(map(str, other.shape[1:]))}] like x {other.shape}, got {x.shape}.")
 
 
-def inside(x: Array | np.ndarray, bounds: tuple, name: str = "x") -> None:
+def inside(x: Numeric, bounds: tuple, name: str = "x") -> None:
     """Values, as far as they are known, lie in a box.
 
     Raises:

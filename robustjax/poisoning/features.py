@@ -8,40 +8,43 @@ import jax.numpy as jnp
 import optax
 
 from robustjax import arrays, base, checks
-from robustjax.base import Array, Key
+from robustjax.base import Array, Key, Numeric, Threat
 from robustjax.bilevel import problem
 from robustjax.poisoning import _craft, arguments
+from robustjax.poisoning import task as tasks
 from robustjax.poisoning._craft import PoisonResult
+from robustjax.poisoning.task import Task
+
+FeaturesFn = Callable[[Array], Array]  # images [M, ...] -> features [M, K], of the frozen part of a network
 
 
 class Collision(NamedTuple):
-    """Poisons whose features are the target's."""
+    """How far `feature_collision` came, evaluated at its poisons: exact, whatever the descent did."""
 
-    x: Array  # [M, ...] in the box
-    distance: Array  # [M] |features(x) - features(target)|, evaluated at x: exact, whatever the descent did
-    change: Array  # [M] |x - base|, likewise
+    distance: Array  # [M] |features(x) - features(target)|
+    change: Array  # [M] |x - base|
 
 
 def feature_collision(
-    features_fn: Callable,
-    x: Array,
-    x_target: Array,
+    key: Key,
+    task: Task,
     *,
-    step_size,
-    beta,
+    features_fn: FeaturesFn,
+    step_size: Numeric,
+    beta: Numeric,
     num_steps: int,
-    watermark=0.0,
+    watermark: Numeric = 0.0,
     num_memory: int = 40,
     box: tuple = (0.0, 1.0),
-) -> Collision:
+) -> PoisonResult:
     """min over x' of |features(x') - features(target)| + beta |x' - base|^2 in a box, by forward-backward splitting.
 
     Forward: a gradient step on the distance (not squared); backward: the proximal step (x' + step_size beta base) / (1 + step_size beta).
 
     Args:
-      features_fn: images [M, ...] -> features [M, K]; of the frozen part of a network.
-      x: base images [M, ...].
-      x_target: the target [1, ...] or one for each base [M, ...].
+      key: not used: nothing is drawn.
+      task: the training set, its poisoned rows, and the target [1, ...], or one for each row [M, ...]; labels are not used.
+      features_fn: images [M, ...] -> features [M, K], of the frozen part of a network.
       step_size: of the forward step; halved, image by image, while the objective is not below its mean over the last steps.
       beta: of the base image.
       num_steps: 1,500 at most in the paper.
@@ -50,28 +53,29 @@ def feature_collision(
       box: of valid inputs.
 
     Returns:
-      The poisons with their distances.
+      The poisons, their losses as means over all, and as state the `Collision`.
 
     Raises:
-      TypeError: numbers of steps that are no integers, a features_fn that cannot be called. ValueError: images outside the box, a target or
-        features of another shape, numbers below 1, an opacity outside [0, 1], beta or step_size below 0.
+      TypeError: no task, numbers of steps that are no integers, a features_fn that cannot be called. ValueError: images outside the box, a
+        target or features of another shape, numbers below 1, an opacity outside [0, 1], beta or step_size below 0.
 
     Guarantee:
-      none: a collision is what `distance` says.
+      none: how near the features came is what `Collision.distance` says.
     Source: Shafahi et al., NeurIPS 2018, Algorithm 1, arXiv:1804.00792. Differs: the step is halved after every `num_memory` steps
       whose last objective is not below their mean; the authors' test fires at other steps by a slip of precedence.
     """
-    arguments.images(x)
+    del key
+    tasks.check(task)
     checks.box(box)
-    arguments.inside(x, box)
-    arguments.shaped_like(x_target, x, "x_target")
+    arguments.inside(task.x, box)
+    x, x_target = task.x_base, jnp.asarray(task.x_target)
     if x_target.shape[0] not in (1, x.shape[0]):
         raise ValueError(f"expected one target [1, ...] or one for each base, {x.shape[0]}, got {x_target.shape[0]}.")
     checks.counts(num_steps=num_steps, num_memory=num_memory)
     problem.not_negative(step_size=step_size, beta=beta)
     arguments.fractions(watermark=watermark)
     _check_features(features_fn, x)
-    x, x_target = jnp.asarray(x), jnp.broadcast_to(x_target, x.shape)
+    x_target = jnp.broadcast_to(x_target, x.shape)
     step_size, beta, watermark = (jnp.asarray(number).astype(x.dtype) for number in (step_size, beta, watermark))
     origin = (1.0 - watermark) * x + watermark * x_target
     low, high = (jnp.asarray(bound).astype(x.dtype) for bound in box)
@@ -89,32 +93,32 @@ def feature_collision(
         size = jnp.where(look & (cost >= total / num_memory), 0.5 * size, size)
         scale = arrays.per_example(size, x)
         moved = (poisons - scale * grad + scale * beta * origin) / (1.0 + scale * beta)
-        return (jnp.clip(moved, min=low, max=high), size, jnp.where(look, 0.0, total)), None
+        return (jnp.clip(moved, min=low, max=high), size, jnp.where(look, 0.0, total)), cost.mean()
 
     zeros = jnp.zeros(x.shape[0], x.dtype)
-    (poisons, _, _), _ = jax.lax.scan(step, (origin, zeros + step_size, zeros), jnp.arange(num_steps))
-    return Collision(poisons, distance(poisons), arrays.norm(poisons - x, 2))
+    (poisons, _, _), losses = jax.lax.scan(step, (origin, zeros + step_size, zeros), jnp.arange(num_steps))
+    delta = poisons - x
+    return PoisonResult(poisons, delta, losses[-1], losses, Collision(distance(poisons), arrays.norm(delta, 2)))
 
 
 def bullseye(
     key: Key,
-    features_fns: Sequence[Callable],
-    x: Array,
-    x_target: Array,
+    task: Task,
     *,
-    threat,
+    features_fns: Sequence[FeaturesFn],
+    threat: Threat,
     num_steps: int,
-    learning_rate,
+    learning_rate: Numeric,
 ) -> PoisonResult:
     """min over poisons in the threat of the mean over networks of |mean features of the poisons - features of the target|^2, relative.
 
     Args:
       key: of the start.
+      task: the training set, its poisoned rows, all of the class that the target is to get, and the target [T, ...]; several views of it
+        are averaged. Labels are not used.
       features_fns: frozen networks, images [M, ...] -> features [M, K].
-      x: base images [M, ...], all of the class that the target is to get.
-      x_target: the target [T, ...]; several views of it are averaged.
       threat: around each base image.
-      num_steps, learning_rate: of Adam.
+      num_steps: of Adam. learning_rate: of Adam.
 
     Returns:
       The poisons.
@@ -128,8 +132,8 @@ def bullseye(
     Source: Aghakhani et al., EuroS&P 2021, arXiv:2005.00191.
     """
     problem.one_key(key)
-    arguments.images(x, threat)
-    arguments.shaped_like(x_target, x, "x_target")
+    tasks.check(task, threat)
+    x, x_target = task.x_base, jnp.asarray(task.x_target)
     checks.counts(num_steps=num_steps)
     checks.positive(learning_rate=learning_rate)
     if callable(features_fns) or len(features_fns) == 0:

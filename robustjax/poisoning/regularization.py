@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from robustjax import arrays, checks
-from robustjax.base import Array, Bilevel
+from robustjax.base import Array, Bilevel, Numeric, SolveFn
 from robustjax.bilevel import problem as parts
+from robustjax.bilevel.problem import MethodFn
 from robustjax.poisoning import arguments
 
 
@@ -25,15 +26,15 @@ class Regularized(NamedTuple):
 
 def learn_regularization(
     problem: Bilevel,
-    method: Callable,
-    solve: Callable,
+    method: MethodFn,
+    solve: SolveFn,
     poisons: Array,
-    log_strength,
-    theta0,
-    batch=None,
+    log_strength: Numeric,
+    theta0: Any,
+    batch: Any = None,
     *,
-    poison_step,
-    strength_step,
+    poison_step: Numeric,
+    strength_step: Numeric,
     num_steps: int,
     box: tuple = (0.0, 1.0),
     bounds: tuple = (-8.0, 8.0),
@@ -44,8 +45,11 @@ def learn_regularization(
 
     Args:
       problem: losses whose phi is (poisons, Lambda); `penalized` adds the regularizer to a training loss.
-      method, solve, theta0, batch: as for `bilevel.minimize`.
+      method: (problem, solve, phi, theta0, batch) -> HyperGradient, its own arguments bound.
+      solve: (phi, theta0, batch) -> theta, the victim's training, its own arguments bound.
       poisons: where they start [M, ...]; with M = 0 the strength alone is learned. log_strength: where Lambda starts.
+      theta0: where the victim begins.
+      batch: what the losses take as their third argument.
       poison_step: length of a step of each poison. strength_step: of Lambda, times its gradient.
       num_steps: of the game.
       box: of the poisons. bounds: of Lambda.

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import certified_poisoning, classical_poisoning, influence_scatter, metapoison, poison_frogs
 from experiments.lib import data, evaluation, experiment, models, poisons, report
-from robustjax import base
+from robustjax import base, poisoning
 from robustjax.base import Certificate
 from robustjax.poisoning import classical
 
@@ -125,20 +125,21 @@ def test_poisons_can_be_recoloured(tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.random((200, 4, 4, 3)).astype(np.float32), np.repeat(np.arange(10), 20).astype(np.int32)
     size = metapoison.Size(200, (20,), 1, 2, 2, 2, 1, eps=0.05, is_colour=True)
-    trial = metapoison.Trial(x[:1], np.array([3], np.int32), np.flatnonzero(y == 3), 0)
-    found = metapoison.judge(trial, x, y, experiment.Settings(out=str(tmp_path)), size)
+    trial = metapoison.Trial(poisoning.Task(x, y, np.flatnonzero(y == 3), x[:1], np.array([3], np.int32)), 0)
+    found = metapoison.judge(trial, experiment.Settings(out=str(tmp_path)), size)
     assert found.shape == (len(metapoison.COLUMNS),) and found.dtype == bool
     crafted = [np.load(file)["x"] for file in tmp_path.rglob("*.npz")]
-    moved = [float(np.abs(poisons - x[trial.rows]).max()) for poisons in crafted]
+    moved = [float(np.abs(poisons - x[trial.task.rows]).max()) for poisons in crafted]
     assert len(moved) == 2 and 1e-3 < min(moved) <= max(moved) <= 0.05 + 1e-6
 
 
 def test_trials_can_be_shared_by_processes_and_are_judged_once(tmp_path, monkeypatch):
     judged = []
 
-    def judge(trial, x, y, settings, size):
-        judged.append((len(trial.rows), trial.seed))
-        return np.array([False, trial.seed == 1, len(trial.rows) == 20, True])
+    def judge(trial, settings, size):
+        num_poisons = len(trial.task.rows)
+        judged.append((num_poisons, trial.seed))
+        return np.array([False, trial.seed == 1, num_poisons == 20, True])
 
     monkeypatch.setattr(metapoison, "judge", judge)
     monkeypatch.setattr(metapoison, "_logits", lambda key, x, y, x_test, *size: np.eye(10)[dataset.y_test])
@@ -176,8 +177,8 @@ def test_victims_see_no_order_of_batches_that_the_attacker_saw(tmp_path, monkeyp
     rng = np.random.default_rng(0)
     x, y = rng.random((230, 3, 3, 1)).astype(np.float32), (np.arange(230) % 10).astype(np.int32)
     size = metapoison.Size(230, (20,), 1, 3, 2, 2, 4)
-    trial = metapoison.Trial(x[:1], np.array([3], np.int32), np.flatnonzero(y == 3), 0)
-    metapoison.judge(trial, x, y, experiment.Settings(out=str(tmp_path)), size)
+    trial = metapoison.Trial(poisoning.Task(x, y, np.flatnonzero(y == 3), x[:1], np.array([3], np.int32)), 0)
+    metapoison.judge(trial, experiment.Settings(out=str(tmp_path)), size)
     assert len(seen["victim"]) == 4 and len(seen["attacker"]) >= 4 + 3 * 2
     assert not seen["victim"] & seen["attacker"]
 
@@ -189,11 +190,11 @@ def test_trials_ask_for_the_second_choice_and_poison_the_images_of_it_that_are_l
     logits = rng.normal(size=(len(dataset.y_test), 10))
     logits[::2][np.arange(len(logits[::2])), dataset.y_test[::2]] = 9.0  # every other image is read rightly
     for seed in range(10):
-        trial = metapoison.choose(dataset, dataset.x_train, y, logits, 12, seed)
+        trial = metapoison.choose(dataset, dataset.x_train, y, logits, 12, seed).task
         target = int(np.flatnonzero((dataset.x_test == trial.x_target).all(axis=(1, 2, 3)))[0])
-        assert logits[target].argmax() == dataset.y_test[target] and (logits[target] > logits[target][trial.y_adversarial]).sum() == 1
+        assert logits[target].argmax() == dataset.y_test[target] and (logits[target] > logits[target][trial.y_target]).sum() == 1
         distances = np.linalg.norm((dataset.x_train - trial.x_target).reshape(200, -1), axis=1)
-        left = np.setdiff1d(np.flatnonzero(y == trial.y_adversarial), trial.rows)
+        left = np.setdiff1d(np.flatnonzero(y == trial.y_target), trial.rows)
         assert len(set(trial.rows)) == 12 and len(left) == 8 and distances[trial.rows].min() > distances[left].max()
     with pytest.raises(ValueError, match="cannot poison 21 of 20 examples"):
         metapoison.choose(dataset, dataset.x_train, y, logits, 21, 0)

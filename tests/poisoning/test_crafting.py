@@ -39,6 +39,20 @@ def feasible(found, threat, bases):
     assert bool(threat.within(found.x - bases).all()) and float(found.x.min()) >= 0 and float(found.x.max()) <= 1
 
 
+def task(x, y=None, rows=None, targets=X_TARGET, y_target=Y_ADVERSARIAL):
+    """All of x is poisoned, or some rows of it."""
+    rows = np.arange(len(x)) if rows is None else rows
+    return poisoning.Task(x, jnp.zeros(len(x), int) if y is None else y, rows, targets, y_target)
+
+
+def poison_certificates(x, y, rows, targets, y_target, *, training_loss, threat, num_noise, beta=16.0, victim, descent):
+    return poisoning.poison_certificates(
+        KEY, poisoning.Task(x, y, rows, targets, y_target), threat=threat,
+        victim=poisoning.VictimTraining(apply_fn, init_fn, training_loss, **victim),
+        certificate=poisoning.SoftCertificate(0.2, num_noise, beta), descent=poisoning.ResponseDescent(**descent),
+    )  # fmt: skip
+
+
 def test_crafting_solves_a_projection():
     # The nearest point to a goal within a ball: closed form.
     goal = jnp.full((4, D), 0.9)
@@ -68,8 +82,7 @@ def test_the_random_control_loses_nothing_to_the_box():
 def test_gradient_matching_aligns_the_gradients():
     bases, labels, threat = X[10:18], Y_ADVERSARIAL.repeat(8), Linf(0.2)
     run = functools.partial(
-        poisoning.gradient_matching, KEY, PARAMS, None, bases, labels, X_TARGET, Y_ADVERSARIAL, apply_fn=apply_fn, threat=threat,
-        num_steps=60,
+        poisoning.gradient_matching, KEY, task(bases, labels), params=PARAMS, apply_fn=apply_fn, threat=threat, num_steps=60,
     )  # fmt: skip
     found, best = jax.jit(lambda: (run(), run(num_restarts=4)))()
     feasible(found, threat, bases)
@@ -91,25 +104,32 @@ def test_gradient_matching_aligns_the_gradients():
 
 
 def test_frogs_collide_with_the_target_and_stay_near_their_base():
-    run = jax.jit(functools.partial(poisoning.feature_collision, FEATURES, X[5:9], X_TARGET, num_steps=4000))
+    collide = functools.partial(poisoning.feature_collision, KEY, features_fn=FEATURES)
+    run = jax.jit(functools.partial(collide, task(X[5:9]), num_steps=4000))
     found = run(step_size=0.02, beta=0.01)
     before = jnp.linalg.norm(FEATURES(X[5:9]) - FEATURES(X_TARGET), axis=1)
-    assert bool((found.distance < 0.2 * before).all()) and float(found.x.min()) >= 0 and float(found.x.max()) <= 1
+    assert (
+        bool((found.state.distance < 0.2 * before).all())
+        and found.losses.shape == (4000,)
+        and float(found.x.min()) >= 0
+        and float(found.x.max()) <= 1
+    )
     near = run(step_size=0.02, beta=3.0)
-    assert bool((near.change < found.change).all()) and bool((near.distance > found.distance).all())
-    np.testing.assert_allclose(found.distance, jnp.linalg.norm(FEATURES(found.x) - FEATURES(X_TARGET), axis=1), rtol=1e-4)
+    assert bool((near.state.change < found.state.change).all()) and bool((near.state.distance > found.state.distance).all())
+    np.testing.assert_allclose(found.delta, found.x - X[5:9], atol=1e-6)
+    np.testing.assert_allclose(found.state.distance, jnp.linalg.norm(FEATURES(found.x) - FEATURES(X_TARGET), axis=1), rtol=1e-4)
     # One step by hand: forward on the distance, backward to the base.
-    one = poisoning.feature_collision(FEATURES, X[5:6], X_TARGET, step_size=0.1, beta=2.0, num_steps=1)
+    one = collide(task(X[5:6]), step_size=0.1, beta=2.0, num_steps=1)
     grad = jax.grad(lambda x: jnp.linalg.norm(FEATURES(x) - FEATURES(X_TARGET)))(X[5:6])
     np.testing.assert_allclose(one.x, jnp.clip((X[5:6] - 0.1 * grad + 0.2 * X[5:6]) / 1.2, min=0, max=1), atol=1e-6)
-    marked = poisoning.feature_collision(FEATURES, X[5:6], X_TARGET, step_size=0.0, beta=0.0, num_steps=1, watermark=0.3)
+    marked = collide(task(X[5:6]), step_size=0.0, beta=0.0, num_steps=1, watermark=0.3)
     np.testing.assert_allclose(marked.x, 0.7 * X[5:6] + 0.3 * X_TARGET, atol=1e-6)
 
 
 def test_the_bullseye_puts_the_mean_of_the_poisons_on_the_target_in_every_network():
     other = jax.tree_util.Partial(lambda w, x: jnp.tanh(x @ w), init_fn(jax.random.key(9))["hidden"])
     threat, bases = Linf(0.3), X[5:10]
-    found = poisoning.bullseye(KEY, (FEATURES, other), bases, X_TARGET, threat=threat, num_steps=200, learning_rate=0.02)
+    found = poisoning.bullseye(KEY, task(bases), features_fns=(FEATURES, other), threat=threat, num_steps=200, learning_rate=0.02)
     feasible(found, threat, bases)
     for network in (FEATURES, other):
         gap = lambda x, network=network: float(jnp.linalg.norm(network(x).mean(axis=0) - network(X_TARGET)[0]))  # noqa: E731
@@ -159,7 +179,7 @@ def test_metapoison_lowers_the_margin_of_fresh_networks():
     threat = Linf(0.3)
     found = jax.jit(
         lambda: poisoning.metapoison(
-            KEY, X, Y, rows, X_TARGET, Y_ADVERSARIAL, apply_fn=apply_fn, init_fn=init_fn, threat=threat, optimizer=optax.adam(0.05),
+            KEY, task(X, Y, rows), apply_fn=apply_fn, init_fn=init_fn, threat=threat, optimizer=optax.adam(0.05),
             num_steps=20, num_surrogates=4, num_epochs=8, batch_size=12, step_size=0.3,
         )
     )()  # fmt: skip
@@ -188,9 +208,8 @@ def test_a_restart_that_breaks_down_is_not_chosen(monkeypatch):
 
     monkeypatch.setattr(importlib.import_module("robustjax.poisoning._craft"), "craft_poisons", one)
     found = poisoning.gradient_matching(
-        KEY, PARAMS, None, X[10:18], Y_ADVERSARIAL.repeat(8), X_TARGET, Y_ADVERSARIAL, apply_fn=apply_fn, threat=Linf(0.2), num_steps=1,
-        num_restarts=5,
-    )  # fmt: skip
+        KEY, task(X[10:18], Y_ADVERSARIAL.repeat(8)), params=PARAMS, apply_fn=apply_fn, threat=Linf(0.2), num_steps=1, num_restarts=5
+    )
     assert float(found.loss) == float(jnp.sort(height)[2]) == float(found.delta), "the best that is a number, and its poisons"
 
 
@@ -204,15 +223,15 @@ def test_no_noise_of_the_radius_is_also_noise_of_training(monkeypatch):
         note("training", prng.example_keys(key, len(x)))
         return training.gaussian(params, model_state, key, x, y, apply_fn=apply_fn, sigma=0.2)
 
-    def noted(apply_fn, params, keys, x, y, **options):
+    def noted(params, keys, x, y, **options):
         note("radius", keys)
-        return soft_radius(apply_fn, params, keys, x, y, **options)
+        return soft_radius(params, keys, x, y, **options)
 
     soft_radius = certified.soft_radius
     monkeypatch.setattr(certified, "soft_radius", noted)
-    found = poisoning.poison_certificates(
-        KEY, X[16:], Y[16:], X[:16], Y[:16], X[:16], Y[:16], apply_fn=apply_fn, init_fn=init_fn, training_loss=training_loss,
-        threat=Linf(0.1), sigma=0.2, num_noise=2, num_epochs=2, num_clean=24, num_poison=8, num_victim_steps=3, num_linear_steps=1,
+    found = poison_certificates(
+        X, Y, np.arange(16), X[:16], Y[:16], training_loss=training_loss, threat=Linf(0.1), num_noise=2,
+        victim={"num_clean": 24, "num_steps": 3}, descent={"num_epochs": 2, "num_poison": 8, "num_linear_steps": 1},
     )  # fmt: skip
     jax.block_until_ready(found.x)
     jax.effects_barrier()
@@ -234,13 +253,12 @@ TRAINING = {
 def test_poisons_of_certified_defenses_lower_the_radius_of_retrained_victims(name):
     label = 1
     mine = np.flatnonzero(np.asarray(Y) == label)
-    others = np.flatnonzero(np.asarray(Y) != label)
     threat = Linf(0.15)
     found = jax.jit(
-        lambda: poisoning.poison_certificates(
-            KEY, X[others], Y[others], X[mine], Y[mine], X[mine], Y[mine], apply_fn=apply_fn, init_fn=init_fn,
-            training_loss=TRAINING[name], threat=threat, sigma=0.2, num_noise=8, num_epochs=10, num_clean=24, num_poison=8,
-            num_victim_steps=8, learning_rate=0.05, victim_rate=0.03, beta=4.0,
+        lambda: poison_certificates(
+            X, Y, mine, X[mine], Y[mine], training_loss=TRAINING[name], threat=threat, num_noise=8, beta=4.0,
+            victim={"num_clean": 24, "num_steps": 8, "learning_rate": 0.03},
+            descent={"num_epochs": 10, "num_poison": 8, "learning_rate": 0.05},
         )
     )()  # fmt: skip
     feasible(found, threat, X[mine])
@@ -253,7 +271,8 @@ def test_poisons_of_certified_defenses_lower_the_radius_of_retrained_victims(nam
             take = lambda state, i: (step(state, jax.random.fold_in(key, i), x, Y)[0], None)  # noqa: E731
             state = jax.lax.scan(take, training.init(init_fn(key), None, optimizer), jnp.arange(100))[0]
             keys = jax.random.split(key, len(mine))
-            return poisoning.soft_radius(apply_fn, state.params, keys, X[mine], Y[mine], sigma=0.2, num_noise=100, beta=4.0)
+            certificate = poisoning.SoftCertificate(0.2, 100, 4.0)
+            return poisoning.soft_radius(state.params, keys, X[mine], Y[mine], apply_fn=apply_fn, certificate=certificate)
 
         return jax.vmap(one)(jax.random.split(jax.random.key(5), 3)).mean()
 
@@ -268,9 +287,11 @@ def test_the_soft_radius_of_a_linear_classifier_is_its_margin():
     linear = lambda params, state, x, mode: ((x - 0.5) @ params, state)  # noqa: E731
     x = jnp.full((2, D), 0.5).at[:, 0].set(jnp.array([0.6, 0.3]))
     keys = jax.random.split(KEY, 2)
-    radius = poisoning.soft_radius(linear, weight, keys[:1], x[:1], jnp.array([1]), sigma=0.2, num_noise=20_000, beta=1e4, smoothing=1e-6)
+    certificate = poisoning.SoftCertificate(0.2, 20_000, beta=1e4, smoothing=1e-6)
+    radius = poisoning.soft_radius(weight, keys[:1], x[:1], jnp.array([1]), apply_fn=linear, certificate=certificate)
     assert float(radius) == pytest.approx(0.1, abs=0.01)
-    wrong = poisoning.soft_radius(linear, weight, keys[:1], x[1:], jnp.array([1]), sigma=0.2, num_noise=1000, beta=1e4)
+    certificate = poisoning.SoftCertificate(0.2, 1000, beta=1e4)
+    wrong = poisoning.soft_radius(weight, keys[:1], x[1:], jnp.array([1]), apply_fn=linear, certificate=certificate)
     assert float(wrong) == 0.0
     assert smoothing.radii.gaussian_l2(0.6914625, 0.2) == pytest.approx(0.1, abs=1e-5)
 
@@ -311,9 +332,9 @@ def test_poisoned_sets_name_what_would_make_them_meaningless():
             poisoning.insert(**({"x": x, "y": y, "rows": rows, "poisons": poisons} | wrong))
     assert poisoning.insert(x, y, rows, poisons + 2, box=(-np.inf, np.inf))[0].max() > 2
     with pytest.raises(ValueError, match="a batch takes 24"):
-        poisoning.poison_certificates(
-            KEY, X[:5], Y[:5], X[:8], Y[:8], X[:8], Y[:8], apply_fn=apply_fn, init_fn=init_fn, training_loss=TRAINING["gaussian"],
-            threat=threat, sigma=0.2, num_noise=2, num_epochs=1, num_clean=24, num_poison=8,
+        poison_certificates(
+            X[:13], Y[:13], np.arange(8), X[:8], Y[:8], training_loss=TRAINING["gaussian"], threat=threat, num_noise=2,
+            victim={"num_clean": 24}, descent={"num_epochs": 1, "num_poison": 8},
         )  # fmt: skip
 
 
@@ -324,7 +345,9 @@ def test_directions_and_distances_hold_at_any_scale():
         np.testing.assert_allclose(poisoning.cosine(scaled, scaled), 1.0, rtol=1e-5)
         np.testing.assert_allclose(poisoning.cosine(scaled, b), poisoning.cosine(a, b), rtol=1e-5)
     dark = jnp.zeros((1, D))
-    found = poisoning.bullseye(KEY, [lambda x: x], X[:3], dark, threat=Linf(0.1), num_steps=3, learning_rate=0.05)
+    found = poisoning.bullseye(
+        KEY, task(X[:3], targets=dark), features_fns=[lambda x: x], threat=Linf(0.1), num_steps=3, learning_rate=0.05
+    )
     assert np.isfinite(found.losses).all() and bool((found.x < X[:3]).all())
 
 

@@ -65,16 +65,20 @@ def _control(x, y, params, number):
     return poisoning.random_control(jax.random.key(0), x, L2(number(0.1), box=(-9.0, 9.0)))
 
 
+def _task(x, y):
+    return poisoning.Task(x, y, np.array([1, 3]), x[:1], y[1:2])
+
+
 def _matching(x, y, params, number):
     return poisoning.gradient_matching(
-        jax.random.key(0), params, None, x, y, x[:1], y[1:2], apply_fn=apply_fn, threat=Linf(number(0.1)), num_steps=2,
+        jax.random.key(0), _task(x, y), params=params, apply_fn=apply_fn, threat=Linf(number(0.1)), num_steps=2,
         learning_rate=number(0.1), num_restarts=2,
     ).x  # fmt: skip
 
 
 def _metapoison(x, y, params, number):
     return poisoning.metapoison(
-        jax.random.key(0), x, y, np.array([1, 3]), x[:1], y[1:2], apply_fn=apply_fn, threat=Linf(number(0.1)), num_steps=2,
+        jax.random.key(0), _task(x, y), apply_fn=apply_fn, threat=Linf(number(0.1)), num_steps=2,
         num_surrogates=2, init_fn=lambda key: {"w": jax.random.normal(key, (D, C), params["w"].dtype)}, optimizer=optax.sgd(number(0.1)),
         num_epochs=2, batch_size=4, step_size=number(0.1),
     ).x  # fmt: skip
@@ -82,28 +86,33 @@ def _metapoison(x, y, params, number):
 
 def _frogs(x, y, params, number):
     options = {"step_size": number(0.1), "beta": number(0.1), "watermark": number(0.3), "num_steps": 2}
-    return poisoning.feature_collision(lambda x: apply_fn(params, None, x, "eval")[0], x, x[:1], **options)
+    features_fn = lambda x: apply_fn(params, None, x, "eval")[0]  # noqa: E731
+    return poisoning.feature_collision(jax.random.key(0), _task(x, y), features_fn=features_fn, **options)
 
 
 def _bullseye(x, y, params, number):
     features_fns = [lambda x: apply_fn(params, None, x, "eval")[0]]
     threat, learning_rate = Linf(number(0.1)), number(0.1)
-    return poisoning.bullseye(jax.random.key(0), features_fns, x, x[:1], threat=threat, num_steps=2, learning_rate=learning_rate).x
+    options = {"features_fns": features_fns, "threat": threat, "num_steps": 2, "learning_rate": learning_rate}
+    return poisoning.bullseye(jax.random.key(0), _task(x, y), **options).x
 
 
 def _lower(x, y, params, number):
+    victim = poisoning.VictimTraining(
+        apply_fn, lambda key: {"w": jax.random.normal(key, (D, C), params["w"].dtype)},
+        base.bind(training.gaussian, apply_fn=apply_fn, sigma=number(0.1)), num_clean=4, learning_rate=number(0.1),
+    )  # fmt: skip
+    descent = poisoning.ResponseDescent(num_epochs=2, num_poison=2, learning_rate=number(0.1), linear_rate=number(0.1), damping=number(0.1))
+    certificate = poisoning.SoftCertificate(number(0.1), num_noise=2)
     return poisoning.poison_certificates(
-        jax.random.key(0), x, y, x[:4], y[:4], x[:2], y[:2], apply_fn=apply_fn, threat=Linf(number(0.1)), sigma=number(0.1), num_noise=2,
-        init_fn=lambda key: {"w": jax.random.normal(key, (D, C), params["w"].dtype)}, num_epochs=2, num_clean=4, num_poison=2,
-        training_loss=base.bind(training.gaussian, apply_fn=apply_fn, sigma=number(0.1)), learning_rate=number(0.1), damping=number(0.1),
-        victim_rate=number(0.1), linear_rate=number(0.1),
+        jax.random.key(0), poisoning.Task(x, y, np.arange(4), x[:2], y[:2]), threat=Linf(number(0.1)), victim=victim,
+        certificate=certificate, descent=descent,
     ).x  # fmt: skip
 
 
 def _radius(x, y, params, number):
-    return poisoning.soft_radius(
-        apply_fn, params, jax.random.key(0), x, y, sigma=number(0.1), num_noise=2, beta=number(4.0), smoothing=number(1e-3)
-    )
+    certificate = poisoning.SoftCertificate(number(0.1), num_noise=2, beta=number(4.0), smoothing=number(1e-3))
+    return poisoning.soft_radius(params, jax.random.key(0), x, y, apply_fn=apply_fn, certificate=certificate)
 
 
 def _influence(x, y, params, number):
