@@ -1,6 +1,6 @@
-"""What a user can get wrong in the same way everywhere: counts, labels, keys and models in train mode. Each check has one place.
+"""Checks of what a user can get wrong in many functions: counts, labels, keys and models in train mode. Each check has one place.
 
-Only what is known at trace time is looked at, so that every check costs nothing in a compiled program.
+They look at values that are known at trace time alone, so that they cost nothing in a compiled program.
 """
 
 import sys
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def counts(least: int = 1, **numbers) -> None:
-    """Each named number is a Python integer, and at least `least`.
+def counts(least: int = 1, **numbers: Any) -> None:
+    """Requires each named number to be a Python integer of at least `least`.
 
     Raises:
-      TypeError: it is traced, or no integer. ValueError: it is too small.
+      TypeError: it is traced, or not an integer. ValueError: it is too small.
     """
     for name, number in numbers.items():
         if isinstance(number, jax.core.Tracer):
@@ -29,11 +29,11 @@ def counts(least: int = 1, **numbers) -> None:
             raise ValueError(f"{name}={number} does nothing; pass {name} >= {least}.")
 
 
-def inputs(x, name: str = "x", is_half_allowed: bool = False) -> None:
-    """Inputs are an array [B, ...] of float32 or float64.
+def inputs(x: Any, name: str = "x", is_half_allowed: bool = False) -> None:
+    """Requires inputs to be an array [B, ...] of float32 or float64.
 
     Raises:
-      TypeError: no array, or of half precision where that is not allowed. ValueError: a single number, or no real numbers.
+      TypeError: not an array, or half precision where that is not allowed. ValueError: a single number, or not of a floating type.
     """
     if not hasattr(x, "dtype"):
         raise TypeError(f"expected {name} as an array [B, ...], got a {type(x).__name__}; pass jnp.asarray({name}).")
@@ -48,11 +48,11 @@ def inputs(x, name: str = "x", is_half_allowed: bool = False) -> None:
         )
 
 
-def labels(y, num_examples: int, name: str = "y") -> None:
-    """Labels are integers [B].
+def labels(y: Any, num_examples: int, name: str = "y") -> None:
+    """Requires labels to be integers [B].
 
     Raises:
-      ValueError: they are of another shape, or no integers.
+      ValueError: they are of another shape, or not integers.
     """
     shape, dtype = jnp.shape(y), y.dtype if hasattr(y, "dtype") else np.asarray(y).dtype
     if shape != (num_examples,) or not jnp.issubdtype(dtype, jnp.integer):
@@ -66,8 +66,8 @@ def labels(y, num_examples: int, name: str = "y") -> None:
         raise ValueError(f"expected integer labels {name} [{num_examples}], got shape {shape} of {dtype}{remedy}.")
 
 
-def labels_in_range(y, num_classes: int, name: str = "y") -> None:
-    """Labels whose values are known lie in [0, num_classes); labels [0] pass.
+def labels_in_range(y: Any, num_classes: int, name: str = "y") -> None:
+    """Requires labels to lie in [0, num_classes), if their values are known; an empty array [0] passes.
 
     Raises:
       ValueError: they do not.
@@ -84,7 +84,7 @@ def labels_in_range(y, num_classes: int, name: str = "y") -> None:
 
 
 def vector(y: Any, num_examples: int, name: str = "y") -> None:
-    """One label for each example [N].
+    """Requires one label for each example [N].
 
     Raises:
       ValueError: another shape.
@@ -97,8 +97,8 @@ def vector(y: Any, num_examples: int, name: str = "y") -> None:
         raise ValueError(f"expected one label {name} for each of {num_examples} examples, got shape {shape}{remedy}.")
 
 
-def positive(**numbers) -> None:
-    """Each named number, or every entry of an array, is positive and finite, as far as its value is known at trace time.
+def positive(**numbers: Any) -> None:
+    """Requires each named number, or every entry of an array, to be positive and finite, if its value is known at trace time.
 
     Raises:
       ValueError: it is not.
@@ -111,8 +111,8 @@ def positive(**numbers) -> None:
             raise ValueError(f"{name} must be positive and finite, got {number}.")
 
 
-def at_most(limit, limit_name: str, **numbers) -> None:
-    """Each named number, or every entry of an array, is at most a limit, as far as both are known at trace time.
+def at_most(limit: Any, limit_name: str, **numbers: Any) -> None:
+    """Requires each named number, or every entry of an array, to be at most a limit, if both are known at trace time.
 
     Raises:
       ValueError: it is not.
@@ -123,7 +123,7 @@ def at_most(limit, limit_name: str, **numbers) -> None:
 
 
 def box(bounds: Any, name: str = "box") -> None:
-    """(lower, upper) with lower < upper, as far as they are known.
+    """Requires (lower, upper) with lower < upper, if their values are known.
 
     Raises:
       ValueError: it is not.
@@ -135,7 +135,7 @@ def box(bounds: Any, name: str = "box") -> None:
 
 
 def threat(threat: Any) -> None:
-    """Raises an error where a threat does not offer what `base.Threat` lists.
+    """Requires a threat to offer the methods that `base.Threat` lists.
 
     Raises:
       TypeError: it does not, or is a number or a class.
@@ -148,8 +148,8 @@ def threat(threat: Any) -> None:
         )
 
 
-def functions(**values) -> None:
-    """Each named value can be called.
+def functions(**values: Any) -> None:
+    """Requires each named value to be a function, or another callable.
 
     Raises:
       TypeError: it cannot.
@@ -159,25 +159,25 @@ def functions(**values) -> None:
             raise TypeError(f"expected {name} as a function, got {value!r:.60} of type {type(value).__name__}; bind its parameters to one.")
 
 
-def on_host(*values) -> None:
-    """None of the values is traced: statistics are numpy in float64.
+def on_host(*values: Any) -> None:
+    """Requires that no value is traced: statistics are numpy in float64.
 
     Raises:
-      TypeError: one is.
+      TypeError: a value is traced.
     """
     if any(isinstance(value, jax.core.Tracer) for value in values):
         raise TypeError("statistics run on the host in float64, got traced values; call them outside jit, vmap and grad.")
 
 
-def model(model_fn, x) -> None:
-    """It can be called, and no Flax module in it is in train mode, where every pass would change it.
+def model(model_fn: Any, x: Any) -> None:
+    """Requires that a model can be called, and that no Flax module in it is in train mode, in which every pass would change it.
 
     Raises:
-      TypeError: it cannot be called. ValueError: it is in train mode; the first layer that is, is named.
+      TypeError: it cannot be called. ValueError: it is in train mode; the message names the first such layer.
     """
     if not (callable(model_fn) or hasattr(model_fn, "draw")) or isinstance(model_fn, type):
         raise TypeError(f"expected a model, a function x [B, ...] -> logits [B, C], got {model_fn!r} of type {type(model_fn).__name__}.")
-    nnx = sys.modules.get("flax.nnx")  # whoever has such a module has imported it
+    nnx = sys.modules.get("flax.nnx")  # a user who has such a module has imported it
     if nnx is None:
         return
 
@@ -195,8 +195,8 @@ def model(model_fn, x) -> None:
         raise ValueError(_in_train_mode(training[0]))
 
 
-def called(model_fn, x):
-    """model_fn(x), with Flax's error about a module in train mode, which a closure may hide, said in its place.
+def called(model_fn: Any, x: Any) -> Any:
+    """model_fn(x), with a clear error instead of Flax's for a module in train mode, which a closure may hide from `model`.
 
     Raises:
       ValueError: a module in train mode.
@@ -222,7 +222,7 @@ def _changes_itself(model_fn, x):
         jax.eval_shape(probe, model_fn, x)
     except Exception as error:
         if type(error).__name__ != "TraceContextError":
-            return False  # whatever else is wrong with the call is told where it is made
+            return False  # other errors of the call are raised where it is made
         changed.append(True)
     return any(changed)
 

@@ -1,12 +1,12 @@
-"""What a resumable state was made from: a digest of every part by name, compared before anything is resumed.
+"""What a resumable state was made from: a digest of every part by name, compared before a state is resumed.
 
-A state that goes on under another key, plan, model or data set mixes two experiments and looks whole; votes of another sigma would even
-be an unsound certificate. Fingerprints are dictionaries of small numpy arrays, so that they are saved with the state they belong to.
+A state that is continued under another key, plan, model or data set mixes two experiments without a sign of it; votes under another sigma
+would even make an unsound certificate. Fingerprints are dictionaries of small numpy arrays, so that they can be saved with their state.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,27 +14,27 @@ import numpy as np
 
 from robustjax import graph
 
-_SHORT = 4  # numbers that are kept as they are, so that a message can show them
+_SHORT = 4  # arrays of at most so many numbers are kept as they are, so that a message can show them
 
 
-def of(**parts) -> dict[str, np.ndarray]:
+def of(**parts: Any) -> dict[str, np.ndarray]:
     """The fingerprint of named parts.
 
     Args:
-      **parts: pytrees. A number, or an array of at most 4, is kept as it is; of anything else the digest is kept [32] uint8.
+      **parts: pytrees. A number, or an array of at most 4 numbers, is kept as it is; for anything else the digest [32] uint8 is kept.
     """
     return {name: _short(part) for name, part in parts.items()}
 
 
 def require_same(stored: Mapping[str, np.ndarray], current: Mapping[str, np.ndarray], what: str) -> None:
-    """Nothing, if two fingerprints agree.
+    """Requires two fingerprints to agree.
 
     Args:
-      stored: of what is to be resumed. current: of what is asked for.
+      stored: of the state that is to be resumed. current: of the run that is asked for.
       what: the name of the thing in the message, such as "evaluation".
 
     Raises:
-      ValueError: parts differ; each is named, numbers with both values.
+      ValueError: parts differ; the message names each of them, and shows both values of numbers.
     """
     changed = [name for name in sorted(stored.keys() | current.keys()) if not _equal(stored.get(name), current.get(name))]
     if changed:
@@ -43,15 +43,15 @@ def require_same(stored: Mapping[str, np.ndarray], current: Mapping[str, np.ndar
 
 
 def require_resumable(state: Any, kind: type[Any], current: Mapping[str, np.ndarray], what: str) -> None:
-    """Nothing, if a state can be resumed: it is of its kind, carries a fingerprint, and that agrees with what is asked for.
+    """Requires that a state can be resumed: it is of the right type, and its fingerprint agrees with the run that is asked for.
 
     Args:
-      state: what the user passed. kind: its type, with a field `fingerprint`.
-      current: the fingerprint of what is asked for.
+      state: what the user passed. kind: the type that it must have, with a field `fingerprint`.
+      current: the fingerprint of the run that is asked for.
       what: the name of the thing in messages, such as "evaluation".
 
     Raises:
-      TypeError: it is of another kind. ValueError: it has no fingerprint, or another one.
+      TypeError: it is of another type. ValueError: it has no fingerprint, or another one.
     """
     if not isinstance(state, kind):
         raise TypeError(
@@ -63,7 +63,7 @@ def require_resumable(state: Any, kind: type[Any], current: Mapping[str, np.ndar
     require_same(state.fingerprint, current, what)
 
 
-def digest(tree) -> np.ndarray:
+def digest(tree: Any) -> np.ndarray:
     """SHA-256 of a pytree [32] uint8: its arrays with types, shapes and places, and the names of the functions in it."""
     sha = hashlib.sha256(_without_addresses(str(jax.tree.structure(tree))).encode())
     for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -71,13 +71,13 @@ def digest(tree) -> np.ndarray:
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
         sha.update(f"{jax.tree_util.keystr(place)} {array.dtype} {array.shape}".encode())
-        is_object = array.dtype == object  # a function or an optimizer, whose name is what can be told
+        is_object = array.dtype == object  # a function or an optimizer, which is known by its name alone
         sha.update(_without_addresses(repr(leaf)).encode() if is_object else np.ascontiguousarray(array).tobytes())
     return np.frombuffer(sha.digest(), np.uint8)
 
 
-def program(function, *args) -> tuple:
-    """What a function does to arguments like these: its operations, and the constants that closures hold. A pytree for `of`."""
+def program(function: Callable, *args: Any) -> tuple:
+    """What a function computes from arguments like these: its operations, and the constants that closures hold; a pytree for `of`."""
     made = graph.program(function, *args)
     return _without_addresses(str(made.source.jaxpr)), *graph.constants(made).values()
 

@@ -1,18 +1,24 @@
 """Losses and goals per example: `(logits [B, C], y) -> [B]`, larger = worse for the model.
 
-A targeted attack is `targeted(loss_fn)` with `classified_as`, and the target labels as y. Logits of half precision are raised to float32.
-A class whose logit is -inf is masked: it is never predicted and adds nothing. NaN is no class: neither right nor a success.
+A targeted attack uses `targeted(loss_fn)` with `classified_as`, and the target labels as y. Logits of half precision become float32.
+A class whose logit is -inf is masked: it is never predicted and adds nothing. NaN is not a class: neither right nor a success.
 """
 
 import jax
 import jax.numpy as jnp
 
 from robustjax import base, checks
-from robustjax.base import Array, LossFn
+from robustjax.base import Array, LossFn, Numeric
 
 
 def cross_entropy(logits: Array, y: Array) -> Array:
-    """-log softmax(logits)[y] for labels y [B]."""
+    """-log softmax(logits)[y] for labels y [B].
+
+    Example:
+      >>> logits, y = jnp.array([[2.0, 0.0, 1.0], [2.0, 0.0, 1.0]]), jnp.array([0, 1])
+      >>> [round(float(loss), 3) for loss in losses.cross_entropy(logits, y)]
+      [0.408, 2.408]
+    """
     logits, y = _checked(logits, y)
     return -_at(jax.nn.log_softmax(logits), y)
 
@@ -26,8 +32,8 @@ def soft_cross_entropy(logits: Array, probs: Array) -> Array:
     return -jnp.sum(jnp.where(possible, probs, 0.0) * log_softmax, axis=-1)
 
 
-def smoothed_cross_entropy(logits: Array, y: Array, *, smoothing) -> Array:
-    """Cross-entropy to labels y [B] smoothed: (1 - smoothing) on y and smoothing spread over all classes (Szegedy et al., 2016)."""
+def smoothed_cross_entropy(logits: Array, y: Array, *, smoothing: Numeric) -> Array:
+    """Cross-entropy to smoothed labels: weight 1 - smoothing on y [B], smoothing spread over all classes (Szegedy et al., 2016)."""
     logits, y = _checked(logits, y)
     log_softmax, unmasked = jax.nn.log_softmax(logits), logits > -jnp.inf
     spread = jnp.where(unmasked, log_softmax, 0.0).sum(axis=-1) / unmasked.sum(axis=-1).astype(logits.dtype)
@@ -35,7 +41,7 @@ def smoothed_cross_entropy(logits: Array, y: Array, *, smoothing) -> Array:
 
 
 def kl(logits: Array, log_probs: Array) -> Array:
-    """KL(p || softmax(logits)) from log p [B, C]; from log-probabilities on both sides, so it never divides or takes log 0."""
+    """KL(p || softmax(logits)) from log p [B, C]: with log-probabilities on both sides it never divides or takes log 0."""
     logits = as_logits(logits)
     _check_distribution(logits, log_probs, "log_probs")
     log_probs = as_logits(log_probs)
@@ -46,19 +52,25 @@ def kl(logits: Array, log_probs: Array) -> Array:
 
 
 def margin(logits: Array, y: Array) -> Array:
-    """max_{c != y} z_c - z_y: positive exactly where the model errs (Carlini & Wagner, 2017)."""
+    """max_{c != y} z_c - z_y: positive exactly where the model errs (Carlini & Wagner, 2017).
+
+    Example:
+      >>> logits, y = jnp.array([[2.0, 0.0, 1.0], [2.0, 0.0, 1.0]]), jnp.array([0, 1])
+      >>> losses.margin(logits, y).tolist()
+      [-1.0, 2.0]
+    """
     logits, y = _checked(logits, y)
     return jnp.max(jnp.where(_one_hot(logits, y), -jnp.inf, logits), axis=-1) - _at(logits, y)
 
 
 def runner_up(logits: Array, y: Array) -> Array:
-    """max_{c != y} log softmax(z)_c, which is at most 0: minus the cross-entropy to the likeliest wrong label."""
+    """max_{c != y} log softmax(z)_c, which is at most 0: minus the cross-entropy to the most likely wrong label."""
     logits, y = _checked(logits, y)
     return jnp.max(jnp.where(_one_hot(logits, y), -jnp.inf, jax.nn.log_softmax(logits)), axis=-1)
 
 
 def dlr(logits: Array, y: Array) -> Array:
-    """Difference-of-logits ratio, margin / (z_(1) - z_(3)): invariant to the scale of the logits. Of tied or masked logits, the margin.
+    """Difference-of-logits ratio, margin / (z_(1) - z_(3)): invariant to the scale of the logits. For tied or masked logits, the margin.
 
     Raises:
       ValueError: fewer than 3 classes.
@@ -72,7 +84,7 @@ def dlr(logits: Array, y: Array) -> Array:
 
 
 def targeted_dlr(logits: Array, y: Array, *, target: Array) -> Array:
-    """(z_target - z_y) / (z_(1) - (z_(3) + z_(4)) / 2): DLR toward one class, still untargeted in its goal.
+    """(z_target - z_y) / (z_(1) - (z_(3) + z_(4)) / 2): DLR toward one class, of an attack that is untargeted.
 
     Raises:
       ValueError: fewer than 4 classes.
@@ -92,7 +104,7 @@ def targeted_margin(logits: Array, y: Array, *, target: Array) -> Array:
 
 
 def differences(logits: Array, y: Array) -> Array:
-    """z_c - z_y for every class c [B, C], -inf at y itself: the boundaries that a linearising attack may cross."""
+    """z_c - z_y for every class c [B, C], -inf at y itself: the boundaries that an attack by linearisation may cross."""
     logits, y = _checked(logits, y)
     return jnp.where(_one_hot(logits, y), -jnp.inf, logits - _at(logits, y)[:, None])
 
@@ -120,13 +132,19 @@ def classified_as(logits: Array, target: Array) -> Array:
 
 
 def never(logits: Array, y: Array) -> Array:
-    """No success at all, where only the loss counts (adversarial training against a distribution)."""
+    """No success for any example: for attacks that only use the loss (adversarial training against a distribution)."""
     del y
     return jnp.zeros(logits.shape[0], bool)
 
 
 def targeted(loss_fn: LossFn) -> LossFn:
-    """The loss toward a target label: -loss_fn(logits, target)."""
+    """The loss toward a target label: -loss_fn(logits, target).
+
+    Example:
+      >>> logits, target = jnp.array([[2.0, 0.0, 1.0], [2.0, 0.0, 1.0]]), jnp.array([0, 1])
+      >>> losses.targeted(losses.margin)(logits, target).tolist()  # larger = nearer to the target
+      [1.0, -2.0]
+    """
     return base.bind(_negated, loss_fn=loss_fn)
 
 
@@ -134,17 +152,17 @@ def as_logits(logits: Array) -> Array:
     """Logits [B, C] in float32 at least.
 
     Raises:
-      TypeError, ValueError: as `check_logits`.
+      TypeError, ValueError: as for `check_logits`.
     """
     check_logits(logits)
     return logits.astype(logits.dtype if logits.dtype.itemsize >= 4 else jnp.float32)
 
 
 def check_logits(logits: Array) -> None:
-    """What a model gave are logits [B, C] of at least two classes.
+    """Requires that a model returned logits [B, C] of at least two classes.
 
     Raises:
-      TypeError: no array, such as a tuple. ValueError: another rank, no floats, or a single output.
+      TypeError: not an array, but for instance a tuple. ValueError: another rank, not floats, or a single output.
     """
     if not hasattr(logits, "ndim"):
         raise TypeError(
@@ -173,7 +191,7 @@ def _at(logits, y):
 
 
 def _spread(largest, smaller):
-    # Where logits are tied or masked there is no scale to divide by.
+    # Tied or masked logits have no scale to divide by.
     spread = largest - smaller
     usable = (spread > 0) & jnp.isfinite(spread)
     return jnp.where(usable, jnp.where(usable, spread, 1.0), 1.0)

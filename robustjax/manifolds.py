@@ -1,4 +1,4 @@
-"""Manifolds that are known: decoders of codes, exact by construction, and the inversion of any decoder."""
+"""Known manifolds: decoders that take codes to inputs exactly, and the inversion of any decoder."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from robustjax import arrays, base, loops, prng
-from robustjax.base import Array, Key
+from robustjax.base import Array, Key, LoopFn, Numeric
 
 
 @base.node
@@ -36,17 +36,17 @@ class Pca:
 
 
 def affine_warp(code: Array, *, image_shape: tuple[int, int, int]) -> Array:
-    """The image in a code, moved by the six numbers before it: the exact manifold of affine transformations.
+    """The image in a code, transformed by the six numbers before it: the exact manifold of affine transformations.
 
-    A code is (shift right, shift down, shear along x, shear along y, scale - 1, rotation in radians) and the pixels; zeros leave
-    the image as it is. Shifts are fractions of half the side. In a threat the pixels stay: `Linf(eps, mask=arange(K) < 6)`.
+    A code is (shift right, shift down, shear along x, shear along y, scale - 1, rotation in radians) and the pixels; zeros do not
+    change the image. Shifts are fractions of half the side. The threat `Linf(eps, mask=arange(K) < 6)` does not change the pixels.
 
     Args:
       code: [B, 6 + H * W * C], see `warp_code`.
       image_shape: (H, W, C).
 
     Returns:
-      Images [B, H, W, C], bilinear, 0 outside.
+      Images [B, H, W, C], by bilinear interpolation, with 0 outside.
 
     Source: the generator of FONTS in Stutz et al., CVPR 2019, arXiv:1812.00740.
     """
@@ -57,7 +57,7 @@ def affine_warp(code: Array, *, image_shape: tuple[int, int, int]) -> Array:
 
 
 def warp_code(x: Array) -> Array:
-    """The codes of images as they are: six zeros and the pixels."""
+    """The codes of images that are not transformed: six zeros and the pixels."""
     return jnp.concatenate([jnp.zeros((x.shape[0], 6), x.dtype), arrays.flatten_examples(x)], axis=1)
 
 
@@ -66,7 +66,7 @@ def _warped(theta, image):
     height, width, _ = image.shape
     rows, columns = jnp.meshgrid(jnp.linspace(-1.0, 1.0, height), jnp.linspace(-1.0, 1.0, width), indexing="ij")
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
-    # From places of the output back to places of the input: unshift, unrotate, unscale, unshear.
+    # Every pixel of the output asks for the place in the input that it comes from: the inverse of each transformation, the last one first.
     u, v = columns - right, rows - down
     u, v = cosine * u + sine * v, cosine * v - sine * u
     u, v = u / (1.0 + growth), v / (1.0 + growth)
@@ -95,10 +95,10 @@ def invert(
     *,
     num_codes: int,
     num_steps: int,
-    learning_rate,
+    learning_rate: Numeric,
     num_restarts: int = 1,
     box: Any = (-jnp.inf, jnp.inf),
-    loop_fn=loops.scan,
+    loop_fn: LoopFn = loops.scan,
 ) -> Inversion:
     """min over z of |decoder(z) - x|_2 by Adam from normal starts: codes for inputs that have none.
 
@@ -109,14 +109,14 @@ def invert(
       num_codes: K.
       num_steps, learning_rate: of Adam.
       num_restarts: starts per example, one after the other; the best code is kept.
-      box: of the codes.
-      loop_fn: see `loops`.
+      box: (lower, upper) bounds of the codes.
+      loop_fn: (step, carry, num_steps, done_fn) -> carry, see `loops`.
 
     Returns:
       The best codes of all steps and starts.
 
     Raises:
-      ValueError: a decoder whose outputs have another shape than x.
+      ValueError: the outputs of the decoder have another shape than x.
 
     Guarantee:
       none: a local minimum.

@@ -1,4 +1,4 @@
-"""Several devices: a mesh with one axis of data, inputs sharded over it, models replicated. The rest is `jit`."""
+"""Several devices: a mesh with one axis for data, inputs sharded over it, models replicated. `jit` does the rest."""
 
 import functools
 from collections.abc import Callable
@@ -16,6 +16,10 @@ def data_mesh(num_devices: int | None = None) -> Mesh:
 
     Raises:
       ValueError: there are fewer devices.
+
+    Example:
+      >>> parallel.data_mesh(1).axis_names
+      ('data',)
     """
     devices = jax.devices()[:num_devices]
     if num_devices is not None and len(devices) != num_devices:
@@ -23,11 +27,20 @@ def data_mesh(num_devices: int | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def shard_batch(tree, mesh: Mesh):
+def shard_batch(tree: Any, mesh: Mesh) -> Any:
     """Arrays [B, ...] split over the mesh along B.
+
+    Args:
+      tree: a pytree of arrays [B, ...].
+      mesh: devices, see `data_mesh`.
 
     Raises:
       ValueError: B is not a multiple of the number of devices.
+
+    Example:
+      >>> x = parallel.shard_batch(jnp.ones((4, 3)), parallel.data_mesh(1))
+      >>> x.sharding.spec
+      P('data',)
     """
     for leaf in jax.tree.leaves(tree):
         if leaf.ndim == 0:
@@ -40,8 +53,13 @@ def shard_batch(tree, mesh: Mesh):
     return _put(tree, NamedSharding(mesh, PartitionSpec("data")))
 
 
-def replicate(tree, mesh: Mesh):
-    """The same value on every device of the mesh: for models and threats."""
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The same value on every device of the mesh: for models and threats.
+
+    Example:
+      >>> parallel.replicate(jnp.ones(3), parallel.data_mesh(1)).sharding.is_fully_replicated
+      True
+    """
     return _put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
@@ -52,23 +70,27 @@ def _put(tree, sharding):
 
 
 def _put_own(leaf, sharding):
-    # Of a mesh over several processes: every process has the whole value, and puts what its devices hold.
+    # A mesh over several processes: every process has the whole value, and copies the parts for its own devices.
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_put_own(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def gather(tree, mesh: Mesh):
-    """Arrays split over the mesh as numpy arrays, whole on every process."""
+def gather(tree: Any, mesh: Mesh) -> Any:
+    """The whole of arrays that are split over the mesh, as numpy arrays on every process."""
     return jax.tree.map(np.asarray, _replicated(mesh)(tree))
 
 
-def pad_to(x: Array | np.ndarray, num_rows: int):
+def pad_to(x: Array | np.ndarray, num_rows: int) -> Any:
     """x [B, ...] with its last row repeated up to `num_rows`; numpy in, numpy out.
 
     Raises:
       ValueError: B is 0 or greater than `num_rows`.
+
+    Example:
+      >>> parallel.pad_to(np.array([1, 2]), 4)
+      array([1, 2, 2, 2])
     """
     if not 0 < x.shape[0] <= num_rows:
         raise ValueError(f"cannot pad {x.shape[0]} rows to {num_rows}: expected between 1 and {num_rows} rows.")
@@ -93,12 +115,12 @@ class RowRunner:
         """`function(model_fn, rows [B], x [B, ...], *per_row [B, ...])` on at most `batch_size` rows.
 
         Args:
-          function: what is run; jit it.
-          rows: places in the data set. *per_row: further arrays, one entry for each of the rows.
-          num_rows: length that the batch is padded to; `batch_size` for None.
+          function: the function to run, jitted for speed.
+          rows: places in the data set. *per_row: further arrays, with one entry for each of the rows.
+          num_rows: length that the batch is padded to; None for `batch_size`.
 
         Returns:
-          The results as numpy arrays, of the rows alone.
+          The results as numpy arrays, without those of the padding.
         """
         num_rows = self.batch_size if num_rows is None else num_rows
         padded = pad_to(rows, num_rows)

@@ -15,14 +15,14 @@ NORMS = ("L0", "L1", "L2", "Linf")
 class EvaluationState(NamedTuple):
     """What is known after a batch; numpy arrays over the data set N and the attacks A, filled in place as the evaluation goes on."""
 
-    names: tuple[str, ...]  # of the attacks
-    correct: np.ndarray  # [N] bool, without attack; if y are targets alone: not yet taken for the target
-    success: np.ndarray  # [A, N] int8: 1 fooled, 0 not, NOT_RUN
+    names: tuple[str, ...]  # names of the attacks
+    correct: np.ndarray  # [N] bool, classified correctly without attack; if y are targets alone: not classified as the target
+    success: np.ndarray  # [A, N] int8: 1 fooled, 0 not fooled, NOT_RUN
     loss: np.ndarray  # [A, N] of the attack's result, NaN where not run or not known; minimum-norm attacks: -norm
     x: np.ndarray  # [N, ...] an adversarial example where one was found, else the input
-    at_goal: np.ndarray  # [A, N] bool, a targeted attack has nothing to do: the input is taken for the target as it is
+    at_goal: np.ndarray  # [A, N] bool, a targeted attack has nothing to do: the clean input is classified as the target
     signs: np.ndarray  # [2, N] bool, of the clean logits: they look like probabilities; their cross-entropy is saturated
-    kinds: np.ndarray  # [2, A] int8: 1 if it asks for no gradient; which ball's norm it makes small (place in NORMS), -1 for none
+    kinds: np.ndarray  # [2, A] int8: 1 if the attack uses no gradient; the norm that it minimises (place in NORMS), -1 for none
     fingerprint: dict[str, np.ndarray]  # of key, attacks, model and data
 
     def pending(self, attack: int, survivors_only: bool) -> np.ndarray:
@@ -32,7 +32,7 @@ class EvaluationState(NamedTuple):
 
     @property
     def flags(self) -> list[flagging.Flag]:
-        """What the numbers say about themselves, from what was computed anyway: see `flags`. A silent flag is no proof."""
+        """Signs of a flawed evaluation, from numbers that were computed anyway: see `flags`. A flag that is not raised proves nothing."""
         return _flags(self)
 
 
@@ -41,10 +41,18 @@ def accuracies(state: EvaluationState, survivors_only: bool = True) -> dict[str,
 
     Args:
       state: of an evaluation.
-      survivors_only: cumulative, as where each attack ran on survivors only; False for each attack alone.
+      survivors_only: True for the accuracy after this attack and all before it, False for the accuracy under each attack alone.
 
     Raises:
-      ValueError: survivors_only=False of an attack that did not run on all correctly classified examples: nothing is known of the rest.
+      ValueError: survivors_only=False for an attack that did not run on all correctly classified examples: its result on the others is
+        not known.
+
+    Example:
+      >>> attack = base.bind(attacks.fgsm, threat=threats.Linf(0.2))
+      >>> x, y = np.array([[0.9, 0.1], [0.6, 0.4]], np.float32), np.array([0, 0])
+      >>> *_, state = evaluate.evaluate(jax.random.key(0), {"fgsm": attack}, lambda x: x, x, y, batch_size=2)
+      >>> evaluate.accuracies(state)
+      {'clean': 1.0, 'fgsm': 0.5, 'worst case': 0.5}
     """
     fooled = state.success == 1
     table = {"clean": float(state.correct.mean())}
@@ -61,15 +69,15 @@ def accuracies(state: EvaluationState, survivors_only: bool = True) -> dict[str,
 
 
 class Errors(NamedTuple):
-    """The decomposition of robust error, example by example: robust = natural + boundary, and never both."""
+    """The decomposition of robust error, example by example: each robust error is either natural or boundary."""
 
-    natural: np.ndarray  # [N] bool, misclassified as it is
-    boundary: np.ndarray  # [N] bool, classified correctly, and not everywhere within the threat
-    robust: np.ndarray  # [N] bool, an error somewhere within the threat
+    natural: np.ndarray  # [N] bool, misclassified without attack
+    boundary: np.ndarray  # [N] bool, classified correctly, but not everywhere within the threat
+    robust: np.ndarray  # [N] bool, misclassified somewhere within the threat
 
 
 def decompose(state: EvaluationState) -> Errors:
-    """Natural and boundary errors of an evaluation; lower bounds of the true ones in `boundary` and `robust`.
+    """Natural and boundary errors of an evaluation; `boundary` and `robust` are lower bounds of the true errors.
 
     Source: Zhang et al., ICML 2019, eq. 1, arXiv:1901.08573.
     """
@@ -78,7 +86,7 @@ def decompose(state: EvaluationState) -> Errors:
 
 
 def pareto_front(accuracy: Sequence[float], robustness: Sequence[float]) -> np.ndarray:
-    """Which of several models no other beats in one of two measures without losing in the other [M] bool."""
+    """Which of M models [M] are on the front: no other model is better in one of the two measures and at least as good in the other."""
     points = np.stack([np.asarray(accuracy, float), np.asarray(robustness, float)], axis=1)
     at_least = np.all(points[None] >= points[:, None], axis=2)  # [m, n]: model n is at least as good as m in both
     better = np.any(points[None] > points[:, None], axis=2)
@@ -89,8 +97,8 @@ def accuracy_curve(norms: np.ndarray, eps: Sequence[float]) -> np.ndarray:
     """Accuracy against eps from minimum-norm attacks.
 
     Args:
-      norms: [N] smallest perturbation found, 0 where misclassified anyway, inf where none was found.
-      eps: [E].
+      norms: [N] norm of the smallest perturbation found, 0 where misclassified without attack, inf where none was found.
+      eps: sizes of perturbations [E].
 
     Returns:
       [E] the fraction whose norm exceeds eps: an upper bound of the robust accuracy there.

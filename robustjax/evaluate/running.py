@@ -1,4 +1,4 @@
-"""The attacks in turn on the examples that still stand, as a generator of states."""
+"""Attacks, one after the other, on the examples that are still classified correctly, as a generator of states."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from robustjax import base, checks, fingerprint, loops, losses, parallel, prng, threats
 from robustjax.attacks import combinators, kinds
@@ -23,27 +24,27 @@ def evaluate(
     batch_size: int,
     targets: np.ndarray | None = None,
     survivors_only: bool = True,
-    mesh=None,
+    mesh: Mesh | None = None,
     state: reports.EvaluationState | None = None,
 ) -> Iterator[reports.EvaluationState]:
     """Runs the attacks in order, and yields the state after the clean pass and after every batch.
 
-    What the numbers say about themselves stands in `state.flags`, at no extra pass.
+    Signs of a flawed evaluation that its numbers show without further passes are in `state.flags`.
 
     Args:
-      key: of the evaluation; example n of attack a gets fold_in(fold_in(key, n), a).
-      attacks: attacks by name, hyper-parameters bound with `base.bind` (then a new eps or model compiles nothing again). Fields of length N
-        (eps, mask, box, step size, target of a loss) belong to the examples.
-      model_fn: the model; a randomised one is judged on one draw (wrap it in `attacks.eot` to judge its mean).
-      x: [N, ...] inputs. y: [N] labels; if all attacks are targeted and `targets` is None, the target labels: then "accuracy" is
-        the fraction that is not taken for its target.
-      batch_size: rows given to an attack at once; the last batch is padded to it or to a quarter of it.
-      targets: [N] labels that targeted attacks aim at, where y are the true ones. They run on what is classified correctly and is not
-        the target already.
-      survivors_only: an attack skips what an earlier one has fooled (worst case, as AutoAttack does it); False runs every attack on
-        all correctly classified examples, for a table by attack.
-      mesh: devices to shard batches over (`parallel.data_mesh`), the model being replicated; None for one device.
-      state: where to resume.
+      key: one key for the evaluation; example n of attack a gets fold_in(fold_in(key, n), a).
+      attacks: attacks by name, with hyper-parameters bound by `base.bind` (then a new eps or model does not compile again). Fields of
+        length N (eps, mask, box, step size, target of a loss) belong to the examples.
+      model_fn: the model, x [B, ...] -> logits [B, C]; a randomised model is evaluated on one draw (`attacks.eot` evaluates its mean).
+      x: inputs [N, ...]. y: labels [N]; if all attacks are targeted and `targets` is None, the target labels: "accuracy" is then the
+        fraction that is not classified as its target.
+      batch_size: rows that an attack gets at once; the last batch is padded to this size or to a quarter of it.
+      targets: [N] labels that targeted attacks aim at, if y are the true labels. Such attacks run on examples that are classified
+        correctly, and not as the target.
+      survivors_only: whether an attack skips examples that an earlier one has fooled (worst case, as in AutoAttack); False runs every
+        attack on all correctly classified examples, for a table by attack.
+      mesh: devices to shard batches over (`parallel.data_mesh`), with the model replicated; None for one device.
+      state: an earlier state to resume from.
 
     Yields:
       States; the last one is the result.
@@ -51,7 +52,16 @@ def evaluate(
     Raises:
       TypeError: one attack instead of a mapping, a model in train mode. ValueError: labels that are not integers [N] in the model's range,
         targeted attacks beside others without `targets`, inputs outside an attack's box, fields of another length, logits that are not
-        finite (-inf masks a class and may stand), or a state of another key, attack, model or data set, which is named.
+        finite (-inf is allowed and masks a class), or a state of another key, attack, model or data set; the message names which.
+
+    Example:
+      >>> import robustjax as rj
+      >>> x, y = np.array([[0.9, 0.1], [0.6, 0.4]], np.float32), np.array([0, 0])
+      >>> plan = {"fgsm": rj.bind(rj.attacks.fgsm, threat=rj.Linf(0.2))}
+      >>> for state in rj.evaluate.evaluate(jax.random.key(0), plan, lambda x: x, x, y, batch_size=2):
+      ...     print(state.success.tolist())  # -1: not run yet
+      [[-1, -1]]
+      [[0, 1]]
     """
     prng.example_keys(key, 1)
     _check_attacks(attacks)
