@@ -148,7 +148,7 @@ def judge(trial: Trial, settings: experiment.Settings, size: Size) -> np.ndarray
     ball = Linf(size.eps)  # a recolouring stays in it
     sets = {name: poisoning.insert(x, y, rows, part, threat=ball)[0] for name, part in changed.items()}
     logits = [_logits(key_victim, sets[name], y, x_target, size.architecture, size.num_epochs) for name in COLUMNS]
-    return np.array([each[0].argmax() == y_target[0] for each in logits])
+    return np.array([each[0].argmax() == np.asarray(y_target)[0] for each in logits])
 
 
 def metapoisons(trial: Trial, size: Size):
