@@ -7,6 +7,7 @@ import inspect
 import pathlib
 import pkgutil
 import re
+import runpy
 import types
 
 import jax
@@ -165,6 +166,15 @@ def test_relative_links_resolve(path):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, target
+
+
+def test_what_arguments_are_said_to_be_as_for_is_on_the_api_pages():
+    # Sphinx makes it a reference to that entry.
+    conf = runpy.run_path(str(_ROOT / "docs/conf.py"))
+    for entry in conf["_ENTRIES"]:
+        module, _, name = entry.rpartition(".")
+        for other in re.findall(r"\bas for `([^`]+)`", inspect.getdoc(getattr(importlib.import_module(module), name)) or ""):
+            assert conf["_reference"](other, entry).startswith(":py:obj:"), f"{entry} refers to {other}"
 
 
 def test_every_page_is_in_a_table_of_contents():
