@@ -96,7 +96,7 @@ def forward(problem: Bilevel, solve: SolveFn, phi: Any, theta0: Any, batch: Any 
       batch: what the losses take as their third argument.
 
     Returns:
-      Value, gradient, theta, and how stationary theta is: the gradient of `unrolled`.
+      Value, gradient, theta, and how stationary theta is; the gradient is that of `unrolled`.
 
     Raises:
       TypeError, ValueError: what `check` names; a solver that is not bound, or gives something else than a theta.

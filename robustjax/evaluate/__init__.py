@@ -1,8 +1,8 @@
-"""Robust accuracy: attacks in turn on the examples that still stand, compacted between attacks on the host.
+"""Robust accuracy: attacks, one after the other, on the examples that are still classified correctly, gathered into batches on the host.
 
-`evaluate` is a generator of states, each of them complete: whoever drives it may show, save and resume it. A result does not depend
-on the batch size, on compaction or on the number of devices, because every key is made from the example's place in the data set, and
-what an attack has for every example (eps, masks, step sizes, targets) follows its example.
+`evaluate` is a generator of states, each of them complete: the caller may show, save and resume it. A result does not depend on the
+batch size, on the examples that are left, or on the number of devices, because every key is made from the example's place in the data
+set, and fields that an attack has for every example (eps, masks, step sizes, targets) follow their examples.
 """
 
 from robustjax.evaluate.programs import Passes, cost, identity
