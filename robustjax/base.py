@@ -134,9 +134,7 @@ NORM_THREAT = tuple(name for name, value in vars(NormThreat).items() if callable
 class AttackInfo(NamedTuple):
     """What an attack has to say besides its result; None where it has nothing to say."""
 
-    norm: Array | None = (
-        None  # [B] of the smallest delta that fooled the model; inf: none did, NaN: gradients were not finite
-    )
+    norm: Array | None = None  # [B] of the smallest delta that fooled the model; inf: none did, NaN: gradients were not finite
     num_queries: Array | None = None  # [B] int, outputs that a black-box attack asked for until it succeeded
 
 
