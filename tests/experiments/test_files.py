@@ -204,7 +204,7 @@ def never(*_, **__):
 
 def test_the_folder_is_tried_before_the_work(blocked, monkeypatch):
     out = str(blocked)
-    monkeypatch.setattr(votes.smoothing, "sample", never)
+    monkeypatch.setattr(votes.smoothing, "vote_dataset", never)
     monkeypatch.setattr(training, "_epoch", never)
     for start in (
         lambda: experiment.section(never, experiment.Settings(out=out)),
