@@ -64,6 +64,14 @@ def test_no_public_name_hides_a_module(name):
     assert [other for other in hidden if other.split(".")[-1] in vars(package)] == []
 
 
+@pytest.mark.parametrize("name", [name for name in _MODULES if name.split(".")[-1].startswith("_") and "graph" not in name])
+def test_what_a_file_is_named_for_is_exported(name):
+    package, _, file = name.rpartition(".")
+    if hasattr(importlib.import_module(name), file[1:]):
+        exported = vars(importlib.import_module(package))["__all__"]
+        assert file[1:] in exported, f"add {file[1:]} to the imports and to __all__ of {package.replace('.', '/')}/__init__.py"
+
+
 @pytest.mark.parametrize("name", [name for name, path in _MODULES.items() if path.name != "__init__.py" and name != "robustjax.base"])
 def test_functions_are_called_by_the_name_of_their_module(name):
     for node in ast.walk(ast.parse(_MODULES[name].read_text())):

@@ -33,8 +33,10 @@ VALUES: dict[tuple[str, str], Any] = {  # where a default of None leaves a param
 def _options(name, function, taken):
     options = {}
     for parameter in list(inspect.signature(function).parameters.values())[taken:]:
-        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or parameter.name == "threat":
             continue
+        is_given = parameter.default is not parameter.empty or parameter.name in REQUIRED
+        assert is_given, f"add a value for `{parameter.name}` of {name} to REQUIRED, and its threat to THREATS if that is no Linf"
         default = REQUIRED.get(parameter.name) if parameter.default is parameter.empty else parameter.default
         options[parameter.name] = VALUES.get((name, parameter.name), default)
     return options
