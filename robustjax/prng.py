@@ -36,10 +36,15 @@ def example_keys(key: Key, num_examples: int) -> Array:
                 f"expected the raw data of a key, got shape {key.shape}; pass jax.random.key(0), or jax.random.PRNGKey(0) whole."
             ) from None
     if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_examples))
+        return row_keys(key, jnp.arange(num_examples))
     if key.shape != (num_examples,):
         raise ValueError(f"expected one key or one per example [{num_examples}], got keys of shape {key.shape}.")
     return key
+
+
+def row_keys(key: Key, rows: Array) -> Array:
+    """The keys of some rows [B] of a data set, `fold_in(key, row)` each: they do not depend on the batch in which a row runs."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
 def fold_in(keys: Array, data) -> Array:

@@ -106,7 +106,7 @@ def _run(run, key, attack, index, rows, y):
 
 
 def _call(attack, key, index, model_fn, rows, x, y):
-    keys = prng.fold_in(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), index)
+    keys = prng.fold_in(prng.row_keys(key, rows), index)
     return attack(keys, model_fn, x, y)
 
 

@@ -247,7 +247,7 @@ def _asked(undecided_fn, selection, estimation):
 
 @jax.jit
 def _clean_logits(key, model_fn, rows, x):
-    return _logits(model_fn, jax.vmap(jax.random.fold_in, (None, 0))(key, rows), x)
+    return _logits(model_fn, prng.row_keys(key, rows), x)
 
 
 def _logits(model_fn, keys, x):
@@ -256,5 +256,5 @@ def _logits(model_fn, keys, x):
 
 @jax.jit
 def _count(count, key, role, model_fn, rows, x, first):
-    keys = prng.fold_in(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), role)
+    keys = prng.fold_in(prng.row_keys(key, rows), role)
     return count(keys, model_fn, x, first_sample=first)
