@@ -104,6 +104,11 @@ def parts(attack: Attack) -> list[Attack]:
     return plain
 
 
+def function_of(attack: Attack) -> Callable:
+    """The function of a plain attack, without what was bound."""
+    return attack.function if isinstance(attack, base.Configured) else attack
+
+
 def threats_of(attack: Attack) -> list:
     """The threats of the attacks that a combination is made of, where they have one bound."""
     found = [part.get("threat") for part in parts(attack) if isinstance(part, base.Configured)]

@@ -118,12 +118,11 @@ def _without_targets(attack):
 
 def _takes(attack, name):
     """Whether a plain attack has a parameter of this name; those that pass options on take what `pgd` takes."""
-    function = attack.function if isinstance(attack, base.Configured) else attack
-    parameters = inspect.signature(function).parameters.values()
+    parameters = inspect.signature(combinators.function_of(attack)).parameters.values()
     passes_on = name == "loss_fn" and any(p.kind is p.VAR_KEYWORD for p in parameters)
     return passes_on or any(p.name == name for p in parameters)
 
 
 def _name(attack):
-    function = attack.function if isinstance(attack, base.Configured) else attack
+    function = combinators.function_of(attack)
     return getattr(function, "__name__", str(function))

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 
-from robustjax import base, threats
+from robustjax import threats
 from robustjax.attacks import (
     _alma,
     _carlini_wagner,
@@ -41,17 +41,13 @@ MINIMUM_NORM: tuple[Callable, ...] = (
 
 def is_black_box(attack: Attack) -> bool:
     """Whether every plain attack of an attack uses only outputs of the model; a user's own attack is assumed to use gradients."""
-    return all(_function(part) in BLACK_BOX for part in combinators.parts(attack))
+    return all(combinators.function_of(part) in BLACK_BOX for part in combinators.parts(attack))
 
 
 def minimised_norm(attack: Attack) -> str | None:
     """The name of the ball whose norm the attack makes small; None if it ascends a loss, or is made of several attacks."""
     parts = combinators.parts(attack)
-    if len(parts) != 1 or _function(parts[0]) not in MINIMUM_NORM:
+    if len(parts) != 1 or combinators.function_of(parts[0]) not in MINIMUM_NORM:
         return None
     found = combinators.threats_of(attack)
     return type(found[0]).__name__ if found and isinstance(found[0], threats.Ball) else None
-
-
-def _function(attack):
-    return attack.function if isinstance(attack, base.Configured) else attack
