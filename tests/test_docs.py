@@ -155,7 +155,7 @@ def test_papers_name_the_attacks_that_miss_the_table_and_the_experiments_that_th
     left_out = {name for name in re.findall(r"`experiments/(\w+)\.py`", text) if not re.search(rf"^    {name},$", tutorial, re.MULTILINE)}
     for opening, names in (("Every attack but", untried), ("`experiments/tutorial.py` runs all but those of", left_out - {"tutorial"})):
         sentence = re.search(rf"{opening}(.*?)(?:, whose|\.)", text, re.DOTALL).group(1)
-        assert set(re.findall(r"`(\w+)`", sentence)) == names
+        assert set(re.findall(r"`(\w+)`", sentence)) == names, f"the sentence '{opening} ...' of docs/papers.md must name {sorted(names)}"
 
 
 @pytest.mark.parametrize("path", [_named(path) for path in _PAGES])

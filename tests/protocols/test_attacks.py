@@ -82,7 +82,8 @@ def test_every_attack_is_in_the_table():
     tried = {part.function.__name__ for attack, _ in ATTACKS.values() for part in attacks.parts(attack)}
     missing = public - tried - UNTRIED
     assert not missing, (
-        f"add {missing} to ATTACKS in tests/protocols/test_attacks.py, each bound to a few steps, with the threats it works in."
+        f"add {missing} to ATTACKS in tests/protocols/test_attacks.py, each bound to a few steps, with the threats it works in; "
+        "an attack that couples the examples of a batch goes into UNTRIED instead."
     )
     assert not tried & UNTRIED, "what is in ATTACKS is not UNTRIED"
 

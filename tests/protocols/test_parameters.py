@@ -73,7 +73,10 @@ def test_parameters_of_attacks(name):
     options = _options(name, attack, 4) | {"threat": THREATS.get(name, Linf(0.1))}
     if name == "autoattack":
         options |= {"num_steps": 2, "num_queries": 2, "num_targets": 1}
-    _traced_once(base.bind(attack, **options), KEY, MODEL, X, Y)
+    try:
+        _traced_once(base.bind(attack, **options), KEY, MODEL, X, Y)
+    except (TypeError, ValueError) as error:
+        raise AssertionError(f"{name} refuses what THREATS, REQUIRED and VALUES say of it here; correct these rows: {error}") from error
 
 
 _LOSSES = [
