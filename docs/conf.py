@@ -4,6 +4,9 @@ import inspect
 import pathlib
 import re
 
+from docutils import nodes
+from sphinx import addnodes
+
 project = "robustjax"
 author = "the robustjax authors"
 copyright = author
@@ -99,6 +102,18 @@ def _skip(app, what, name, obj, skip, options):
     return skip or type(obj).__name__ == "_tuplegetter"
 
 
+def _link(app, doctree):
+    """Code in a page that names an entry of the API pages, as `attacks.pgd` does, becomes a reference to it."""
+    for literal in list(doctree.findall(nodes.literal)):
+        entry = f"robustjax.{literal.astext()}"
+        if entry in _ENTRIES and not isinstance(literal.parent, nodes.reference | nodes.title | addnodes.pending_xref):
+            reference = addnodes.pending_xref(
+                "", literal.deepcopy(), refdomain="py", reftype="obj", reftarget=entry, refdoc=app.env.docname, refwarn=True
+            )
+            literal.replace_self(reference)
+
+
 def setup(app):
+    app.connect("doctree-read", _link)
     app.connect("autodoc-process-docstring", _markup, priority=1)  # before napoleon
     app.connect("autodoc-skip-member", _skip)

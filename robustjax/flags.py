@@ -219,6 +219,8 @@ def binarization(key: Key, feature_fn: ModelFn, x: Array, *, attack: base.Config
       x: inputs [B, ...]; one readout each.
       attack: a bound attack with a `threat`; its losses must do with two classes.
 
+    Guarantee:
+      none: a sign, as every flag.
     Source: Zimmermann et al., NeurIPS 2022, arXiv:2206.13991. Differs: the readout is ridge regression in closed form, and inputs
       for which it does not separate the points are left out.
     """

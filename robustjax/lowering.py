@@ -35,7 +35,7 @@ class Rewritten:
 
 
 def rewrite(function, platform: str | None = None):
-    """The same function with fast gradients on CPU; values and gradients agree to rounding.
+    """The same function with fast gradients on CPU.
 
     Args:
       function: any function of arrays: a model (a callable pytree stays one), an `apply_fn` with its parameters, a training loss.
@@ -44,6 +44,9 @@ def rewrite(function, platform: str | None = None):
     Returns:
       A callable pytree. Convolutions of any padding, stride, dilation, grouping and layout, and max-pools of float arrays, are
       replaced; those inside a custom_jvp or custom_vjp stay as they are, and so do convolutions with batch_group_count.
+
+    Guarantee:
+      values and gradients agree with those of the function to rounding.
     """
     if (platform or jax.default_backend()) != "cpu":
         return function

@@ -134,28 +134,29 @@ def test_every_attack_states_its_guarantee_and_its_source(name):
     assert re.search(r"^Source: ", doc, re.MULTILINE)
 
 
-def test_every_cited_paper_is_in_the_table():
-    table = (_ROOT / "docs/papers.md").read_text()
+def test_the_list_of_methods_is_what_the_docstrings_say():
+    written = runpy.run_path(str(_ROOT / "docs/methods.py"))["page"]()
+    assert (_ROOT / "docs/methods.md").read_text() == written, "docstrings changed: run `.venv/bin/python docs/methods.py`"
+
+
+def test_every_cited_paper_is_in_the_list_of_methods():
+    methods = (_ROOT / "docs/methods.md").read_text()
     for module in _MODULES:
         for number in re.findall(r"arXiv:(\d{4}\.\d{4,5})", inspect.getsource(module)):
-            assert number in table, (
-                f"{module.__name__} cites arXiv:{number}: add a row (method, paper, file, experiment, test) to docs/papers.md"
+            assert f"abs/{number})" in methods, (
+                f"{module.__name__} cites arXiv:{number}, and docs/methods.md does not: cite it under `Source:` in the docstring of a public "
+                f"function that has an entry in docs/api, and run `.venv/bin/python docs/methods.py`"
             )
 
 
-def test_every_path_in_the_table_exists():
-    for path in re.findall(r"`((?:robustjax|experiments|tests)/[\w/.]+)`", (_ROOT / "docs/papers.md").read_text()):
-        assert (_ROOT / path).exists(), path
+_PARTS = {"conjugate_gradient", "neumann", "solve_by_adam", "lissa", "extreme_eigenvalues", "catastrophic_overfitting"}  # of methods
 
 
-def test_papers_name_the_attacks_that_miss_the_table_and_the_experiments_that_the_tutorial_leaves_out():
-    text = (_ROOT / "docs/papers.md").read_text()
-    protocols, tutorial = ((_ROOT / path).read_text() for path in ("tests/protocols/test_attacks.py", "experiments/tutorial.py"))
-    untried = {name for name in _attacks() if not re.search(rf"attacks\.{name}\b", protocols)} - {"apgd_l1"}  # what apgd is in L1
-    left_out = {name for name in re.findall(r"`experiments/(\w+)\.py`", text) if not re.search(rf"^    {name},$", tutorial, re.MULTILINE)}
-    for opening, names in (("Every attack but", untried), ("`experiments/tutorial.py` runs all but those of", left_out - {"tutorial"})):
-        sentence = re.search(rf"{opening}(.*?)(?:, whose|\.)", text, re.DOTALL).group(1)
-        assert set(re.findall(r"`(\w+)`", sentence)) == names, f"the sentence '{opening} ...' of docs/papers.md must name {sorted(names)}"
+@pytest.mark.parametrize("module", [robustjax.training, robustjax.poisoning, robustjax.bilevel], ids=lambda module: module.__name__)
+def test_what_ends_in_parameters_poisons_or_solutions_states_what_they_are_worth(module):
+    for name in set(module.__all__) - _PARTS:
+        doc = inspect.getdoc(getattr(module, name)) or ""
+        assert "\nSource: " not in doc or "\nGuarantee:\n" in doc, f"{module.__name__}.{name} says where it comes from: add `Guarantee:`"
 
 
 @pytest.mark.parametrize("path", [_named(path) for path in _PAGES])

@@ -107,6 +107,8 @@ def approx_grad(
     Raises:
       TypeError, ValueError: those of `hypergradient_descent`, in a step those of `implicit`.
 
+    Guarantee:
+      none: the `info` of each step says how far to trust it.
     Source: Mehra & Hamm, ACML 2021, arXiv:1911.03432. Differs: Adam's moments, if linear_fn or solve keep some, start afresh in each step.
     """
     parts.is_function(linear_fn, "linear_fn(product, v, start)")

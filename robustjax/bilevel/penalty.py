@@ -82,6 +82,8 @@ def penalty_method(
       TypeError, ValueError: constants out of their range, no optimizers; in `init`, a phi or theta that holds no real numbers; in a step,
         another state, and what `check` names.
 
+    Guarantee:
+      none: solve the inner problem at the phi that it found.
     Source: Mehra & Hamm, ACML 2021, Algorithm 1, arXiv:1911.03432.
     """
     parts.optimizes("optimizer_phi", optimizer_phi)

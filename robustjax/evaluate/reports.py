@@ -47,6 +47,9 @@ def accuracies(state: EvaluationState, survivors_only: bool = True) -> dict[str,
       ValueError: survivors_only=False for an attack that did not run on all correctly classified examples: its result on the others is
         not known.
 
+    Guarantee:
+      An upper bound of the robust accuracy on these examples: what no attack fooled may be fooled by another.
+
     Example:
       >>> attack = base.bind(attacks.fgsm, threat=threats.Linf(0.2))
       >>> x, y = np.array([[0.9, 0.1], [0.6, 0.4]], np.float32), np.array([0, 0])

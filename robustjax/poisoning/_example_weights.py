@@ -25,6 +25,8 @@ def weighted_examples(loss_fn: Callable, regularizer_fn: Callable[[Any], Array] 
       TypeError: a loss that cannot be called. ValueError, when the problem is solved: a loss that is not one per example, another number
         of logits phi than of training examples, another batch.
 
+    Guarantee:
+      none: train on the weighted set, and judge on clean data.
     Source: Franceschi et al., ICML 2017, section 5.1, arXiv:1703.01785.
     """
 

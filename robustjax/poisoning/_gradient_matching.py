@@ -53,7 +53,7 @@ def gradient_matching(
 
     Guarantee:
       feasibility only.
-    Source: Geiping et al., ICLR 2021, Algorithm 1, arXiv:2009.02276. Differs: the gradient is of all poisons at once.
+    Source: Witches' Brew, Geiping et al., ICLR 2021, Algorithm 1, arXiv:2009.02276. Differs: the gradient is of all poisons at once.
     """
     problem.one_key(key)
     tasks.check(task, threat)

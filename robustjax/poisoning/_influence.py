@@ -178,6 +178,8 @@ def response_gradient(problem: Bilevel, solve: SolveFn, batch: Any = None, *, li
     Raises:
       TypeError, ValueError: when it is called, what `bilevel.implicit` names; a state that is no `Response`.
 
+    Guarantee:
+      that of `bilevel.implicit`, of which it keeps residual and stationarity.
     Source: Koh & Liang, ICML 2017, section 5.2, arXiv:1703.04730; with Adam on the linear system Mehra & Hamm's ApproxGrad,
       arXiv:1911.03432.
     """
@@ -203,6 +205,8 @@ def method_gradient(problem: Bilevel, method: MethodFn, solve: SolveFn, theta0: 
     Raises:
       TypeError, ValueError: when it is called, what the method names; a method that is not bound, or gives no `HyperGradient`.
 
+    Guarantee:
+      that of the method.
     Source: Munoz-Gonzalez et al., AISec 2017, Algorithm 1, arXiv:1708.08689.
     """
     return base.bind(_differentiated, problem=problem, method=method, solve=solve, theta0=theta0, batch=batch)

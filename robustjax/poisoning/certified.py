@@ -173,8 +173,8 @@ def poison_certificates(
 
     Guarantee:
       feasibility only.
-    Source: Mehra et al., CVPR 2021, Algorithm 1, arXiv:2012.01274. Differs: the noise is one draw for the whole of a step; every poison
-      keeps its own moments of Adam, where the authors' are shared by the places of a batch.
+    Source: PACD, Mehra et al., CVPR 2021, Algorithm 1, arXiv:2012.01274. Differs: the noise is one draw for the whole of a step; every
+      poison keeps its own moments of Adam, where the authors' are shared by the places of a batch.
     """
     problem.one_key(key)
     tasks.check(task, threat)

@@ -61,8 +61,8 @@ def feature_collision(
 
     Guarantee:
       none: how near the features came is what `Collision.distance` says.
-    Source: Shafahi et al., NeurIPS 2018, Algorithm 1, arXiv:1804.00792. Differs: the step is halved after every `num_memory` steps
-      whose last objective is not below their mean; the authors' test fires at other steps by a slip of precedence.
+    Source: Poison Frogs, Shafahi et al., NeurIPS 2018, Algorithm 1, arXiv:1804.00792. Differs: the step is halved after every `num_memory`
+      steps whose last objective is not below their mean; the authors' test fires at other steps by a slip of precedence.
     """
     del key
     tasks.check(task)
@@ -129,7 +129,7 @@ def bullseye(
 
     Guarantee:
       feasibility only.
-    Source: Aghakhani et al., EuroS&P 2021, arXiv:2005.00191.
+    Source: the bullseye polytope, Aghakhani et al., EuroS&P 2021, arXiv:2005.00191.
     """
     problem.one_key(key)
     tasks.check(task, threat)

@@ -23,6 +23,8 @@ def denoised(model_fn: ModelFn, denoiser: Denoiser) -> ModelFn:
     Raises:
       TypeError: one of them cannot be called. ValueError: when called, if the denoiser changes the shape.
 
+    Guarantee:
+      a certificate by smoothing holds for the pair, whatever the denoiser does.
     Source: Salman et al., NeurIPS 2020, arXiv:2003.01908.
     """
     checks.functions(model_fn=model_fn, denoiser=denoiser)
@@ -46,6 +48,8 @@ def diffusion_denoiser(noise_fn: Callable[[Array, Array], Array], alpha_bars: Ar
     Raises:
       TypeError: a noise_fn that cannot be called. ValueError: sigma not positive, alpha_bars that are not in (0, 1] or increase.
 
+    Guarantee:
+      none of its own: see `denoised`.
     Source: Carlini et al., ICLR 2023, Algorithm 1, arXiv:2206.10550. Differs: the noise is the one that smoothing drew, exactly sigma;
       theirs is drawn at time t, and at least sigma.
     """

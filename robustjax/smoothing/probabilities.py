@@ -59,6 +59,8 @@ def hoeffding_lower(mean: ArrayLike, variance: ArrayLike, num_samples: int, alph
 def bernstein_lower(mean: ArrayLike, variance: ArrayLike, num_samples: int, alpha: float) -> np.ndarray:
     """mean - sqrt(2 V log(2 / alpha) / n) - 7 log(2 / alpha) / (3 (n - 1)), V the sample variance of samples in [0, 1].
 
+    Guarantee:
+      Below the true mean with probability at least 1 - alpha, for a fixed number of samples.
     Source: Maurer & Pontil, COLT 2009, theorem 4, arXiv:0907.3740.
     """
     check_alpha(alpha)

@@ -16,6 +16,8 @@ class Latent:
     Attributes:
       decoder: codes [B, K] -> inputs [B, ...], a callable pytree (a module, or `base.bind(function, ...)`).
       eps: radius in linf and in the unit of the codes, without a box; or a `Ball` of codes, with the box and mask of codes.
+
+    Source: on-manifold attacks, Stutz et al., CVPR 2019, arXiv:1812.00740.
     """
 
     decoder: Any

@@ -41,6 +41,8 @@ def consistency(
     Raises:
       ValueError, TypeError: as for `gaussian`.
 
+    Guarantee:
+      none: certify the trained model by `smoothing.certify`.
     Source: Jeong & Shin, NeurIPS 2020, eq. 8, arXiv:2006.04062.
     """
     keys = prng.example_keys(key, x.shape[0])

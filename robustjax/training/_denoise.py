@@ -45,6 +45,8 @@ def denoise(
       ValueError: an unknown objective, no classifier where one is needed, sigma not positive, a denoiser that changes the shape, or
         labels that are not integers [B] if they are used. TypeError: inputs of half precision.
 
+    Guarantee:
+      none: certify the denoised classifier by `smoothing.certify`.
     Source: Salman et al., NeurIPS 2020, section 3, arXiv:2003.01908.
     """
     if objective not in _OBJECTIVES:

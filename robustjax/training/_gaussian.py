@@ -42,6 +42,8 @@ def gaussian(
       ValueError: sigma or num_noise not positive, labels that are not integers [B], logits of another shape.
       TypeError: inputs of half precision, a num_noise that is not an integer, logits that are not an array.
 
+    Guarantee:
+      none: certify the trained model by `smoothing.certify`.
     Source: Cohen et al., ICML 2019, section 3.3, arXiv:1902.02918.
     """
     keys = prng.example_keys(key, x.shape[0])
@@ -74,6 +76,8 @@ def stability(
     Returns:
       The loss and (model_state, {"loss", "accuracy"} under noise); both forward passes update the statistics, the clean one first.
 
+    Guarantee:
+      none: certify the trained model by `smoothing.certify`.
     Source: Zheng et al., CVPR 2016, arXiv:1604.04326; for smoothing Li et al., NeurIPS 2019, section 4.2, arXiv:1809.03113.
     """
     keys = prng.example_keys(key, x.shape[0])

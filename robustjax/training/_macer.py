@@ -43,6 +43,8 @@ def macer(
     Raises:
       ValueError, TypeError: as for `gaussian`.
 
+    Guarantee:
+      none: certify the trained model by `smoothing.certify`.
     Source: Zhai et al., ICLR 2020, Algorithm 1, arXiv:2001.02378.
     """
     checks.labels(y, x.shape[0])

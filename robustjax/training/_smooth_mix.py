@@ -49,6 +49,8 @@ def smooth_mix(
     Raises:
       ValueError, TypeError: as for `gaussian`.
 
+    Guarantee:
+      none: certify the trained model by `smoothing.certify`.
     Source: Jeong et al., NeurIPS 2021, eq. 9, arXiv:2111.09277. Differs: without the one-step example in place of x, and without the
       warm-up of the weight.
     """

@@ -29,6 +29,8 @@ def awp(risk: RiskFn, params: Any, *, gamma: Numeric) -> Any:
       params: where the gradient for v is taken; this costs one forward and one backward pass.
       gamma: relative size; .01 with adversarial training, .005 with TRADES.
 
+    Guarantee:
+      none: evaluate the trained model.
     Source: Wu et al., NeurIPS 2020, arXiv:2004.05884. Differs: the direction is the gradient itself, where the authors' code takes a step
       of SGD with momentum and weight decay; weight decay acts on the unperturbed weights.
     """
@@ -59,6 +61,8 @@ def averaged(optimizer: optax.GradientTransformation, decay: Numeric = 0.995) ->
       optimizer: an optax transformation that updates the parameters.
       decay: weight of the past; in step t it is min(decay, (1 + t) / (10 + t)), so that the initial parameters are soon forgotten.
 
+    Guarantee:
+      none: evaluate the trained model.
     Source: Gowal et al., 2020, arXiv:2010.03593 (decay .995); the ramp is that of TensorFlow's moving averages.
     """
 

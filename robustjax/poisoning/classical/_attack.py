@@ -64,6 +64,8 @@ def attack(
         below 0, a step that is not above 0, nothing that can move, NaN, labels of another shape, rows beyond the set, or what may move
         outside the box at the start.
 
+    Guarantee:
+      exact gradients where the active set stays; not optimality. What moves stays in the box.
     Source: Mei & Zhu, AAAI 2015, eq. 5 and 6.
     """
     arguments.table(x, y)

@@ -59,6 +59,8 @@ def kkt_attack(
       TypeError: sets that are none, another number of steps than an integer. ValueError: labels other than -1 and 1, or only one of them;
         rows or a decoy of another shape, or NaN; a share that is not above 0 and at most 1; weight decay below 0; no step.
 
+    Guarantee:
+      feasibility only: the points lie in the sets that the defender keeps.
     Source: Koh, Steinhardt & Liang, Machine Learning 2022, section 4.2, arXiv:1811.00741.
     """
     _feasible.check_sets(x, y, sets, share, weight_decay)

@@ -51,6 +51,8 @@ def min_max_attack(
         rows of another shape, or NaN; a share that is not above 0 and at most 1; weight decay below 0; no step, or fewer steps
         than poisons.
 
+    Guarantee:
+      feasibility only: the points lie in the sets that the defender keeps.
     Source: Steinhardt, Koh & Liang, NeurIPS 2017, Algorithm 1, arXiv:1706.03691.
     """
     _feasible.check_sets(x, y, sets, share, weight_decay)
