@@ -1,6 +1,6 @@
 """What an attack costs beyond its gradients: PGD-40 and APGD-100 against the floor of bare gradients, and against other libraries.
 
-`python -m experiments.benchmarks.attacks --out docs/results/benchmark_attacks.md`. Every row runs once per round, one after the
+`python -m experiments benchmark_attacks --out docs/results/benchmark_attacks.md`. Every row runs once per round, one after the
 other, so that a busy machine slows all of them alike; ratios are taken within a round, their median over rounds is shown. Peers need
 the extra `robustjax[benchmarks]`.
 """
@@ -345,7 +345,7 @@ def _report(options, runs, times, bars, arguments):
     packages = ["jax", "flax", *(["torch"] if options.peers else []), *(_PEERS[peer][1] for peer in options.peers)]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return _PAGE.format(
-        command=" ".join(["python -m experiments.benchmarks.attacks", *arguments]),
+        command=" ".join(["python -m experiments benchmark_attacks", *arguments]),
         options=options,
         device=device,
         versions=versions,
@@ -384,7 +384,3 @@ def _row(name, run, times):
     wall, cpu = (float(np.median(seconds)) * run.num_passes for seconds in times[name])
     to_floor = "" if name.startswith("pooled") else ratios(_FLOOR)
     return f"| {name} | {1e3 * wall:.0f} | {cpu:.2f} | {to_floor} | {ratios(run.floor) if run.floor else ''} |"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """What a vote under noise costs beyond its forward pass, and against a torch implementation of the reference's sampling loop.
 
-`python -m experiments.benchmarks.smoothing --out docs/results/benchmark_smoothing.md`. Every row runs once per round, one after the
+`python -m experiments benchmark_smoothing --out docs/results/benchmark_smoothing.md`. Every row runs once per round, one after the
 other; ratios are taken within a round, and their median is shown. On CPU what counts is CPU time, and a torch implementation stands
 beside (its rows need the extra `robustjax[benchmarks]`; kept to one core by `taskset -c 0`, its idle threads do not add to the CPU time
 of the other rows); on an accelerator wall time, and a ResNet-20 with N = 100,000 for each image is measured too.
@@ -87,7 +87,7 @@ def main(arguments=None) -> None:
     ]
     packages = ["jax", "flax", *(["torch"] if threads else [])]
     text = _PAGE.format(
-        command=" ".join(["python -m experiments.benchmarks.smoothing", *(sys.argv[1:] if arguments is None else arguments)]),
+        command=" ".join(["python -m experiments benchmark_smoothing", *(sys.argv[1:] if arguments is None else arguments)]),
         options=options,
         versions=", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
         device=jax.devices()[0].device_kind,
@@ -328,6 +328,3 @@ depends on nothing else: each has a key of its own.
 |---|---|---|---|
 {bars}
 """
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """What a training step costs beyond its gradients: PGD-7 and free-8 against input and parameter gradients of the same run.
 
-`python -m experiments.benchmarks.training --out docs/results/benchmark_training.md`. Every row runs once per round; ratios are taken
+`python -m experiments benchmark_training --out docs/results/benchmark_training.md`. Every row runs once per round; ratios are taken
 within a round, and their median is shown.
 """
 
@@ -45,7 +45,7 @@ def main(arguments=None) -> None:
         bench.Bar("compilations of a run of three epochs with a ramp of eps", count_compilations(digits), 1),
     ]
     text = _PAGE.format(
-        command=" ".join(["python -m experiments.benchmarks.training", *(sys.argv[1:] if arguments is None else arguments)]),
+        command=" ".join(["python -m experiments benchmark_training", *(sys.argv[1:] if arguments is None else arguments)]),
         options=options,
         versions=", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "optax")),
         cores=os.cpu_count(),
@@ -150,6 +150,3 @@ average at the end: {load:.1f}. Ratios are of CPU time within a round; the steps
 |---|---|---|---|
 {bars}
 """
-
-if __name__ == "__main__":
-    main()

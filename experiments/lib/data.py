@@ -3,13 +3,14 @@
 import io
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from experiments.lib import files, local_data
 
-NAMES = ("digits", "mnist", "fashion_mnist", "cifar10")
+Name = Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+NAMES: tuple[str, ...] = get_args(Name)
 _NUM_TEST_DIGITS = 1000  # of the 5,000 embedded ones
 
 

@@ -4,12 +4,17 @@ import argparse
 import dataclasses
 import os
 import pathlib
+import shlex
 import time
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import rich.console
 import rich.progress
+import tyro
 
 from experiments.lib import data, files, report
 from robustjax import parallel
@@ -17,43 +22,88 @@ from robustjax import parallel
 console = rich.console.Console(stderr=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How an experiment is run; equal settings give equal results."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every script is told."""
 
-    dataset: str = "digits"
-    seed: int = 0
+    out: str = "runs"
+    """The folder for what is kept: models, votes, poisons, results."""
+    quick: bool = False
+    """A few steps of everything, to see that it runs."""
+    page: pathlib.Path | None = None
+    """Where to write the page of results (NAME.md), with its data beside it (NAME.json)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    """How a section of the report is made; what is equal but for its folder and page gives equal results."""
+
     out: str = "runs/tutorial"
-    quick: bool = False  # a few steps of everything, to see that it runs
+    dataset: data.Name = "digits"
+    seed: int = 0
 
 
-def main(run: Callable[[Settings], report.Section], description: str | None) -> None:
-    """The command line of a single experiment; with --page its tables become a page of results."""
-    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--page", type=output, help="write the tables here, as Markdown")
-    settings, options = parse(parser)
-    made = section(run, settings)
-    if options.page is not None:
-        files.write(options.page, report.markdown_page(made))
+Kind = TypeVar("Kind", bound=Options)
 
 
-def parse(parser: argparse.ArgumentParser) -> tuple[Settings, argparse.Namespace]:
-    """Settings from the command line, with whatever else the parser knows."""
+def main(module: types.ModuleType, name: str, arguments: Sequence[str]) -> None:
+    """Runs a script: `run(settings)`, of which the type of its argument says what settings there are.
+
+    What it returns is a section of the report, which is kept, or nothing.
+    """
+    if hasattr(module, "main"):
+        module.main(arguments)
+        return
+    hints = typing.get_type_hints(module.run)
+    settings = parse(hints["settings"], f"experiments {name}", module.__doc__, arguments)
+    if hints.get("return") is not report.Section:
+        module.run(settings)
+        return
+    prepare()
+    made = section(module.run, settings)
+    if settings.page is not None:
+        files.write(settings.page, report.markdown_page(made))
+
+
+def parse(kind: type[Kind], name: str, about: str | None, arguments: Sequence[str] | None) -> Kind:
+    """Settings from the command line; folders that nothing can be written in are refused before anything is computed."""
+    settings = tyro.cli(kind, prog=f"python -m {name}", description=about, args=arguments)
+    try:
+        files.try_folder(settings.out)
+        if settings.page is not None:
+            files.try_file(settings.page)
+    except (OSError, ValueError) as error:
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        raise SystemExit(2) from error
+    return settings
+
+
+def command(name: str, settings: Options) -> str:
+    """The command line that gives these settings."""
+    words = ["python -m experiments", name]
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        flag = field.name.replace("_", "-")
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(shlex.quote(str(part)) for part in (value if isinstance(value, tuple) else (value,)))]
+    return " ".join(words)
+
+
+def old_parse(parser, arguments):
     parser.add_argument("--dataset", choices=data.NAMES, default=Settings.dataset)
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--out", default=Settings.out)
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
-    arguments = parser.parse_args()
-    try:
-        files.try_folder(arguments.out)
-    except OSError as error:
-        parser.error(str(error))
+    options = parser.parse_args(arguments)
     prepare()
-    return Settings(arguments.dataset, arguments.seed, arguments.out, arguments.quick), arguments
+    return Settings(dataset=options.dataset, seed=options.seed, out=options.out, quick=options.quick), options
 
 
 def output(path: str) -> pathlib.Path:
-    """A file that is going to be written, as a type for `argparse`: its folder is tried before anything is computed."""
     try:
         return files.try_file(path)
     except (OSError, ValueError) as error:
@@ -79,13 +129,11 @@ def section(run: Callable[[Settings], report.Section], settings: Settings) -> re
 
     Raises:
       OSError: nothing can be written in its folder, which is tried first.
-      ValueError: its file is damaged; or the experiment was not started as a module.
+      ValueError: its file is damaged.
     """
     name = run.__module__.rpartition(".")[2]
-    if name == "__main__":
-        raise ValueError("run an experiment as a module: python -m experiments.NAME.")
     folder = pathlib.Path(settings.out) / name
-    about = dataclasses.asdict(settings) | {"out": ""}
+    about = {field: value for field, value in dataclasses.asdict(settings).items() if field not in ("out", "page")}
     if (done := report.read(folder, about)) is not None:
         console.print(f"[dim]{name}: done before, kept in {folder}[/dim]")
         return done
@@ -93,9 +141,13 @@ def section(run: Callable[[Settings], report.Section], settings: Settings) -> re
     start = time.perf_counter()
     with console.status(f"{name} ..."):
         made = run(settings)
-    options = "".join(f" --{key} {value}" for key, value in dataclasses.asdict(settings).items() if key not in ("out", "quick"))
-    command = f"python -m experiments.{name}{options}{' --quick' if settings.quick else ''}"
-    made = dataclasses.replace(made, name=name, command=command, seed=settings.seed, seconds=time.perf_counter() - start)
+    made = dataclasses.replace(
+        made,
+        name=name,
+        command=command(name, dataclasses.replace(settings, out=Settings.out, page=None)),
+        seed=settings.seed,
+        seconds=time.perf_counter() - start,
+    )
     report.write(folder, made, about)
     console.print(f"{name}: {made.seconds:.1f} s")
     return made

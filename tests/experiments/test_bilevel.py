@@ -5,8 +5,9 @@ import matplotlib
 import numpy as np
 import pytest
 
-from experiments import synthetic_bilevel, targeted_poisoning, untargeted_poisoning
 from experiments.lib import data, experiment, learned_poisons, oracles
+from experiments.reproductions import synthetic_bilevel, targeted_poisoning
+from experiments.tutorial.part4 import untargeted_poisoning
 
 matplotlib.use("agg")
 

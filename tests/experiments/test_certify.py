@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments import certify
-from experiments.lib import models, votes
+from experiments.lib import certification, models, votes
+from experiments.reproductions import certify
 from robustjax import smoothing
 
 pytestmark = pytest.mark.xdist_group("certify")  # they share an uncut run
@@ -33,7 +33,7 @@ def weights(tmp_path_factory):
 
 
 def command(weights, out, *more):
-    return [sys.executable, "-m", "experiments.certify", "--weights", str(weights), "--out", str(out), *SHORT, *more]
+    return [sys.executable, "-m", "experiments", "certify", "--weights", str(weights), "--out", str(out), *SHORT, *more]
 
 
 def environment(num_devices):
@@ -161,9 +161,11 @@ def test_an_image_whose_logits_are_not_finite_abstains_and_counts_for_nothing(tm
     state = votes.cast(tmp_path / "votes.npz", POLL, model_fn, X, chunk_size=20)
     again = votes.cast(tmp_path / "votes.npz", POLL, model_fn, X, chunk_size=20)
     np.testing.assert_array_equal(again.estimation, state.estimation)
-    summary = certify.summarize(POLL, state, np.array([0, 1, 2, 0, 0]), (0.0,))
+    summary = certification.summarize(POLL, state, np.array([0, 1, 2, 0, 0]), (0.0,))
     assert summary.abstained >= 1 / 5 and summary.samples == 4 / 5 * 2040 and POLL.certify(state).prediction[2] == -1
-    others = certify.summarize(POLL, smoothing.VoteState(*(np.delete(part, 2, axis=0) for part in state)), np.array([0, 1, 0, 0]), (0.0,))
+    others = certification.summarize(
+        POLL, smoothing.VoteState(*(np.delete(part, 2, axis=0) for part in state)), np.array([0, 1, 0, 0]), (0.0,)
+    )
     np.testing.assert_allclose(summary.shares, others.shares * 4 / 5)
 
 
@@ -184,14 +186,14 @@ def test_known_votes_make_a_known_summary():
     estimation = np.array([[1000, 0], [990, 10], [0, 1000], [510, 490]])
     y = np.array([0, 0, 0, 0])
     poll = votes.Poll(sigma=0.5, num_selection=10, num_samples=1000)
-    summary = certify.summarize(poll, smoothing.VoteState(selection, estimation), y, (0.0, 0.5, 1.2))
+    summary = certification.summarize(poll, smoothing.VoteState(selection, estimation), y, (0.0, 0.5, 1.2))
     full = 0.5 * scipy.stats.norm.ppf(0.001 ** (1 / 1000))
     less = 0.5 * scipy.stats.norm.ppf(scipy.stats.beta.ppf(0.001, 990, 11))
     assert summary.average_radius == pytest.approx((full + less) / 4, abs=1e-12)
     np.testing.assert_array_equal(summary.certified, [0.5, 0.5, 0.25])
     np.testing.assert_array_equal(summary.shares, [0.75, 0.5, 0.25, 0.25, 0.25])
     assert (summary.abstained, summary.samples) == (0.25, 1010)
-    text = certify.describe(summary, poll, (0.0, 0.5, 1.2))
+    text = certification.describe(summary, poll, (0.0, 0.5, 1.2))
     assert f"{summary.average_radius:.4f}" in text and "50      50      25" in text and "1010 of 1010" in text
 
 
@@ -199,7 +201,7 @@ def test_alpha_may_be_that_of_the_whole_set(weights, whole, tmp_path, capsys):
     votes_file = shutil.copy(whole[0], tmp_path)  # known votes: nothing is drawn
 
     def said(*more):
-        certify.main([*command(weights, votes_file)[3:], *more])
+        certify.main([*command(weights, votes_file)[4:], *more])
         return capsys.readouterr().out.splitlines()
 
     together, each = said("--simultaneous", "--alpha", "0.96"), said("--alpha", "0.02")
@@ -209,6 +211,6 @@ def test_alpha_may_be_that_of_the_whole_set(weights, whole, tmp_path, capsys):
 
 def test_images_are_spread_over_the_set():
     x = np.arange(10)
-    np.testing.assert_array_equal(certify.spread(x, x, 4)[0], [0, 2, 5, 7])
+    np.testing.assert_array_equal(certification.spread(x, x, 4)[0], [0, 2, 5, 7])
     with pytest.raises(ValueError, match="between 1 and 10"):
-        certify.spread(x, x, 11)
+        certification.spread(x, x, 11)

@@ -1,6 +1,5 @@
 """Files are whole or not there, also on a full disk and after a kill; whatever cannot be read is named with its path and a remedy."""
 
-import argparse
 import errno
 import io
 import json
@@ -9,6 +8,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import types
 import zipfile
 
 import jax
@@ -221,20 +221,32 @@ def plan():
     return training.Plan(model, base.bind(methods.natural, apply_fn=model.apply_fn), optax.sgd(0.1), 1, 2)
 
 
-def test_the_command_line_tries_what_it_is_told_to_write(blocked, tmp_path, monkeypatch, capsys):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=experiment.output)
-    assert parser.parse_args(["--out", str(tmp_path / "new" / "page.md")]).out == tmp_path / "new" / "page.md"
-    assert not list((tmp_path / "new").iterdir())
-    for path, word in ((blocked / "page.md", "cannot write"), (tmp_path, "is a folder")):
-        with pytest.raises(SystemExit):
-            parser.parse_args(["--out", str(path)])
-        assert word in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["python", "--out", str(blocked)])
-    monkeypatch.setattr(experiment, "prepare", never)
-    with pytest.raises(SystemExit):
-        experiment.parse(argparse.ArgumentParser())
-    assert "cannot write" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--out", "BLOCKED"], "cannot write"),
+        (["--page", "BLOCKED/page.md"], "cannot write"),
+        (["--page", "FOLDER"], "is a folder"),
+        (["--dataset", "imagenet"], "imagenet"),
+        (["--seed", "1e3"], "1e3"),
+    ],
+)
+def test_the_command_line_refuses_at_once_what_cannot_be(options, words, blocked, tmp_path, capsys):
+    options = [word.replace("BLOCKED", str(blocked)).replace("FOLDER", str(tmp_path)) for word in options]
+    script = types.ModuleType("script", "What it shows.")
+
+    def run(settings: experiment.Settings) -> None:
+        never()
+
+    script.run = run
+    with pytest.raises(SystemExit) as ended:
+        experiment.main(script, "margins", ["--out", str(tmp_path), *options])
+    assert ended.value.code == 2 and words in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_the_command_line_leaves_nothing_of_its_trial(tmp_path):
+    settings = experiment.parse(experiment.Settings, "n", None, ["--out", str(tmp_path / "a"), "--page", str(tmp_path / "new" / "page.md")])
+    assert settings.page == tmp_path / "new" / "page.md" and not list((tmp_path / "new").iterdir()) and not list((tmp_path / "a").iterdir())
 
 
 def section(**changes):

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import certified_poisoning, classical_poisoning, influence_scatter, metapoison, poison_frogs
 from experiments.lib import data, evaluation, experiment, models, poisons, report
+from experiments.tutorial.part4 import certified_poisoning, classical_poisoning, influence_scatter, metapoison, poison_frogs
 from robustjax import base, poisoning
 from robustjax.base import Certificate
 from robustjax.poisoning import classical

@@ -4,18 +4,21 @@ import importlib
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
 import matplotlib
 import pytest
+import tyro
 
-from experiments import tutorial
+from experiments import __main__ as command_line
+from experiments import registry
 from experiments.lib import experiment, report
 
 matplotlib.use("agg")
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPTS = [script for _, scripts in tutorial.PARTS.values() for script in scripts]
+SECTIONS = [entry for number in registry.PARTS for entry in registry.of_part(number)]
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +28,53 @@ def settings(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.xdist_group("tutorial")  # they share two trained models
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__.rpartition(".")[2])
-def test_experiment_runs_and_is_kept(script, settings, tmp_path):
+@pytest.mark.parametrize("entry", SECTIONS, ids=lambda entry: entry.name)
+def test_experiment_runs_and_is_kept(entry, settings, tmp_path):
+    script = importlib.import_module(entry.module)
     made = experiment.section(script.run, settings)
-    assert made.items and made.command.startswith("python -m experiments.") and made.seconds > 0
+    assert made.items and made.command == f"python -m experiments {entry.name} --quick" and made.seconds > 0
     assert experiment.section(script.run, settings) == made
     report.page(tmp_path / "index.html", "t", {"part": [made]})
     assert (tmp_path / "index.html").stat().st_size > 2_000
 
 
-@pytest.mark.parametrize("name", ["parity_autoattack", "benchmarks.attacks"])
-def test_comparisons_with_peers_import_without_them(name):
-    importlib.import_module(f"experiments.{name}")
+def test_the_registry_names_every_script_and_nothing_else():
+    folders = [*(f"tutorial/part{number}" for number in registry.PARTS), "reproductions", "benchmarks"]
+    scripts = {path for folder in folders for path in (ROOT / "experiments" / folder).glob("*.py") if path.name != "__init__.py"}
+    named = [ROOT / f"{entry.module.replace('.', '/')}.py" for entry in registry.ENTRIES.values()]
+    assert set(named) == scripts and len(named) == len(scripts)
+    assert all(entry.name == name and entry.about and entry.source and entry.data for name, entry in registry.ENTRIES.items())
+
+
+@pytest.mark.parametrize("name", registry.ENTRIES)
+def test_every_script_has_a_help_page_and_needs_no_peer_for_it(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command_line.main([name, "--help"])
+    assert not ended.value.code and f"python -m experiments {name}" in capsys.readouterr().out
+
+
+def test_the_list_reads_no_script():
+    code = "import sys; from experiments import __main__ as line; line.main([]); assert 'jax' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "250"}
+    )
+    assert all(name in done.stdout for name in registry.ENTRIES)
+
+
+def test_an_unknown_name_is_told_its_neighbour():
+    with pytest.raises(SystemExit, match="no experiment is called 'margin'; try python -m experiments margins"):
+        command_line.main(["margin"])
+
+
+def test_a_command_gives_its_settings_again():
+    settings = experiment.Settings(dataset="mnist", seed=3, quick=True, out="a folder")
+    words = shlex.split(experiment.command("margins", settings))
+    assert words[:4] == ["python", "-m", "experiments", "margins"]
+    assert tyro.cli(experiment.Settings, args=words[4:]) == settings
 
 
 def test_the_command_line_of_an_experiment_writes_what_made_it(tmp_path):
-    command = [sys.executable, "-m", "experiments.why_adversarial_examples", "--quick", "--seed", "3", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "experiments", "why_adversarial_examples", "--quick", "--seed", "3", "--out", str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"MPLBACKEND": "agg"}
     subprocess.run(command, check=True, env=environment, cwd=ROOT)
     about = json.loads((tmp_path / "why_adversarial_examples" / "section.json").read_text())["about"]

@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import certify, radii_history, sandwich, smoothing_gates, smoothing_methods, vote_histogram
-from experiments.lib import data, denoisers, models, smoothed, training, votes
+from experiments.lib import certification, data, denoisers, models, smoothed, training, votes
+from experiments.reproductions import smoothing_gates
+from experiments.tutorial.part3 import radii_history, sandwich, smoothing_methods, vote_histogram
 from robustjax import base, smoothing
 from robustjax import training as methods
 from robustjax.base import Certificate
@@ -22,7 +23,7 @@ def test_a_row_of_the_methods_is_what_the_votes_say():
     estimation = np.array([[1000, 0], [1000, 0], [600, 400], [0, 1000]])
     poll = votes.Poll(0.5, num_selection=10, num_samples=1000)
     state = smoothing.VoteState(np.array([[10, 0], [10, 0], [7, 3], [0, 10]]), estimation)
-    summary = certify.summarize(poll, state, np.zeros(4, int), (0.0, 0.5))
+    summary = certification.summarize(poll, state, np.zeros(4, int), (0.0, 0.5))
     most, least = 0.5 * 2.46326, float(0.5 * smoothing.radii.gaussian_l2(smoothing.binomial_lower(600, 1000, 0.001), 1.0))
     row = smoothing_methods.row("name", 0.5, summary, 1.234)
     assert row == ["name", "0.5", f"{(2 * most + least) / 4:.3f}", "75", "50", "50", "1.2"]
@@ -69,7 +70,7 @@ def test_paired_gains_and_savings():
     assert gain.mean == 1 and gain.error == pytest.approx(1 / np.sqrt(3)) and str(gain) == "+1.0000 +- 0.5774"
     certificate = Certificate(np.array([1, 0, -1]), np.array([0.5, 0.7, 0.0]), np.array([True, True, False]))
     np.testing.assert_array_equal(smoothing_gates.right_radii(certificate, np.array([1, 1, 1])), [0.5, 0.0, 0.0])
-    whole = certify.Summary(1.0, np.array([0.9, 0.5]), np.zeros(5), 0.0, 3000.0)
+    whole = certification.Summary(1.0, np.array([0.9, 0.5]), np.zeros(5), 0.0, 3000.0)
     less = whole._replace(certified=np.array([0.9, 0.49]), samples=1000.0)
     saving, loss = smoothing_gates.savings(whole, less, 2)
     assert saving == 3 and loss == pytest.approx(1.0)
@@ -84,7 +85,7 @@ def test_votes_in_bfloat16_are_those_of_a_rounded_network():
     assert model_fn(x).argmax() == 1 and model_fn(x)[0, 0] < model_fn(x)[0, 1]
     logits = models.in_bfloat16(model_fn)(x)
     assert logits.dtype == np.float32 and logits[0, 0] == logits[0, 1] == 1, "1.001 is 1 in bfloat16"
-    whole = certify.Summary(1.0, np.array([0.9, 0.5]), np.zeros(5), 0.0, 10.0)
+    whole = certification.Summary(1.0, np.array([0.9, 0.5]), np.zeros(5), 0.0, 10.0)
     states = [smoothing.VoteState(np.zeros((2, 2), int), np.array(votes)) for votes in ([[9, 1], [5, 5]], [[9, 1], [7, 3]])]
     moved, loss = smoothing_gates.apart(states, [whole, whole._replace(certified=np.array([0.9, 0.498]))])
     np.testing.assert_allclose(moved, [0.0, 0.2])
@@ -105,12 +106,17 @@ def test_the_gates_run_for_a_few_steps(tmp_path, monkeypatch, capsys):
     smoothing_gates.main(options)
     text = page.read_text()
     assert all(f"| {name} | " in text for name in ("Gaussian", "MACER", "SmoothAdv", "fixed")) and "| Stability | " not in text
-    assert f"python -m experiments.smoothing_gates {numbers}" in text and "times fewer" in text
+    assert f"python -m experiments smoothing_gates {numbers}" in text and "times fewer" in text
     assert "then 1 of each" in text and "| bfloat16 | " in text
     model_fn = smoothed.train(
-        "Gaussian", 0.5, smoothing_gates.experiment.Settings("mnist", 0, str(runs / "mnist")), few.x_train, few.y_train, effort
+        "Gaussian",
+        0.5,
+        smoothing_gates.experiment.Settings(dataset="mnist", seed=0, out=str(runs / "mnist")),
+        few.x_train,
+        few.y_train,
+        effort,
     )
-    x, y = certify.spread(few.x_test, few.y_test, 6)
+    x, y = certification.spread(few.x_test, few.y_test, 6)
     counts = smoothing.count_predictions(
         jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(jax.random.key(0), n), 1))(np.arange(6)), model_fn, x, sigma=0.5,
         num_samples=1000, chunk_size=100,

@@ -5,9 +5,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from experiments import accuracy_against_robustness, manifolds
-from experiments import training_gates as gates
 from experiments.lib import experiment
+from experiments.reproductions import training_gates as gates
+from experiments.tutorial.part2 import accuracy_against_robustness, manifolds
 from robustjax import attacks, base
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -72,7 +72,7 @@ def test_a_gate_runs_and_fills_its_section(name, tmp_path, monkeypatch):
     rows = table(written[gates._TITLES[name]])
     assert [row[0] for row in rows] == ROWS[name]
     assert all(row[1] == row[2] and 0 <= float(row[1]) <= 100 for row in rows)
-    assert f"    ROBUSTJAX_DATA=DIR python -m experiments.training_gates {' '.join(arguments)}\n" in written[gates._TITLES[name]]
+    assert f"    ROBUSTJAX_DATA=DIR python -m experiments training_gates {' '.join(arguments)}\n" in written[gates._TITLES[name]]
 
 
 def judged(name, recipe, seed, split, options, num_strong):

@@ -1,0 +1,1 @@
+"""Can a model resist test-time attack?"""

@@ -1,0 +1,1 @@
+"""Can you trust the data of others?"""
