@@ -24,11 +24,17 @@ floating point. What the code does differently from its source is under `Differs
 
 # A page of docs/api: the title of the family, and what to read about it.
 _FAMILIES = {
-    "attacks": ("Attacks", "[Concept](concepts/attacks.md), [how to choose one](how_to/choose_an_attack.md), [how to compose](how_to/compose.md)"),
+    "attacks": (
+        "Attacks",
+        "[Concept](concepts/attacks.md), [how to choose one](how_to/choose_an_attack.md), [how to compose](how_to/compose.md)",
+    ),
     "threats": ("Threats", "[Concept](concepts/threats.md), [how to make your own](how_to/own_threat.md)"),
     "losses": ("Losses and goals", "[Concept](concepts/attacks.md)"),
     "evaluation": ("Evaluation", "[Concept](concepts/evaluation.md), [how to evaluate a defense](how_to/evaluate_a_defense.md)"),
-    "training": ("Training", "[Concept](concepts/training.md), [how to train](how_to/adversarial_training.md), [Flax models](how_to/flax_models.md)"),
+    "training": (
+        "Training",
+        "[Concept](concepts/training.md), [how to train](how_to/adversarial_training.md), [Flax models](how_to/flax_models.md)",
+    ),
     "smoothing": ("Smoothing", "[Concept](concepts/smoothing.md), [how to certify](how_to/certify.md)"),
     "bilevel": ("Bilevel problems", "[Concept](concepts/bilevel.md), [for users of jaxopt](how_to/from_jaxopt.md)"),
     "poisoning": ("Poisoning", "[Concept](concepts/poisoning.md), [how to poison a training set](how_to/poisoning.md)"),
