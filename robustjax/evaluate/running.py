@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from robustjax import base, checks, fingerprint, loops, losses, parallel, prng, threats
+from robustjax import base, checks, drivers, fingerprint, loops, losses, parallel, prng, threats
 from robustjax.attacks import combinators, kinds
 from robustjax.base import Attack, Key, ModelFn
 from robustjax.evaluate import programs, reports
@@ -25,6 +25,7 @@ def evaluate(
     targets: np.ndarray | None = None,
     survivors_only: bool = True,
     mesh: Mesh | None = None,
+    rewritten: bool = True,
     state: reports.EvaluationState | None = None,
 ) -> Iterator[reports.EvaluationState]:
     """Runs the attacks in order, and yields the state after the clean pass and after every batch.
@@ -44,6 +45,8 @@ def evaluate(
       survivors_only: whether an attack skips examples that an earlier one has fooled (worst case, as in AutoAttack); False runs every
         attack on all correctly classified examples, for a table by attack.
       mesh: devices to shard batches over (`parallel.data_mesh`), with the model replicated; None for one device.
+      rewritten: whether the model runs with the convolutions and max-pools of `lowering.rewrite`, which are fast in loops on CPU; on
+        other platforms it does nothing. Results agree to rounding, and a state may be resumed with another choice.
       state: an earlier state to resume from.
 
     Yields:
@@ -74,7 +77,7 @@ def evaluate(
         raise ValueError("targets were given, but no attack is targeted; leave them out, or pass attacks.targeted(attack).")
     targets = (y if aimed.any() else None) if targets is None else np.asarray(targets)
     _check_data(attacks, x, y, targets, batch_size, mesh)
-    rows_of = parallel.RowRunner(base.bind(model_fn), x, batch_size, mesh)
+    rows_of = parallel.RowRunner(base.bind(drivers.lowered(model_fn, rewritten)), x, batch_size, mesh)
     run = functools.partial(_run, rows_of, key if mesh is None else parallel.replicate(key, mesh))
     checks.model(model_fn, jnp.asarray(x[:batch_size]))
     identity = programs.identity(key, attacks, model_fn, x, y, targets)

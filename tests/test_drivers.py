@@ -1,0 +1,119 @@
+"""What the drivers do to a model: it runs rewritten on CPU unless that is switched off, and nothing else changes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from robustjax import attacks, base, drivers, evaluate, graph, loops, lowering, parallel, threats
+
+N, C = 10, 3
+KEY = jax.random.key(0)
+X = np.asarray(jax.random.uniform(jax.random.key(1), (N, 6, 6, 1)))
+THREAT = threats.Linf(0.15)
+
+
+def forward(weights, x, layout="HWIO"):
+    """A pooled network, its kernels in the layout of Flax, or all of it in that of PyTorch."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+    if layout == "OIHW":
+        x, numbers = x.transpose(0, 3, 1, 2), ("NCHW", "OIHW", "NCHW")
+    window = (1, 2, 2, 1) if layout == "HWIO" else (1, 1, 2, 2)
+    x = jnp.tanh(jax.lax.conv_general_dilated(x - 0.5, weights["conv"], (1, 1), "SAME", dimension_numbers=numbers))
+    x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+    x = x if layout == "HWIO" else x.transpose(0, 2, 3, 1)
+    return x.reshape(len(x), -1) @ weights["head"]
+
+
+@base.node
+class Noisy:
+    """A randomised model."""
+
+    weights: dict
+    keys: jax.Array | None = None
+
+    def __call__(self, x):
+        noise = 0.0 if self.keys is None else jax.vmap(lambda key: 0.05 * jax.random.normal(key, x.shape[1:]))(self.keys)
+        return forward(self.weights, x + noise)
+
+    def draw(self, keys):
+        return Noisy(self.weights, keys)
+
+
+def weights(layout):
+    key_conv, key_head = jax.random.split(jax.random.key(2))
+    conv = jax.random.normal(key_conv, (3, 3, 1, 4))
+    return {"conv": conv if layout == "HWIO" else conv.transpose(3, 2, 0, 1), "head": jax.random.normal(key_head, (36, C))}
+
+
+MODELS = {
+    "plain": Partial(forward, weights("HWIO")),
+    "in PyTorch's layout": Partial(functools.partial(forward, layout="OIHW"), weights("OIHW")),
+    "randomised": Noisy(weights("HWIO")),
+    "bound, randomised inside": base.bind(lambda x, *, model_fn: model_fn(x), model_fn=Noisy(weights("HWIO"))),
+}
+Y = np.asarray(MODELS["plain"](X).argmax(axis=1))
+
+
+def convolutions(function, *args):
+    names = {eqn.primitive.name for eqn, _ in graph.walk(graph.program(function, *args))}
+    return names & {"robustjax_convolution", "conv_general_dilated"}
+
+
+def plan(**options):
+    return {"pgd": base.bind(attacks.pgd, threat=THREAT, step_size=0.06, num_steps=3, **options)}
+
+
+def evaluated(model_fn, suite=None, **options):
+    *_, state = evaluate.evaluate(KEY, suite or plan(), model_fn, X, Y, batch_size=4, survivors_only=False, **options)
+    return state
+
+
+def agree(ours, theirs):
+    assert 0 < (ours.success == 1).sum() < ours.success.size
+    np.testing.assert_array_equal(ours.success, theirs.success)
+    np.testing.assert_allclose(ours.loss, theirs.loss, atol=1e-5)
+    np.testing.assert_allclose(ours.x, theirs.x, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_evaluation_rewrites_the_model_unless_told_not_to_and_finds_the_same(name):
+    seen = []
+
+    def spied(key, model_fn, x, y):
+        seen.append(convolutions(base.draw(model_fn, jax.random.split(key[0], len(x))), x))
+        return plan()["pgd"](key, model_fn, x, y)
+
+    found = [evaluated(MODELS[name], {"spied": spied}, rewritten=rewritten) for rewritten in (True, False)]
+    agree(*found)
+    traced = [names for names in seen if names]  # without those of a stand-in, from which an attack is told
+    assert traced == [{"robustjax_convolution"}, {"conv_general_dilated"}]
+
+
+def test_a_rewritten_evaluation_is_the_same_over_devices_and_from_the_host():
+    expected = evaluated(MODELS["plain"], rewritten=False)
+    agree(evaluated(MODELS["plain"], mesh=parallel.data_mesh(4)), expected)
+    agree(evaluated(MODELS["plain"], plan(loop_fn=loops.host)), expected)
+
+
+def test_a_state_is_told_by_the_model_that_was_given_and_resumes_with_either_choice():
+    model_fn = MODELS["plain"]
+    identity = evaluate.identity(KEY, plan(), model_fn, X, Y)
+    for first, second in ((True, False), (False, True)):
+        states = evaluate.evaluate(KEY, plan(), model_fn, X, Y, batch_size=4, survivors_only=False, rewritten=first)
+        cut = [next(states) for _ in range(3)][-1]
+        assert cut.fingerprint.keys() == identity.keys()
+        for name, value in identity.items():
+            np.testing.assert_array_equal(cut.fingerprint[name], value)
+        agree(evaluated(model_fn, rewritten=second, state=cut), evaluated(model_fn))
+
+
+def test_what_its_owner_has_rewritten_stays_as_it_is():
+    model_fn = MODELS["plain"]
+    for own in (lowering.rewrite(model_fn), base.bind(lambda x, *, model_fn: model_fn(x), model_fn=lowering.rewrite(model_fn))):
+        assert drivers.lowered(own, rewritten=True) is own
+    assert isinstance(drivers.lowered(model_fn, rewritten=True), lowering.Rewritten)
+    assert drivers.lowered(model_fn, rewritten=False) is model_fn
