@@ -5,10 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.tree_util import Partial
 
-from robustjax import attacks, base, drivers, evaluate, graph, loops, lowering, parallel, threats
+from robustjax import attacks, base, drivers, evaluate, graph, loops, lowering, parallel, threats, training
 
 N, C = 10, 3
 KEY = jax.random.key(0)
@@ -117,3 +118,67 @@ def test_what_its_owner_has_rewritten_stays_as_it_is():
         assert drivers.lowered(own, rewritten=True) is own
     assert isinstance(drivers.lowered(model_fn, rewritten=True), lowering.Rewritten)
     assert drivers.lowered(model_fn, rewritten=False) is model_fn
+
+
+def apply_fn(params, model_state, x, mode):
+    return forward(params, x), model_state
+
+
+def denoiser_fn(params, model_state, x, mode):
+    return x * params["head"][0, 0], model_state
+
+
+FREE = training.free_optimizer(optax.sgd(0.1), THREAT, 0.05)
+RUNS = {  # (loss, optimizer, parameters)
+    "adversarial": (base.bind(training.adversarial, apply_fn=apply_fn), optax.sgd(0.1), weights("HWIO")),
+    "free": (
+        base.bind(training.free, apply_fn=apply_fn, threat=THREAT),
+        FREE,
+        training.FreeParams(weights("HWIO"), jnp.zeros((5, 6, 6, 1))),
+    ),
+    "denoise": (
+        base.bind(training.denoise, apply_fn=denoiser_fn, sigma=0.1, objective="stability", model_fns=(MODELS["plain"],)),
+        optax.sgd(0.1),
+        weights("HWIO"),
+    ),
+}
+fit = jax.jit(training.fit, static_argnames=("num_epochs", "batch_size"))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_training_step_rewrites_its_networks_unless_told_not_to_and_learns_the_same(name):
+    loss, optimizer, params = RUNS[name]
+    seen = []
+
+    def spied(key, model_fn, x, y):
+        seen.append(convolutions(model_fn, x))
+        return plan()["pgd"](key, model_fn, x, y)
+
+    loss = base.bind(loss, attack=spied) if name == "adversarial" else loss
+    state = training.init(params, None, optimizer)
+    trained, programs = [], []
+    for rewritten in (True, False):
+        step_fn = training.step(loss, optimizer, rewritten=rewritten)
+        step_fn = training.replay(step_fn, 2) if name == "free" else step_fn
+        programs.append(convolutions(step_fn, state, KEY, X[:5], Y[:5]))
+        trained.append(fit(state, KEY, X, Y, step_fn=step_fn, num_epochs=2, batch_size=5))
+    assert programs == [{"robustjax_convolution"}, {"conv_general_dilated"}]
+    assert all(names in programs for names in seen)
+    ours, theirs = trained
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ours, theirs)
+    learnt = jax.tree.map(lambda new, old: np.abs(new - old).max(), ours[0].params, params)
+    assert max(jax.tree.leaves(learnt)) > 1e-3
+
+
+def test_networks_that_their_owner_has_rewritten_stay_so_in_a_step():
+    own = lowering.rewrite(apply_fn)
+    seen = []
+
+    def spied(params, model_state, key, x, y, *, apply_fn):
+        seen.append(apply_fn)
+        return training.natural(params, model_state, key, x, y, apply_fn=apply_fn)
+
+    optimizer = optax.sgd(0.1)
+    step_fn = training.step(base.bind(spied, apply_fn=own), optimizer)
+    jax.eval_shape(step_fn, training.init(weights("HWIO"), None, optimizer), KEY, X, Y)
+    assert isinstance(seen[0], lowering.Rewritten) and not isinstance(seen[0].function.get("function"), lowering.Rewritten)
