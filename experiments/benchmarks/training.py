@@ -1,21 +1,18 @@
 """What a training step costs beyond its gradients: PGD-7 and free-8 against input and parameter gradients of the same run.
 
-`python -m experiments benchmark_training --out docs/results/benchmark_training.md`. Every row runs once per round; ratios are taken
+`python -m experiments benchmark_training --page docs/results/benchmark_training.md`. Every row runs once per round; ratios are taken
 within a round, and their median is shown.
 """
 
-import argparse
-import functools
-import importlib.metadata
-import os
-import sys
+import dataclasses
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.lib import bench, data, experiment, files, models
+from experiments.lib import bench, data, experiment, gates, models, pages
 from experiments.lib import training as runs
 from robustjax import base, losses, training
 from robustjax.threats import Linf
@@ -26,36 +23,34 @@ _PGD, _FREE = f"PGD-{_NUM_STEPS} step", f"free-{_NUM_REPLAYS} step"
 _REPEATS = 10  # of a step or a gradient in one timing
 
 
-def main(arguments=None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--out", type=experiment.output, help="where to write the table, as Markdown")
-    options = parser.parse_args(arguments)
-    digits = data.load("digits")
-    x, y = jnp.asarray(digits.x_train[: options.batch_size]), jnp.asarray(digits.y_train[: options.batch_size])
-    times = bench.measure(rows(x, y), options.rounds)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(experiment.Options):
+    """How often, and of how many images."""
+
+    rounds: int = 7
+    batch_size: int = 256
+
+
+def run(settings: Settings) -> None:
+    """Times, ratios and their gates."""
+    start, digits = time.perf_counter(), data.load("digits")
+    x, y = jnp.asarray(digits.x_train[: settings.batch_size]), jnp.asarray(digits.y_train[: settings.batch_size])
+    times = bench.measure(rows(x, y), settings.rounds)
     input_gradient, parameter_gradient = times["input gradient"].cpu, times["parameter gradient"].cpu
     pgd = float(np.median(times[_PGD].cpu / (_NUM_STEPS * input_gradient + parameter_gradient)))
     free = float(np.median(times[_FREE].cpu / (_NUM_REPLAYS * parameter_gradient)))
-    bars = [
-        bench.Bar(f"{_PGD} to {_NUM_STEPS} input gradients and one parameter gradient", pgd, 1.15),
-        bench.Bar(f"{_FREE} to {_NUM_REPLAYS} parameter gradients", free, 1.1),
-        bench.Bar("compilations of a run of three epochs with a ramp of eps", count_compilations(digits), 1),
+    found = [
+        gates.Gate(f"{_PGD} to {_NUM_STEPS} input gradients and one parameter gradient", pgd, high=1.15),
+        gates.Gate(f"{_FREE} to {_NUM_REPLAYS} parameter gradients", free, high=1.1),
+        gates.Gate("compilations of a run of three epochs with a ramp of eps", count_compilations(digits), high=1),
     ]
-    text = _PAGE.format(
-        command=" ".join(["python -m experiments benchmark_training", *(sys.argv[1:] if arguments is None else arguments)]),
-        options=options,
-        versions=", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "optax")),
-        cores=os.cpu_count(),
-        load=os.getloadavg()[2],
-        rows="\n".join(f"| {name} | {1e3 * np.median(t.wall):.1f} | {1e3 * np.median(t.cpu):.1f} |" for name, t in times.items()),
-        bars="\n".join(bar.row for bar in bars),
+    lines = [[name, f"{1e3 * np.median(row.wall):.1f}", f"{1e3 * np.median(row.cpu):.1f}"] for name, row in times.items()]
+    about = (
+        f"ConvNet, batch {settings.batch_size}, float32, one CPU device. Medians of {settings.rounds} rounds. Ratios are of CPU time in a "
+        "round; the steps include Adam, the gradients a plain update."
     )
-    print(text)
-    if options.out:
-        files.write(options.out, text)
+    blocks = [pages.text(about), pages.table(["row", "wall ms", "CPU ms"], lines), pages.gates_of(found)]
+    experiment.publish("benchmark_training", settings, _PAGE, "", blocks, start)
 
 
 def rows(x, y) -> dict[str, bench.Run]:
@@ -71,10 +66,10 @@ def rows(x, y) -> dict[str, bench.Run]:
     plain = training.init(model.params, model.model_state, optimizer)
     free = training.init(training.FreeParams(model.params, jnp.zeros_like(x)), model.model_state, free_optimizer)
     return {
-        "input gradient": bench.Run(functools.partial(_input_gradients, model, x, y), _REPEATS),
-        "parameter gradient": bench.Run(functools.partial(_parameter_gradients, model, x, y), _REPEATS),
-        _PGD: bench.Run(functools.partial(_steps, pgd_step, plain, x, y), _REPEATS),
-        _FREE: bench.Run(functools.partial(_steps, free_step, free, x, y), _REPEATS),
+        "input gradient": bench.run(_REPEATS, _input_gradients, model, x, y),
+        "parameter gradient": bench.run(_REPEATS, _parameter_gradients, model, x, y),
+        _PGD: bench.run(_REPEATS, _steps, pgd_step, plain, x, y),
+        _FREE: bench.run(_REPEATS, _steps, free_step, free, x, y),
     }
 
 
@@ -102,20 +97,20 @@ def _input_gradients(model, x, y):
     # The chain makes each gradient wait for the one before.
     for _ in range(_REPEATS):
         x = _moved_input(model.params, x, y)
-    jax.block_until_ready(x)
+    return x
 
 
 def _parameter_gradients(model, x, y):
     params = model.params
     for _ in range(_REPEATS):
         params = _moved_params(params, x, y)
-    jax.block_until_ready(params)
+    return params
 
 
 def _steps(step_fn, state, x, y):
     for _ in range(_REPEATS):
         state, _ = _step(step_fn, state, x, y)
-    jax.block_until_ready(state)
+    return state
 
 
 @jax.jit
@@ -134,19 +129,4 @@ def _step(step_fn, state, x, y):
     return step_fn(state, jax.random.key(0), x, y)
 
 
-_PAGE = """\
-# The cost of a training step
-
-    {command}
-
-ConvNet, batch {options.batch_size}, float32, one CPU device of {cores} cores; {versions}. Medians of {options.rounds} rounds; load
-average at the end: {load:.1f}. Ratios are of CPU time within a round; the steps include Adam, the gradients a plain update.
-
-| row | wall ms | CPU ms |
-|---|---|---|
-{rows}
-
-| bar | measured | bound | |
-|---|---|---|---|
-{bars}
-"""
+_PAGE = pages.Page("The cost of a training step")

@@ -1,10 +1,12 @@
-"""Timing on a shared machine: rows that run in turn, ratios within a round, and what they must not pass."""
+"""Timing on a shared machine: rows that run in turn, ratios within a round; and how often something compiles."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 
@@ -16,29 +18,16 @@ class Run(NamedTuple):
     floor: str | None = None  # the bare gradients in the same kind of loop
 
 
+def run(num_passes: int, function: Callable, *args, floor: str | None = None, **options) -> Run:
+    """A run of a function of JAX, whose output is waited for."""
+    return Run(lambda: jax.block_until_ready(function(*args, **options)), num_passes, floor)
+
+
 class Times(NamedTuple):
     """Seconds of one row in every round, per pass."""
 
     wall: np.ndarray
     cpu: np.ndarray  # of all threads of this process
-
-
-class Bar(NamedTuple):
-    """A measured value against what it must not pass."""
-
-    what: str
-    value: float
-    bound: float
-    is_lower: bool = False  # whether the bound is the least allowed value
-
-    @property
-    def met(self) -> bool:
-        return self.value >= self.bound if self.is_lower else self.value <= self.bound
-
-    @property
-    def row(self) -> str:
-        """Its line in a page of results."""
-        return f"| {self.what} | {self.value:.3g} | {'>=' if self.is_lower else '<='} {self.bound:g} | {'met' if self.met else 'MISSED'} |"
 
 
 def measure(runs: dict[str, Run], num_rounds: int) -> dict[str, Times]:
@@ -59,6 +48,24 @@ def measure(runs: dict[str, Run], num_rounds: int) -> dict[str, Times]:
 def time_ratio(times, name, reference, kind: str) -> float:
     """The median over rounds of the time of one row over that of another."""
     return float(np.median(getattr(times[name], kind) / getattr(times[reference], kind)))
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """A list that grows by one with every program that XLA compiles inside."""
+    heard: list[str] = []
+    open_ = True
+
+    def count(event, duration, **_):
+        del duration
+        if open_ and event.endswith("backend_compile_duration"):
+            heard.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)  # which cannot be taken back
+    try:
+        yield heard
+    finally:
+        open_ = False
 
 
 def on_threads(num_threads, function):

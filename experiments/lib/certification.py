@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.lib import votes
+from experiments.lib.gates import Gate
 from robustjax import smoothing
 
 SHARES = (0.5, 0.9, 0.99, 0.999, 0.9999)  # of the votes
@@ -55,3 +56,56 @@ def spread(x, y, num_images: int):
         raise ValueError(f"asked for {num_images} of {len(x)} images; pass between 1 and {len(x)}.")
     rows = np.arange(num_images) * len(x) // num_images
     return x[rows], y[rows]
+
+
+class Gain(NamedTuple):
+    """A difference of average radii on the same images."""
+
+    mean: float
+    error: float  # its standard error
+
+    def __str__(self):
+        return f"{self.mean:+.4f} +- {self.error:.4f}"
+
+    def gate(self, what: str) -> Gate:
+        """Met beyond one standard error."""
+        return Gate(what, self.mean, low=self.error, digits="+.4f")
+
+
+def apart(states: Sequence[smoothing.VoteState], summaries: Sequence[Summary]) -> tuple[np.ndarray, float]:
+    """By how much two counts of the same images differ, in votes over votes cast [N], and two certified accuracies at most, in points."""
+    one, other = (state.estimation for state in states)
+    moved = 0.5 * np.abs(one - other).sum(axis=1) / one.sum(axis=1)
+    return moved, round(_points(*summaries, len(summaries[0].certified)), 9)
+
+
+def right_radii(certificate, y) -> np.ndarray:
+    """Radii [N], wrong and abstained images as 0: their mean is the ACR."""
+    return np.where(certificate.prediction == y, certificate.radius, 0.0)
+
+
+def gain(radii: np.ndarray, others: np.ndarray) -> Gain:
+    """How much larger the radii of the same images are, on average."""
+    difference = radii - others
+    return Gain(float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference))))
+
+
+def savings(whole: Summary, less: Summary, num_radii: int) -> tuple[float, float]:
+    """How many times fewer samples, and the largest difference of certified accuracy at the first radii in points."""
+    return whole.samples / less.samples, _points(whole, less, num_radii)
+
+
+def row(name: str, summary: Summary, published: float | None, is_capped: np.ndarray, over: Gain) -> list[str]:
+    """A row of the comparison."""
+    shares = [f"{100 * share:.1f}" for share in (summary.shares[SHARES.index(0.99)], is_capped.mean())]
+    average, *certified, _ = cells(summary)
+    return [name, average, "" if published is None else f"{published:g}", *certified, *shares, "" if name == "Gaussian" else str(over)]
+
+
+def _points(one, other, num_radii):
+    return 100 * float(np.abs(one.certified - other.certified)[:num_radii].max())
+
+
+def cells(summary: Summary) -> list[str]:
+    """Average radius, certified accuracy at each radius, votes of an image."""
+    return [f"{summary.average_radius:.4f}", *(f"{100 * value:.1f}" for value in summary.certified), f"{summary.samples:.0f}"]

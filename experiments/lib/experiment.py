@@ -1,6 +1,6 @@
 """What every experiment needs from outside: settings, devices, a compilation cache, progress, and the file of its result."""
 
-import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -12,13 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
+import numpy as np
 import rich.console
 import rich.progress
 import tyro
 
-from experiments.lib import data, files, report
+from experiments import registry
+from experiments.lib import data, files, pages, report
 from robustjax import parallel
 
+_EMBEDDED = ("digits", "made", "none")  # data that need no files
 console = rich.console.Console(stderr=True)
 
 
@@ -43,17 +46,14 @@ class Settings(Options):
     seed: int = 0
 
 
-Kind = TypeVar("Kind", bound=Options)
+Kind = TypeVar("Kind")
 
 
 def main(module: types.ModuleType, name: str, arguments: Sequence[str]) -> None:
     """Runs a script: `run(settings)`, of which the type of its argument says what settings there are.
 
-    What it returns is a section of the report, which is kept, or nothing.
+    What it returns is a section of the report, which is kept and may become a page, or nothing.
     """
-    if hasattr(module, "main"):
-        module.main(arguments)
-        return
     hints = typing.get_type_hints(module.run)
     settings = parse(hints["settings"], f"experiments {name}", module.__doc__, arguments)
     if hints.get("return") is not report.Section:
@@ -62,52 +62,66 @@ def main(module: types.ModuleType, name: str, arguments: Sequence[str]) -> None:
     prepare()
     made = section(module.run, settings)
     if settings.page is not None:
-        files.write(settings.page, report.markdown_page(made))
+        tables = [pages.table(item.header, item.rows, item.title, item.caption) for item in made.items if isinstance(item, report.Table)]
+        about = made.made | {"command": command(name, settings)}
+        pages.replace(settings.page, pages.Page(made.title, pages.text(made.text)["text"]), pages.section("", tables, about))
 
 
 def parse(kind: type[Kind], name: str, about: str | None, arguments: Sequence[str] | None) -> Kind:
-    """Settings from the command line; folders that nothing can be written in are refused before anything is computed."""
+    """Settings from the command line; places that nothing can be written in are refused before anything is computed."""
     settings = tyro.cli(kind, prog=f"python -m {name}", description=about, args=arguments)
-    try:
-        files.try_folder(settings.out)
-        if settings.page is not None:
-            files.try_file(settings.page)
-    except (OSError, ValueError) as error:
-        console.print(f"error: {error}", markup=False, soft_wrap=True)
-        raise SystemExit(2) from error
+    with refused():
+        if isinstance(settings, Options):
+            files.try_folder(settings.out)
+            if settings.page is not None:
+                pages.read(files.try_file(settings.page))
     return settings
 
 
+@contextlib.contextmanager
+def refused():
+    """What is wrong with settings ends the program with its message alone."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        raise SystemExit(2) from error
+
+
 def command(name: str, settings: Options) -> str:
-    """The command line that gives these settings."""
-    words = ["python -m experiments", name]
+    """The command line that gives these settings, by what differs from the defaults."""
+    is_local = "ROBUSTJAX_DATA" in os.environ and getattr(settings, "dataset", registry.ENTRIES[name].data) not in _EMBEDDED
+    words = [*(["ROBUSTJAX_DATA=DIR"] if is_local else []), "python -m experiments", name]
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        flag = field.name.replace("_", "-")
-        if value == field.default:
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", *(shlex.quote(str(part)) for part in (value if isinstance(value, tuple) else (value,)))]
+        value, flag = getattr(settings, field.name), field.name.replace("_", "-")
+        if value != field.default:
+            words.append(f"--{'no-' if value is False else ''}{flag}")
+            words += [] if isinstance(value, bool) else [shlex.quote(str(leaf)) for leaf in jax.tree.leaves(value)]
     return " ".join(words)
 
 
-def old_parse(parser, arguments):
-    parser.add_argument("--dataset", choices=data.NAMES, default=Settings.dataset)
-    parser.add_argument("--seed", type=int, default=Settings.seed)
-    parser.add_argument("--out", default=Settings.out)
-    parser.add_argument("--quick", action="store_true", help="a few steps of everything")
-    options = parser.parse_args(arguments)
-    prepare()
-    return Settings(dataset=options.dataset, seed=options.seed, out=options.out, quick=options.quick), options
+def publish(
+    name: str,
+    settings: Options,
+    page: pages.Page,
+    title: str,
+    blocks: Sequence[pages.Block],
+    start: float,
+    *,
+    packages: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    flags: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Prints a section of a page of results, and writes it where a page is wanted.
 
-
-def output(path: str) -> pathlib.Path:
-    try:
-        return files.try_file(path)
-    except (OSError, ValueError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    Args:
+      name, settings: by which the script was called. start: when the section began, by `time.perf_counter`.
+      page, title, blocks, flags: as for `pages`. packages, seeds: that count here, beside JAX, Flax and optax.
+    """
+    made = pages.section(title, blocks, pages.made(command(name, settings), start, packages, seeds), flags)
+    print(pages.render_section(made), flush=True)
+    if settings.page is not None:
+        pages.replace(settings.page, page, made)
 
 
 def prepare() -> None:
@@ -141,12 +155,14 @@ def section(run: Callable[[Settings], report.Section], settings: Settings) -> re
     start = time.perf_counter()
     with console.status(f"{name} ..."):
         made = run(settings)
+    by = command(name, dataclasses.replace(settings, out=Settings.out, page=None))
     made = dataclasses.replace(
         made,
         name=name,
-        command=command(name, dataclasses.replace(settings, out=Settings.out, page=None)),
+        command=by,
         seed=settings.seed,
         seconds=time.perf_counter() - start,
+        made=pages.made(by, start, seeds=[settings.seed]),
     )
     report.write(folder, made, about)
     console.print(f"{name}: {made.seconds:.1f} s")

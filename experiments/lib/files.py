@@ -8,7 +8,7 @@ import pathlib
 import re
 import secrets
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -137,6 +137,25 @@ def read_arrays(path: pathlib.Path, names: Iterable[str] | None = None, **about)
     return arrays
 
 
+def kept_arrays(
+    path: str | pathlib.Path, names: Iterable[str] | None, make: Callable[[], dict[str, np.ndarray]], **about
+) -> dict[str, np.ndarray]:
+    """The arrays that `make` returns, from their file if there is one: what takes long is made once.
+
+    Raises:
+      OSError, ValueError: as `read_arrays`; a file that was made with other settings is refused.
+    """
+    path = try_file(path)
+    if not path.exists():
+        write_arrays(path, make(), **about)
+    return read_arrays(path, names, **about)
+
+
+def kept(path: str | pathlib.Path, make: Callable[[], Any], **about) -> Any:
+    """The same for one value of any kind that JSON has."""
+    return json.loads(str(kept_arrays(path, ["value"], lambda: {"value": np.array(json.dumps(plain(make())))}, **about)["value"]))
+
+
 def described(about: np.ndarray) -> dict | None:
     """The description that a file holds as JSON, None if it is none."""
     try:
@@ -154,9 +173,9 @@ def differences(stored: dict, about: dict) -> str:
     return "; ".join(parts + [f"and {len(changed) - _NUM_SHOWN} more"] * (len(changed) > _NUM_SHOWN))
 
 
-def plain(about: dict) -> dict:
-    """A description as JSON keeps it: tuples and arrays become lists."""
-    return json.loads(json.dumps(about, default=lambda value: np.asarray(value).tolist()))
+def plain(value: Any) -> Any:
+    """A value as JSON keeps it: tuples and arrays become lists."""
+    return json.loads(json.dumps(value, default=lambda part: np.asarray(part).tolist()))
 
 
 def digest(tree) -> str:

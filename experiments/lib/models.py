@@ -4,7 +4,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -193,6 +193,22 @@ class PooledConvNet(ConvNet):
     pooled = True
 
 
+class UnpaddedConvNet(nnx.Module):
+    """conv 32, pool, conv 64, pool, dense 128, dense 10, without padding: what the loop of smoothing's authors was measured with."""
+
+    def __init__(self, *, rngs):
+        self.first = nnx.Conv(1, 32, (3, 3), padding="VALID", rngs=rngs)
+        self.second = nnx.Conv(32, 64, (3, 3), padding="VALID", rngs=rngs)
+        self.dense = nnx.Linear(64 * 5 * 5, 128, rngs=rngs)
+        self.head = nnx.Linear(128, 10, rngs=rngs)
+
+    def __call__(self, x):
+        """[B, 28, 28, 1] -> [B, 10]."""
+        for layer in (self.first, self.second):
+            x = nnx.relu(nnx.max_pool(layer(x), (2, 2), (2, 2)))
+        return self.head(nnx.relu(self.dense(x.reshape(x.shape[0], -1))))
+
+
 class SmallConvNet(ConvNet):
     """`ConvNet` with 8 and 16 channels and a dense layer of 32: for what trains many networks from scratch."""
 
@@ -221,7 +237,7 @@ class LinenConvNet(linen.Module):
 
 
 TINY = "mlp_shallow"  # compiles fast: of quick runs
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, type] = {
     "linear": Linear,
     "mlp": Mlp,
     "mlp_shallow": ShallowMlp,
@@ -237,3 +253,7 @@ ARCHITECTURES = {
     "resnet110": residual.ResNet110,
     "wrn-28-10": residual.WideResNet2810,
 }
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = Literal[*ARCHITECTURES]  # for command lines

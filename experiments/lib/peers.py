@@ -1,10 +1,31 @@
 """The other libraries that some experiments compare with: what is missing, and our models and arrays in torch."""
 
+import copy
+import functools
 import importlib.util
+import logging
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
+
+from experiments.lib import bench
+
+Name = Literal["foolbox", "torchattacks", "art", "autoattack"]
+_DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox", "autoattack": "pyautoattack"}  # where it is not called like the module
+SAMPLING_BATCHES = (50, 100, 250, 1000)
+_NUM_SAMPLES = 2000  # of the noise in one timing; a multiple of all these batches
+
+
+class Budget(NamedTuple):
+    """What every library runs: PGD and APGD in linf."""
+
+    eps: float
+    step_size: float
+    pgd_steps: int
+    apgd_steps: int
 
 
 def require(*names: str) -> None:
@@ -57,3 +78,119 @@ def to_torch(array: np.ndarray):
     import torch
 
     return torch.tensor(np.moveaxis(array, -1, 1)) if array.ndim == 4 else torch.tensor(array, dtype=torch.long)
+
+
+def require_attacks(names: Sequence[Name]) -> list[str]:
+    """The distributions of libraries of attacks and of torch under them. Raises as `require`."""
+    require(*("pyautoattack" if name == "autoattack" else name for name in names), *(["torch"] if names else []))
+    return [*(["torch"] if names else []), *(_DISTRIBUTIONS.get(name, name) for name in names)]
+
+
+def attack_runs(names: Sequence[Name], budget: Budget, model_fn, x, y, thread_counts: Sequence[int]) -> dict[str, bench.Run]:
+    """The same attacks of other libraries on the same weights; what runs on torch, once for each number of threads."""
+    if not names:
+        return {}
+    module = torch_convnet(nnx.state(model_fn, nnx.Param))
+    x_torch, y_torch = to_torch(np.asarray(x)), to_torch(np.asarray(y))
+    makers = {"foolbox": _foolbox_runs, "torchattacks": _torchattacks_runs, "art": _art_runs, "autoattack": _autoattack_runs}
+    runs = _foolbox_on_jax_runs(budget, model_fn, x, y) if "foolbox" in names else {}
+    for num_threads in thread_counts:
+        for name in names:
+            for row, run in makers[name](budget, module, x_torch, y_torch).items():
+                runs[row + f", torch on {num_threads} thread(s)"] = run._replace(
+                    function=functools.partial(bench.on_threads, num_threads, run.function)
+                )
+    return runs
+
+
+def sampling_runs(model_fn, x, num_threads: int, sigma: float) -> dict[str, bench.Run]:
+    """The reference's loop: x repeated, plus sigma times normals, argmax, counts; on its own layout, and on the faster one."""
+    import torch
+
+    torch.set_flush_denormal(True)  # as XLA does on CPU
+    network, image = torch_convnet(nnx.state(model_fn, nnx.Param), pooled_padding=0), to_torch(np.asarray(x))
+    np.testing.assert_allclose(network(image).numpy(), model_fn(x), atol=1e-4)  # the same network
+    runs = {}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for size in SAMPLING_BATCHES:
+            sample = functools.partial(_sample, copy.deepcopy(network).to(memory_format=layout), image, layout, size, sigma)
+            name = sampling_row(size, num_threads, layout == torch.channels_last)
+            runs[name] = bench.Run(functools.partial(bench.on_threads, num_threads, sample), _NUM_SAMPLES)
+    return runs
+
+
+def sampling_row(size: int, num_threads: int, is_channels_last: bool = False) -> str:
+    """What a row of `sampling_runs` is called."""
+    return f"torch, batch {size}, {num_threads} thread(s)" + (", channels last" if is_channels_last else "")
+
+
+def _foolbox_on_jax_runs(budget, model_fn, x, y):
+    import foolbox
+
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=budget.step_size, steps=budget.pgd_steps)
+
+    def on_jax(function):
+        model = foolbox.JAXModel(function, bounds=(0, 1))
+        return bench.Run(lambda: jax.block_until_ready(attack.run(model, x, y, epsilon=budget.eps)), budget.pgd_steps)
+
+    jitted = jax.jit(lambda x: model_fn(x))
+    return {
+        f"foolbox on JAX, plain model, PGD-{budget.pgd_steps}": on_jax(lambda x: model_fn(x)),
+        f"foolbox on JAX, jitted model, PGD-{budget.pgd_steps}": on_jax(jitted),
+    }
+
+
+def _foolbox_runs(budget, module, x, y):
+    import foolbox
+
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=budget.step_size, steps=budget.pgd_steps)
+    model = foolbox.PyTorchModel(module, bounds=(0, 1), device="cpu")
+    return {f"foolbox on torch, PGD-{budget.pgd_steps}": bench.Run(lambda: attack.run(model, x, y, epsilon=budget.eps), budget.pgd_steps)}
+
+
+def _torchattacks_runs(budget, module, x, y):
+    import torchattacks
+
+    pgd = torchattacks.PGD(module, eps=budget.eps, alpha=budget.step_size, steps=budget.pgd_steps)
+    apgd = torchattacks.APGD(module, eps=budget.eps, steps=budget.apgd_steps)
+    return {
+        f"torchattacks, PGD-{budget.pgd_steps}": bench.Run(lambda: pgd(x, y), budget.pgd_steps),
+        f"torchattacks, APGD-{budget.apgd_steps}": bench.Run(lambda: apgd(x, y), budget.apgd_steps),
+    }
+
+
+def _art_runs(budget, module, x, y):
+    import torch
+    from art.attacks import evasion
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier = PyTorchClassifier(module, torch.nn.CrossEntropyLoss(), x.shape[1:], 10, clip_values=(0.0, 1.0), device_type="cpu")
+    common = {"eps": budget.eps, "batch_size": len(y), "verbose": False}
+    pgd = evasion.ProjectedGradientDescent(classifier, eps_step=budget.step_size, max_iter=budget.pgd_steps, num_random_init=1, **common)
+    apgd = evasion.AutoProjectedGradientDescent(
+        classifier, eps_step=2 * budget.eps, max_iter=budget.apgd_steps, nb_random_init=1, loss_type="cross_entropy", **common
+    )
+    x, y = x.numpy(), y.numpy()
+    return {
+        f"ART, PGD-{budget.pgd_steps}": bench.Run(lambda: pgd.generate(x=x, y=y), budget.pgd_steps),
+        f"ART, APGD-{budget.apgd_steps}": bench.Run(lambda: apgd.generate(x=x, y=y), budget.apgd_steps),
+    }
+
+
+def _autoattack_runs(budget, module, x, y):
+    from pyautoattack import autopgd_base
+
+    apgd = autopgd_base.APGDAttack(module, n_iter=budget.apgd_steps, eps=budget.eps, logger=logging.getLogger())
+    return {f"AutoAttack, APGD-{budget.apgd_steps}": bench.Run(lambda: apgd.perturb(x, y), budget.apgd_steps)}
+
+
+def _sample(network, image, layout, size, sigma):
+    import torch
+
+    counts = np.zeros(10, int)
+    with torch.no_grad():
+        for _ in range(_NUM_SAMPLES // size):
+            batch = image.repeat((size, 1, 1, 1)).contiguous(memory_format=layout)
+            predictions = network(batch + sigma * torch.randn_like(batch)).argmax(1)
+            counts += np.bincount(predictions.numpy(), minlength=10)
+    return counts

@@ -28,23 +28,11 @@ class Crafted(NamedTuple):
     y: np.ndarray  # [M]
 
 
-def save(path: str | pathlib.Path, crafted: Crafted, provenance: Provenance) -> None:
-    """Writes one npz with the provenance inside, whole or not at all."""
-    files.write_arrays(pathlib.Path(path), crafted._asdict(), **provenance._asdict())
-
-
-def load(path: str | pathlib.Path, provenance: Provenance) -> Crafted:
-    """A crafted set.
+def kept(path: str | pathlib.Path, provenance: Provenance, craft: Callable[[], Crafted]) -> Crafted:
+    """A crafted set from its file if there is one, else made and saved with the provenance inside.
 
     Raises:
-      OSError: there is no such file.
+      OSError: nothing can be written beside it.
       ValueError: it was made for something else, or the file is damaged or holds something else.
     """
-    return Crafted(**files.read_arrays(pathlib.Path(path), Crafted._fields, **provenance._asdict()))
-
-
-def kept(path: str | pathlib.Path, provenance: Provenance, craft: Callable[[], Crafted]) -> Crafted:
-    """A crafted set from its file if there is one, else made and saved."""
-    if not files.try_file(path).exists():  # crafting takes long
-        save(path, craft(), provenance)
-    return load(path, provenance)
+    return Crafted(**files.kept_arrays(path, Crafted._fields, lambda: craft()._asdict(), **provenance._asdict()))

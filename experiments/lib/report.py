@@ -6,12 +6,10 @@ import html
 import io
 import json
 import pathlib
-import textwrap
 from collections.abc import Sequence
 
 from experiments.lib import files
 
-_WIDTH = 140  # of lines in pages of results
 _REMEDY = "Delete it, and the experiment runs again."
 
 
@@ -36,7 +34,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """What one experiment shows; the last four fields are filled in by whoever ran it."""
+    """What one experiment shows; the last five fields are filled in by whoever ran it."""
 
     title: str
     text: str
@@ -45,6 +43,7 @@ class Section:
     command: str = ""
     seed: int = 0
     seconds: float = 0.0
+    made: dict = dataclasses.field(default_factory=dict)  # by `pages.made`
 
 
 def figure(title: str, caption: str, plot) -> Figure:
@@ -55,20 +54,6 @@ def figure(title: str, caption: str, plot) -> Figure:
 
     plt.close(plot)
     return Figure(title, caption, buffer.getvalue())
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a page of results."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
-
-
-def markdown_page(section: Section) -> str:
-    """The tables of a section, with the command that made them."""
-    lines = [f"# {section.title}", textwrap.fill(section.text, _WIDTH), f"    {section.command}"]
-    for item in section.items:
-        if isinstance(item, Table):
-            lines += [f"## {item.title}", textwrap.fill(item.caption, _WIDTH), markdown(item.header, item.rows)]
-    return "\n\n".join([*lines, f"{section.seconds:.0f} s.\n"])
 
 
 def write(folder: pathlib.Path, section: Section, about: dict) -> None:
@@ -112,26 +97,6 @@ def page(path: pathlib.Path, title: str, parts: dict[str, Sequence[Section]]) ->
     files.write(path, _PAGE.format(title=html.escape(title), body="\n".join(body)))
 
 
-def replace_section(path: pathlib.Path, head: str, title: str, body: str, order: Sequence[str] = ()) -> None:
-    """Writes a section of a page of results; the page keeps those that other runs wrote, each with its own command.
-
-    Args:
-      path: of the page, Markdown. head: what stands above all sections.
-      title, body: of the section.
-      order: titles that come first, in this order.
-
-    Raises:
-      OSError: the page cannot be read or written. ValueError: it is no page of results.
-    """
-    try:
-        kept = dict(section.split("\n\n", 1) for section in files.read(path).decode().split("\n## ")[1:]) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is no page of results ({error}). Choose another file, or delete it.") from error
-    sections = kept | {title: body}
-    titles = [*(name for name in order if name in sections), *(name for name in sections if name not in order)]
-    files.write(path, head + "".join(f"\n## {name}\n\n{sections[name].rstrip()}\n" for name in titles))
-
-
 def _kept_figure(folder, *, title, caption, file):
     path = folder / file
     if pathlib.PurePath(file).name != file or path.resolve().parent != folder.resolve():
@@ -147,7 +112,7 @@ def _kept_table(*, title, caption, header, rows):
 
 def _require_kinds(made):
     # Whatever is text here becomes text of the page, and so on: a file may have been changed by hand.
-    kinds = {"seed": int, "seconds": int | float, "png": bytes, "items": list, "header": list, "rows": list}
+    kinds = {"seed": int, "seconds": int | float, "made": dict, "png": bytes, "items": list, "header": list, "rows": list}
     for name, value in vars(made).items():
         if not isinstance(value, kinds.get(name, str)):
             raise TypeError(f"{name} is {value!r}")

@@ -1,6 +1,7 @@
 """Training for smoothing: every method goes on from one model trained on Gaussian noise, for as many images, so that it can be compared."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import optax
@@ -12,7 +13,8 @@ from robustjax.base import ModelFn
 from robustjax.threats import L2
 
 SIGMAS = (0.25, 0.5)
-METHODS = ("Gaussian", "Stability", "Consistency", "SmoothMix", "MACER", "SmoothAdv")
+Method = Literal["Gaussian", "Stability", "Consistency", "SmoothMix", "MACER", "SmoothAdv"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 class Effort(NamedTuple):
@@ -28,6 +30,12 @@ class Effort(NamedTuple):
     num_radius_copies: int = 4  # k of MACER
     radius_weight: float | None = None  # of MACER, and
     consistency_weight: float | None = None  # of Consistency; None for the paper's on MNIST
+
+
+if TYPE_CHECKING:
+    Change = str
+else:
+    Change = Literal[*Effort._fields[1:]]  # for command lines
 
 
 def effort_of(settings: experiment.Settings) -> Effort:
@@ -64,6 +72,21 @@ def losses(sigma: float, effort: Effort) -> dict[str, base.Configured]:
         "MACER": base.bind(methods.macer, sigma=sigma, num_noise=effort.num_radius_copies, weight=radius_weight),
         "SmoothAdv": base.bind(methods.smooth_adv, sigma=sigma, num_noise=effort.num_attack_copies, attack=ball),
     }
+
+
+def described(effort: Effort, methods: Sequence[str]) -> str:
+    """What was done of the full recipe."""
+    own = {
+        "Consistency": "m = 2" + ("" if effort.consistency_weight is None else f", weight {effort.consistency_weight:g}"),
+        "SmoothMix": f"m = 2, T = {effort.num_attack_steps}, steps of .5",
+        "MACER": f"k = {effort.num_radius_copies}" + ("" if effort.radius_weight is None else f", weight {effort.radius_weight:g}"),
+        "SmoothAdv": f"m = {effort.num_attack_copies}, T = {effort.num_attack_steps}, eps 1",
+    }
+    parts = [f"{name} with {own[name]}" for name in methods if name in own]
+    return (
+        f"one seed; {effort.num_warm_epochs} epochs on Gaussian noise shared by all methods, then {effort.num_epochs} of each; Adam at "
+        f"{effort.learning_rate:g} and batches of {effort.batch_size}; {'; '.join(parts)}"
+    )
 
 
 def train(name: str, sigma: float, settings: experiment.Settings, x, y, effort: Effort) -> ModelFn:

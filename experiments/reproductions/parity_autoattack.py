@@ -1,24 +1,23 @@
 """Parity with the public AutoAttack: the same weights and the same starts through pyautoattack (torch) and robustjax.
 
 Three models are made on the spot, a plain one, a PGD-trained one and a gradient-masked one, and every member of AutoAttack runs in
-both packages: `python -m experiments parity_autoattack` prints the table and writes docs/results/parity_autoattack.md. Needs the
-extra `robustjax[benchmarks]`.
+both packages: `python -m experiments parity_autoattack --page docs/results/parity_autoattack.md`. Needs the extra
+`robustjax[benchmarks]`.
 """
 
-import argparse
-import importlib.metadata
-import logging
-import sys
+import dataclasses
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.lib import data, experiment, files, models, peers
+from experiments.lib import data, experiment, gates, models, pages, peers
+from experiments.lib import pyautoattack as reference
+from experiments.lib.pyautoattack import Case, Outcome
 from robustjax import attacks, base, evaluate, losses, threats, training
 
 _TRAINED_EPS = 0.2  # of the PGD-trained model
@@ -33,23 +32,21 @@ _NUM_TARGETS = 9
 _LOST_BAR, _GAP_BAR, _SQUARE_BAR, _WORST_CASE_BAR = 0.01, 1e-5, 0.01, 0.005
 
 
-class Case(NamedTuple):
-    """A model in both frameworks, and the images that both classify correctly."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(experiment.Options):
+    """What is attacked, and how long."""
 
-    name: str
-    model_fn: base.ModelFn
-    module: Any  # torch.nn.Module on NCHW
-    x: np.ndarray  # [B, H, W, C]
-    y: np.ndarray  # [B]
-    num_images: int  # of which B are classified correctly
-
-
-class Outcome(NamedTuple):
-    """What an attack did to the images of a case."""
-
-    success: np.ndarray  # [B] bool
-    loss: np.ndarray | None = None  # [B] the largest, where both packages define it alike
-    seconds: float = np.nan
+    dataset: Literal["digits", "mnist", "fashion_mnist"] = "digits"
+    num_images: int = 500
+    steps: int = 100
+    """Of APGD and FAB."""
+    queries: int = 5000
+    """Of Square."""
+    seeds: int = 3
+    """Runs of Square, whose draws differ between the packages."""
+    models: tuple[Literal["plain", "robust", "masked"], ...] = ("plain", "robust", "masked")
+    whole: bool = False
+    """Also both ensembles through their front doors, each with its own starts."""
 
 
 class Row(NamedTuple):
@@ -62,36 +59,32 @@ class Row(NamedTuple):
     theirs: float
     flags_equal: float | None  # fraction of the attacked images
     loss_gap: float | None  # median of |difference| / |theirs|
-    met: bool | None  # the bar; None where there is none
     seconds: tuple[float, float]
+    gates: tuple[gates.Gate, ...] = ()
+    flags: tuple[np.ndarray, np.ndarray] | None = None  # success of the attacked images
 
 
-def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--num-images", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=100, help="of APGD and FAB")
-    parser.add_argument("--queries", type=int, default=5000, help="of Square")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of Square, whose draws differ between the packages")
-    parser.add_argument("--models", nargs="+", choices=tuple(_EPS), default=list(_EPS))
-    parser.add_argument("--dataset", choices=data.NAMES[:-1], default="digits")
-    parser.add_argument("--out", type=experiment.output, default="docs/results/parity_autoattack.md")
-    parser.add_argument("--whole", action="store_true", help="also both ensembles through their front doors, each with its own starts")
-    parser.add_argument("--quick", action="store_true", help="64 images, 20 steps, 200 queries, one seed; nothing is written")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.num_images, options.steps, options.queries, options.seeds = 64, 20, 200, 1
+def run(settings: Settings) -> None:
+    """A section for each model."""
+    if settings.quick:
+        settings = dataclasses.replace(settings, num_images=64, steps=20, queries=200, seeds=1)
     peers.require("torch", "pyautoattack")
     import torch
 
     torch.set_num_threads(1)  # its threads wait for each other in a busy loop: far slower where cores are shared
     torch.set_flush_denormal(True)  # as XLA does on CPU: the gradients of a saturated cross-entropy are subnormal numbers
-    rows = []
-    for case in make_cases(options.dataset, options.num_images, options.models):
-        for row in compare(case, options.steps, options.queries, options.seeds, options.whole):
-            print(_line(row), flush=True)
+    for case in make_cases(settings.dataset, settings.num_images, settings.models):
+        start, rows = time.perf_counter(), []
+        for row in compare(case, settings.steps, settings.queries, settings.seeds, settings.whole):
+            print(row.model, *_cells(row), sep=" | ", flush=True)
             rows.append(row)
-        if not options.quick:
-            files.write(options.out, _report(rows, options, sys.argv[1:] if arguments is None else arguments))
+        header = ["attack", "threat", "robustjax", "pyautoattack", "flags equal", "loss gap", "gate", "seconds"]
+        blocks = [pages.table(header, [_cells(row) for row in rows]), pages.gates_of([gate for row in rows for gate in row.gates])]
+        flags = {f"{row.attack}, {row.threat}, {name}": part for row in rows if row.flags
+                 for name, part in zip(("robustjax", "pyautoattack"), row.flags, strict=True)}  # fmt: skip
+        page, seeds = pages.Page(_TITLE, _head(settings), tuple(_EPS)), range(settings.seeds)
+        packages = ["numpy", "torch", "pyautoattack"]
+        experiment.publish("parity_autoattack", settings, page, case.name, blocks, start, packages=packages, seeds=seeds, flags=flags)
 
 
 def make_cases(dataset: str, num_images: int, names) -> Iterator[Case]:
@@ -120,27 +113,30 @@ def compare(case: Case, num_steps: int, num_queries: int, num_seeds: int, whole:
         threat, delta = _THREATS[norm](eps), _start(case.x, norm, eps)
         apgd = base.bind(attacks.apgd, threat=threat, num_steps=num_steps, delta=jnp.asarray(delta))
         label = f"{norm.lower()} {eps:g}"
-        ce = _ours(case, apgd), _their_apgd(case, norm, eps, num_steps, delta, "ce")
+        ce = _ours(case, apgd), reference.apgd(case, norm, eps, num_steps, delta, "ce")
         yield _row_of_flags(case, "APGD-CE", label, *ce)
-        dlr = _ours(case, base.bind(apgd, loss_fn=losses.dlr)), _their_apgd(case, norm, eps, num_steps, delta, "dlr")
+        dlr = _ours(case, base.bind(apgd, loss_fn=losses.dlr)), reference.apgd(case, norm, eps, num_steps, delta, "dlr")
         yield _row_of_flags(case, "APGD-DLR", label, *dlr)
         if norm == "L2":
             return
-        targeted = _ours(case, attacks.over_targets(apgd, _NUM_TARGETS)), _their_apgd_t(case, norm, eps, num_steps, delta)
+        targeted = (
+            _ours(case, attacks.over_targets(apgd, _NUM_TARGETS)),
+            reference.targeted_apgd(case, norm, eps, num_steps, delta, _NUM_TARGETS),
+        )
         yield _row_of_flags(case, "APGD-T", label, *targeted)
         fab = base.bind(attacks.fab, threat=threat, num_steps=num_steps)
-        fab_t = _ours(case, attacks.over_targets(fab, _NUM_TARGETS)), _their_fab_t(case, norm, eps, num_steps)
+        fab_t = _ours(case, attacks.over_targets(fab, _NUM_TARGETS)), reference.targeted_fab(case, norm, eps, num_steps, _NUM_TARGETS)
         fab_t = fab_t[0]._replace(loss=None), fab_t[1]  # a norm here, and theirs stops at the first target within eps
         yield _row_of_flags(case, "FAB-T", label, *fab_t)
         square = base.bind(attacks.square, threat=threat, num_queries=num_queries)
-        squares = [(_ours(case, square, seed), _their_square(case, norm, eps, num_queries, seed)) for seed in range(num_seeds)]
+        squares = [(_ours(case, square, seed), reference.square(case, norm, eps, num_queries, seed)) for seed in range(num_seeds)]
         for seed, pair in enumerate(squares):
             yield _row_of_accuracies(case, f"Square, seed {seed}", label, [pair], None)
         yield _row_of_accuracies(case, "Square, mean", label, squares, _SQUARE_BAR)
         union = tuple(Outcome(np.any([o.success for o in side], axis=0)) for side in zip(ce, targeted, fab_t, squares[0], strict=True))
         yield _row_of_accuracies(case, "worst of CE, T, FAB-T, Square", label, [union], _WORST_CASE_BAR)
         if whole:
-            pair = _our_ensemble(case, threat), _their_ensemble(case, norm, eps)
+            pair = _our_ensemble(case, threat), reference.ensemble(case, norm, eps)
             yield _row_of_accuracies(case, "AutoAttack, own starts", label, [pair], _WORST_CASE_BAR)
 
 
@@ -176,9 +172,6 @@ def _start(x, norm, eps):
     return (np.clip(x + eps * noise / size, 0.0, 1.0) - x).astype(np.float32)
 
 
-# --- robustjax ---------------------------------------------------------------------------------------------------------------
-
-
 @jax.jit
 def _attacked(attack, key, model_fn, x, y):
     return attack(key, model_fn, x, y)
@@ -196,118 +189,52 @@ def _our_ensemble(case, threat):
     return Outcome((state.success == 1).any(axis=0), None, time.perf_counter() - began)
 
 
-# --- pyautoattack ------------------------------------------------------------------------------------------------------------
-
-
-def _their_apgd(case, norm, eps, num_steps, delta, loss):
-    from pyautoattack import autopgd_base
-
-    began = time.perf_counter()
-    attack = autopgd_base.APGDAttack(case.module, n_iter=num_steps, norm=norm, eps=eps, loss=loss, logger=logging.getLogger())
-    x, y, start = peers.to_torch(case.x), peers.to_torch(case.y), peers.to_torch(case.x + delta)
-    attack.init_hyperparam(x)
-    _, stands, loss_best, _ = attack.attack_single_run(x, y, x_init=start)
-    return Outcome(~stands.numpy(), loss_best.numpy(), time.perf_counter() - began)
-
-
-def _their_apgd_t(case, norm, eps, num_steps, delta):
-    from pyautoattack import autopgd_base
-
-    began = time.perf_counter()
-    attack = autopgd_base.APGDAttack_targeted(case.module, n_iter=num_steps, norm=norm, eps=eps, logger=logging.getLogger())
-    x, y, start = peers.to_torch(case.x), peers.to_torch(case.y), peers.to_torch(case.x + delta)
-    attack.init_hyperparam(x)
-    ranking = case.module(x).argsort(dim=1, descending=True)
-    success, loss = np.zeros(len(case.y), bool), np.full(len(case.y), -np.inf)
-    for rank in range(1, _NUM_TARGETS + 1):  # every image against every target, so that losses compare
-        attack.y_target = ranking[:, rank]
-        _, stands, loss_best, _ = attack.attack_single_run(x, y, x_init=start)
-        fooled, loss_best = ~stands.numpy(), loss_best.numpy()
-        better = np.where(fooled == success, loss_best > loss, fooled)
-        success, loss = np.where(better, fooled, success), np.where(better, loss_best, loss)
-    return Outcome(success, loss, time.perf_counter() - began)
-
-
-def _their_fab_t(case, norm, eps, num_steps):
-    from pyautoattack import fab_pt
-
-    attack = fab_pt.FABAttack_PT(case.module, norm=norm, n_iter=num_steps, eps=eps, targeted=True, n_target_classes=_NUM_TARGETS)
-    return _their_perturbed(case, attack.perturb)
-
-
-def _their_square(case, norm, eps, num_queries, seed):
-    from pyautoattack import square
-
-    attack = square.SquareAttack(case.module, norm=norm, eps=eps, n_queries=num_queries, p_init=0.8, seed=seed, resc_schedule=False)
-    return _their_perturbed(case, attack.perturb)
-
-
-def _their_ensemble(case, norm, eps):
-    import pyautoattack
-
-    whole = pyautoattack.AutoAttack(case.module, norm=norm, eps=eps, seed=0, version="standard")
-    return _their_perturbed(case, lambda x, y: whole.run_standard_evaluation(x, y, batch_size=len(y)))
-
-
-def _their_perturbed(case, perturb):
-    began = time.perf_counter()
-    perturbed = perturb(peers.to_torch(case.x), peers.to_torch(case.y))
-    success = case.module(perturbed).numpy().argmax(axis=1) != case.y
-    return Outcome(success, None, time.perf_counter() - began)
-
-
 # --- the table ---------------------------------------------------------------------------------------------------------------
 
 
 def _row_of_flags(case, attack, threat, ours, theirs):
-    equal = float(np.mean(ours.success == theirs.success))
-    gap = None
+    lost, gap, found = float(np.mean(theirs.success & ~ours.success)), None, []
+    found.append(gates.Gate(f"{attack}, {threat}: images that pyautoattack alone fools", lost, high=_LOST_BAR))
     if ours.loss is not None and theirs.loss is not None:
         difference = np.abs(ours.loss - theirs.loss)
         gap = float(np.median(np.where(difference > 0, difference / np.maximum(np.abs(theirs.loss), 1e-30), 0.0)))
-    lost = float(np.mean(theirs.success & ~ours.success))
-    met = lost <= _LOST_BAR and (gap is None or gap <= _GAP_BAR)
-    accuracies = _accuracy(case, ours), _accuracy(case, theirs)
-    return Row(case.name, attack, threat, *accuracies, equal, gap, met, (ours.seconds, theirs.seconds))
+        found.append(gates.Gate(f"{attack}, {threat}: loss gap", gap, high=_GAP_BAR))
+    equal = float(np.mean(ours.success == theirs.success))
+    sides = _accuracy(case, ours), _accuracy(case, theirs)
+    return Row(case.name, attack, threat, *sides, equal, gap, (ours.seconds, theirs.seconds), tuple(found), (ours.success, theirs.success))
 
 
 def _row_of_accuracies(case, attack, threat, pairs, bar):
     ours, theirs = (float(np.mean([_accuracy(case, outcome) for outcome in side])) for side in zip(*pairs, strict=True))
     seconds = tuple(float(np.sum([outcome.seconds for outcome in side])) for side in zip(*pairs, strict=True))
-    met = None if bar is None else ours - theirs <= bar + 1e-9
-    return Row(case.name, attack, threat, ours, theirs, None, None, met, seconds)
+    name = f"{attack}, {threat}: accuracy above that of pyautoattack"
+    found = () if bar is None else (gates.Gate(name, round(ours - theirs, 9), high=bar),)
+    return Row(case.name, attack, threat, ours, theirs, None, None, seconds, found, tuple(pair.success for pair in pairs[0]))
 
 
 def _accuracy(case, outcome):
     return float((~outcome.success).sum() / case.num_images)
 
 
-def _line(row):
+def _cells(row):
     flags = "" if row.flags_equal is None else f"{100 * row.flags_equal:.1f} %"
     gap = "" if row.loss_gap is None else f"{row.loss_gap:.0e}"
     seconds = "" if np.isnan(row.seconds[0]) else f"{row.seconds[0]:.1f} / {row.seconds[1]:.1f}"
-    accuracies = f"{100 * row.ours:.1f} % | {100 * row.theirs:.1f} %"
-    bar = {None: "", True: "met", False: "MISSED"}[row.met]
-    return f"| {row.model} | {row.attack} | {row.threat} | {accuracies} | {flags} | {gap} | {bar} | {seconds} |"
+    met = gates.verdict(all(gate.met for gate in row.gates) if row.gates else None)
+    return [row.attack, row.threat, f"{100 * row.ours:.1f} %", f"{100 * row.theirs:.1f} %", flags, gap, met, seconds]
 
 
-def _report(rows, options, arguments):
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "numpy", "torch", "pyautoattack"))
-    about = _ABOUT.format(
-        command=" ".join(["python -m experiments parity_autoattack", *arguments]), options=options, versions=versions,
-        num_targets=_NUM_TARGETS, last_seed=options.seeds - 1, trained_eps=_TRAINED_EPS, sharpness=_SHARPNESS,
+def _head(settings):
+    return _HEAD.format(
+        settings=settings, num_targets=_NUM_TARGETS, last_seed=settings.seeds - 1, trained_eps=_TRAINED_EPS, sharpness=_SHARPNESS,
         lost=_LOST_BAR, gap=_GAP_BAR, square=_SQUARE_BAR, worst_case=_WORST_CASE_BAR,
     )  # fmt: skip
-    return "\n".join([about, *map(_line, rows), ""])
 
 
-_ABOUT = """\
-# Parity with the public AutoAttack
-
-    {command}
-
-{options.num_images} test images of `{options.dataset}`, {options.steps} steps, {num_targets} targets, {options.queries} queries; float32
-on CPU; {versions}. Seeds: 0 for weights, training and starts, 0 to {last_seed} for Square.
+_TITLE = "Parity with the public AutoAttack"
+_HEAD = """\
+{settings.num_images} test images of `{settings.dataset}`, {settings.steps} steps, {num_targets} targets, {settings.queries} queries;
+float32 on CPU. Seeds: 0 for weights, training and starts, 0 to {last_seed} for Square.
 
 The models are the ConvNet of the benchmarks: trained naturally (plain), with PGD-7 at linf {trained_eps} (robust), and the plain one with
 its logits times {sharpness:g} (masked: the cross-entropy saturates). Both packages have the same weights, and torch flushes subnormal
@@ -321,6 +248,4 @@ Bars: at most {lost:g} of the images are fooled by pyautoattack alone and, for A
 the mean of its seeds, are at most {square:g} higher, worst cases at most {worst_case:g}. Two differences are meant: robustjax takes the
 direction of a gradient however small it is, where the reference divides by its norm plus 1e-12 and stands still (masked, APGD-CE, l2),
 and its Square draws windows up to the last row and column, which the reference never does.
-
-| model | attack | threat | robustjax | pyautoattack | flags equal | loss gap | bar | seconds |
-|---|---|---|---|---|---|---|---|---|"""
+"""

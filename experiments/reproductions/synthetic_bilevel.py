@@ -1,22 +1,21 @@
 """Four quadratic bilevel problems, two with a singular inner Hessian: which method finds the optimum (Mehra & Hamm, 2021)?
 
-`python -m experiments synthetic_bilevel --out docs/results/synthetic_bilevel.md`.
+`python -m experiments synthetic_bilevel --page docs/results/synthetic_bilevel.md`.
 """
 
-import argparse
+import dataclasses
 import functools
-import json
 import pathlib
-import sys
+import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.lib import experiment, files, report
+from experiments.lib import experiment, files, gates, pages
 from robustjax import base, bilevel
 from robustjax.base import Array, Bilevel
 
@@ -142,64 +141,50 @@ def _box(value):
 # --- the table -------------------------------------------------------------------------------------------------------------------
 
 
-def main(arguments=None) -> None:
-    """The command line; every cell is kept when it is done, so that a run goes on where it was stopped."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--updates", type=int, default=40_001)
-    parser.add_argument("--trials", type=int, default=5)
-    parser.add_argument("--size", type=int, default=20)
-    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
-    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/synthetic_bilevel"), help="where cells are kept")
-    parser.add_argument("--out", type=experiment.output, help="where to write the table, as Markdown")
-    options = parser.parse_args(arguments)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(experiment.Options):
+    """How long and how often; every cell is kept when it is done, so that a run goes on where it was stopped."""
+
+    out: str = "runs/synthetic_bilevel"
+    updates: int = 40_001
+    trials: int = 5
+    size: int = 20
+    methods: tuple[Literal["gradient descent", "RMD", "ApproxGrad", "implicit, CG", "penalty"], ...] = tuple(METHODS)
+
+
+def run(settings: Settings) -> None:
+    """The table of distances with its gates."""
     experiment.prepare()
-    store = files.try_file(options.runs / f"{options.updates}-{options.trials}-{options.size}.json")
-    cells: dict[str, list[float]] = files.read_json(store) if store.exists() else {}
-    command = " ".join(["python -m experiments synthetic_bilevel", *(sys.argv[1:] if arguments is None else arguments)])
-    for method in options.methods:
+    start, about = time.perf_counter(), {"num_updates": settings.updates, "num_trials": settings.trials, "size": settings.size}
+    if settings.quick:
+        about = {"num_updates": 20, "num_trials": 2, "size": 4}
+    cells: dict[tuple[str, str], list[float]] = {}
+    for method in settings.methods:
         for name in problems():
-            if f"{method} {name}" not in cells:
-                found = distances(name, METHODS[method], num_updates=options.updates, num_trials=options.trials, size=options.size)
-                cells[f"{method} {name}"] = found.tolist()
-                files.write(store, json.dumps(cells, indent=1))
-    text = page(cells, command, options.updates, options.trials, options.size)
-    print(text)
-    if options.out:
-        files.write(options.out, text)
+            path = pathlib.Path(settings.out) / f"{method} {name} {'-'.join(map(str, about.values()))}.npz"
+            make = functools.partial(distances, name, METHODS[method], **about)
+            cells[method, name] = files.kept(path, make, method=method, name=name, **about)
+    table = [
+        [method, *(f"{np.mean(part):.2g} ({min(part):.2g} to {max(part):.2g})" for part in (cells[method, name] for name in problems()))]
+        for method in settings.methods
+    ]
+    blocks = [pages.table(["method", *problems()], table), pages.gates_of(check(cells))]
+    page = pages.Page("Synthetic bilevel problems", _HEAD.format(**about))
+    experiment.publish("synthetic_bilevel", settings, page, "", blocks, start)
 
 
-def page(cells: dict[str, list[float]], command: str, num_updates: int, num_trials: int, size: int) -> str:
-    """The table of what is measured, by "method problem", with its bars."""
-    solved = {cell: bool(np.mean(found) <= BAR) for cell, found in cells.items()}
-    rows = []
-    for method in METHODS:
-        found = [cells.get(f"{method} {name}") for name in problems()]
-        told = ["" if part is None else f"{np.mean(part):.2g} ({min(part):.2g} to {max(part):.2g})" for part in found]
-        if any(told):
-            rows.append([method, *told])
-    bars = {
-        f"the penalty method solves all four (mean distance <= {BAR})": all(solved.get(f"penalty {name}", False) for name in problems())
-    }
-    others = [solved[f"{method} SMD23"] for method in METHODS if method != "penalty" and f"{method} SMD23" in solved]
-    if others:
-        bars["no other method here solves SMD23"] = not any(others)
-    return _PAGE.format(
-        command=command, updates=num_updates, trials=num_trials, size=size, table=report.markdown(["method", *problems()], rows),
-        bars="\n".join(f"- {what}: {'met' if met else 'MISSED'}." for what, met in bars.items()),
-    )  # fmt: skip
+def check(cells: dict[tuple[str, str], list[float]]) -> list[gates.Gate]:
+    """Of mean distances, by (method, problem): the penalty method solves all four, and no other method solves SMD23."""
+    means = {cell: float(np.mean(found)) for cell, found in cells.items()}
+    mine = [means[method, name] for method, name in cells if method == "penalty"]
+    others = [means[method, name] for method, name in cells if method != "penalty" and name == "SMD23"]
+    made = [gates.Gate("the largest mean distance of the penalty method", max(mine), high=BAR)] if mine else []
+    return [*made, *([gates.Gate("the smallest mean distance of another method on SMD23", min(others), low=BAR)] if others else [])]
 
 
-_PAGE = """\
-# Synthetic bilevel problems
-
-    {command}
-
-Distances to the optimum after {updates:,} updates, means (and range) of {trials} trials; u and v in [-5, 5]^{size}
+_HEAD = """\
+Distances to the optimum after {num_updates:,} updates, means (and range) of {num_trials} trials; u and v in [-5, 5]^{size}
 from random starts, 10 steps of v in an update, float32. In SMD23 and SMD24 the inner Hessian has half its rank. SMD23 alone asks which of
 the inner minima the outer loss prefers: what descends in v along the inner loss alone cannot see it, whatever its hypergradient.
-The problems' formulas are in `experiments/synthetic_bilevel.py`.
-
-{table}
-
-{bars}
+The problems' formulas are in `experiments/reproductions/synthetic_bilevel.py`.
 """

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import training
-from experiments.lib import bench
+from experiments.lib import bench, experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -18,13 +18,13 @@ def cells(page, heading):
 
 def test_it_runs_and_compiles_a_run_once(tmp_path):
     page = tmp_path / "page.md"
-    arguments = ["--rounds", "1", "--batch-size", "4", "--out", str(page)]
-    training.main(arguments)
-    assert f"\n    python -m experiments benchmark_training {' '.join(arguments)}\n" in page.read_text()
+    arguments = ["--rounds", "1", "--batch-size", "4", "--out", str(tmp_path), "--page", str(page)]
+    experiment.main(training, "benchmark_training", arguments)
+    assert f"\n    python -m experiments benchmark_training --out {tmp_path} --page {page} --rounds 1 --batch-size 4\n" in page.read_text()
     rows = cells(page, "| row |")
     assert list(rows) == ["input gradient", "parameter gradient", "PGD-7 step", "free-8 step"]
     assert all(float(value) > 0 for row in rows.values() for value in row)
-    assert cells(page, "| bar |")["compilations of a run of three epochs with a ramp of eps"] == ["1", "<= 1", "met"]
+    assert cells(page, "| gate |")["compilations of a run of three epochs with a ramp of eps"] == ["1", "<= 1", "met"]
 
 
 def test_bars_are_the_medians_of_ratios_within_a_round(tmp_path, monkeypatch):
@@ -33,9 +33,9 @@ def test_bars_are_the_medians_of_ratios_within_a_round(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "measure", lambda runs, num_rounds: {name: times[name] for name in runs})
     monkeypatch.setattr(training, "count_compilations", lambda digits: 2)
     page = tmp_path / "page.md"
-    training.main(["--batch-size", "4", "--out", str(page)])
+    experiment.main(training, "benchmark_training", ["--batch-size", "4", "--out", str(tmp_path), "--page", str(page)])
     assert cells(page, "| row |")["free-8 step"] == ["7.0", "19.2"]
-    bars = cells(page, "| bar |")
+    bars = cells(page, "| gate |")
     assert bars["PGD-7 step to 7 input gradients and one parameter gradient"] == ["1.1", "<= 1.15", "met"]
     assert bars["free-8 step to 8 parameter gradients"] == ["1.2", "<= 1.1", "MISSED"]
     assert bars["compilations of a run of three epochs with a ramp of eps"] == ["2", "<= 1", "MISSED"]

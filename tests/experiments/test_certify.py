@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments.lib import certification, models, votes
+from experiments.lib import certification, experiment, models, votes
 from experiments.reproductions import certify
 from robustjax import smoothing
 
@@ -201,7 +201,7 @@ def test_alpha_may_be_that_of_the_whole_set(weights, whole, tmp_path, capsys):
     votes_file = shutil.copy(whole[0], tmp_path)  # known votes: nothing is drawn
 
     def said(*more):
-        certify.main([*command(weights, votes_file)[4:], *more])
+        experiment.main(certify, "certify", [*command(weights, votes_file)[4:], *more])
         return capsys.readouterr().out.splitlines()
 
     together, each = said("--simultaneous", "--alpha", "0.96"), said("--alpha", "0.02")

@@ -46,7 +46,7 @@ def read_section(path):
 READERS = {
     "weights.npz": lambda path: models.read(path, MODEL),
     "votes.npz": cast,
-    "poisons.npz": lambda path: poisons.load(path, PROVENANCE),
+    "poisons.npz": lambda path: poisons.kept(path, PROVENANCE, never),
     "section.json": read_section,
     "models/run.seconds.json": lambda path: training.seconds_per_epoch(path.parents[1], "run"),
     "page.md": read_page,

@@ -46,15 +46,19 @@ def tiny_data(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "prepare", lambda: None)  # the devices and the cache of the tests stay
 
 
+def run(page, *arguments):
+    experiment.main(gates, "training_gates", ["--out", str(page.parent), "--page", str(page), *arguments])
+
+
 def sections(page):
-    head, *parts = page.read_text().split("\n## ")
+    head, *parts = page.read_text().rstrip("\n").split("\n\n## ")
     assert head.startswith("# Adversarial training against its bars")
     return dict(part.split("\n\n", 1) for part in parts)
 
 
 def table(section):
     lines = section.split("\n\n", 1)[0].splitlines()
-    assert lines[0].startswith("| accuracy in % | mean | seeds |") and lines[1] == "|---|---|---|---|---|"
+    assert lines[0].startswith("| gate | measured | seeds | bound |") and lines[1] == "| --- | --- | --- | --- | --- |"
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
@@ -65,14 +69,17 @@ def test_a_gate_runs_and_fills_its_section(name, tmp_path, monkeypatch):
         gates.attacks, "ensemble", lambda threat, **options: {"apgd-ce": base.bind(attacks.apgd, threat=threat, num_steps=2)}
     )
     page = tmp_path / "page.md"
-    arguments = ["--gates", name, "--seeds", "1", "--epochs", "2", "--quick", "--out", str(page)]
-    gates.main(arguments)
+    run(page, "--gates", name, "--seeds", "1", "--epochs", "2", "--quick")
     written = sections(page)
     assert list(written) == [gates._TITLES[name]]
     rows = table(written[gates._TITLES[name]])
     assert [row[0] for row in rows] == ROWS[name]
     assert all(row[1] == row[2] and 0 <= float(row[1]) <= 100 for row in rows)
-    assert f"    ROBUSTJAX_DATA=DIR python -m experiments training_gates {' '.join(arguments)}\n" in written[gates._TITLES[name]]
+    options = f"--out {tmp_path} --quick --page {page} --gates {name} --seeds 1 --epochs 2"
+    assert (
+        f"    ROBUSTJAX_DATA=DIR python -m experiments training_gates {options}\n" in written[gates._TITLES[name]]
+        and "\nMade: 20" in written[gates._TITLES[name]]
+    )
 
 
 def judged(name, recipe, seed, split, options, num_strong):
@@ -86,7 +93,7 @@ def judged(name, recipe, seed, split, options, num_strong):
 def test_each_row_holds_its_own_method_and_attack_over_seeds_and_its_bar(name, tmp_path, monkeypatch):
     monkeypatch.setattr(gates, "_trained_and_judged", judged)
     page = tmp_path / "page.md"
-    gates.main(["--gates", name, "--seeds", "3", "--out", str(page)])
+    run(page, "--gates", name, "--seeds", "3")
     rows = table(sections(page)[gates._TITLES[name]])
     for (what, mean, seeds, bar, verdict), expected_bar in zip(rows, BARS[name], strict=True):
         method, _, attack = what.rpartition(", ")
@@ -107,7 +114,7 @@ def test_the_manifold_gate_holds_each_way_to_train_over_seeds(tmp_path, monkeypa
 
     monkeypatch.setattr(manifolds, "accuracies", mock.create_autospec(manifolds.accuracies, side_effect=accuracies))
     page = tmp_path / "page.md"
-    gates.main(["--gates", "manifold", "--seeds", "2", "--quick", "--out", str(page)])
+    run(page, "--gates", "manifold", "--seeds", "2", "--quick")
     rows = table(sections(page)[gates._TITLES["manifold"]])
     assert [row[0] for row in rows] == ROWS["manifold"]
     firsts = [10 * row**2 + column for row in range(5) for column in range(3)]
@@ -134,7 +141,7 @@ def test_the_digits_gate_compares_betas_seed_by_seed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(accuracy_against_robustness, "sweep", mock.create_autospec(accuracy_against_robustness.sweep, side_effect=sweep))
     page = tmp_path / "page.md"
-    gates.main(["--gates", "digits", "--seeds", "2", "--out", str(page)])
+    run(page, "--gates", "digits", "--seeds", "2")
     rows = table(sections(page)[gates._TITLES["digits"]])
     assert [row[0] for row in rows] == ROWS["digits"]
     assert rows[0][2:] == ["10.0, 11.0", ">= 60", "MISSED"] and rows[1][2:] == ["0.0, 1.0", "<= 15", "met"]
@@ -145,9 +152,9 @@ def test_the_digits_gate_compares_betas_seed_by_seed(tmp_path, monkeypatch):
 def test_sections_of_other_runs_are_kept_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(gates, "_trained_and_judged", judged)
     page = tmp_path / "page.md"
-    gates.main(["--gates", "cifar10", "--seeds", "1", "--out", str(page)])
+    run(page, "--gates", "cifar10", "--seeds", "1")
     before = sections(page)[gates._TITLES["cifar10"]]
-    gates.main(["--gates", "fashion", "overfitting", "--seeds", "2", "--out", str(page)])
+    run(page, "--gates", "fashion", "overfitting", "--seeds", "2")
     written = sections(page)
     assert list(written) == [gates._TITLES[name] for name in ("overfitting", "fashion", "cifar10")]
     assert written[gates._TITLES["cifar10"]].rstrip() == before.rstrip() and "PreActResNet-18" in before
