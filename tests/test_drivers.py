@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.tree_util import Partial
 
-from robustjax import attacks, base, drivers, evaluate, graph, loops, lowering, parallel, threats, training
+from robustjax import attacks, base, drivers, evaluate, graph, loops, lowering, parallel, smoothing, threats, training
 
 N, C = 10, 3
 KEY = jax.random.key(0)
@@ -182,3 +182,32 @@ def test_networks_that_their_owner_has_rewritten_stay_so_in_a_step():
     step_fn = training.step(base.bind(spied, apply_fn=own), optimizer)
     jax.eval_shape(step_fn, training.init(weights("HWIO"), None, optimizer), KEY, X, Y)
     assert isinstance(seen[0], lowering.Rewritten) and not isinstance(seen[0].function.get("function"), lowering.Rewritten)
+
+
+count = jax.jit(smoothing.count_predictions, static_argnames=("num_samples", "chunk_size", "rewritten"))
+soft = jax.jit(smoothing.count_soft, static_argnames=("num_samples", "chunk_size", "rewritten"))
+VOTES = {"sigma": 0.8, "num_samples": 40, "chunk_size": 20}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_votes_are_drawn_from_the_rewritten_model_unless_told_not_to_and_are_the_same(name):
+    bound = base.bind(smoothing.count_predictions, **VOTES)
+    ours, theirs = (count(KEY, MODELS[name], X, rewritten=rewritten, **VOTES) for rewritten in (True, False))
+    assert (ours > 0).sum(axis=1).max() > 1
+    np.testing.assert_array_equal(ours, theirs)
+    for rewritten, names in ((True, {"robustjax_convolution"}), (False, {"conv_general_dilated"})):
+        assert convolutions(base.bind(bound, rewritten=rewritten), KEY, MODELS[name], jnp.asarray(X)) == names
+
+
+def test_every_sampler_has_the_choice_and_a_run_of_votes_resumes_with_the_other():
+    model_fn = MODELS["in PyTorch's layout"]
+    whole, plain = (smoothing.vote(KEY, model_fn, X, num_selection=20, rewritten=rewritten, **VOTES) for rewritten in (True, False))
+    jax.tree.map(np.testing.assert_array_equal, list(whole), list(plain))
+    soft_votes = [soft(KEY, model_fn, X, rewritten=rewritten, **VOTES) for rewritten in (True, False)]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=40), *soft_votes)  # in units of 2**-14, rounded 40 times
+    options = VOTES | {"num_selection": 20, "num_step_samples": 20, "batch_size": 5}
+    for first, second in ((True, False), (False, True)):
+        states = smoothing.vote_dataset(KEY, model_fn, X, rewritten=first, **options)
+        cut = [next(states) for _ in range(4)][-1]
+        *_, state = smoothing.vote_dataset(KEY, model_fn, X, rewritten=second, state=cut, **options)
+        jax.tree.map(np.testing.assert_array_equal, list(state), list(whole))

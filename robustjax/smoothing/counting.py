@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from robustjax import base, checks, losses, prng
+from robustjax import base, checks, drivers, losses, prng
 from robustjax.base import Array, Key, ModelFn, NoiseFn, Numeric
 from robustjax.smoothing import noise
 
@@ -41,6 +41,7 @@ def count_predictions(
     chunk_size: int,
     first_sample: int | Array = 0,
     noise_fn: NoiseFn = noise.gaussian,
+    rewritten: bool = True,
 ) -> Array:
     """How often each class is predicted at x + noise.
 
@@ -56,6 +57,8 @@ def count_predictions(
       chunk_size: samples of each example at a time; memory is that of B * chunk_size examples.
       first_sample: index of the first sample, a scalar or [B]. Counts of samples 0..m and m..n add up to those of 0..n.
       noise_fn: (key, x [...], sigma) -> noisy x, of one example; see `noise`.
+      rewritten: whether the model runs with the convolutions of `lowering.rewrite`, which are fast in loops on CPU in every layout; on
+        other platforms it does nothing. Logits agree to rounding.
 
     Returns:
       Votes [B, C] int32; each row sums to num_samples, or is negative everywhere. Ties of logits go to the lower class.
@@ -72,7 +75,7 @@ def count_predictions(
         chosen = jax.nn.one_hot(leader(logits), logits.shape[-1], dtype=bool) & jnp.isfinite(logits)  # NaN and infinity lead
         return chosen.sum(axis=1, dtype=jnp.int32)
 
-    counts = _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, votes)
+    counts = _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, rewritten, votes)
     return jnp.where(counts.sum(axis=1, keepdims=True) == num_samples, counts, NOT_FINITE)
 
 
@@ -96,6 +99,7 @@ def count_soft(
     temperature: Numeric = 1.0,
     first_sample: int | Array = 0,
     noise_fn: NoiseFn = noise.gaussian,
+    rewritten: bool = True,
 ) -> SoftVotes:
     """Sums of softmax(logits / temperature) at x + noise, in fixed point: they add up exactly, and the true sum lies between two of them.
 
@@ -103,6 +107,7 @@ def count_soft(
 
     Args:
       key, model_fn, x, first_sample, noise_fn: key or keys, model, inputs, first sample and noise, as for `count_predictions`.
+      rewritten: whether convolutions are those of `lowering.rewrite`, as for `count_predictions`.
       sigma: standard deviation of the noise, in the unit of x; a scalar or [B].
       num_samples: samples of each example.
       chunk_size: samples of each example at a time; divides num_samples.
@@ -128,7 +133,7 @@ def count_soft(
         rounded = jnp.floor(scaled), jnp.ceil(scaled), jnp.ceil(jnp.square(scaled) * SOFT_UNIT)
         return SoftVotes(*(part.astype(jnp.int32).sum(axis=1, dtype=jnp.int32) for part in (*rounded, finite)))
 
-    return _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, votes)
+    return _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, rewritten, votes)
 
 
 def noisy(
@@ -214,7 +219,7 @@ def _check_first(first_sample, num_examples):
         )
 
 
-def _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, votes):
+def _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_fn, rewritten, votes):
     checks.inputs(x, is_half_allowed=True)
     checks.model(model_fn, x)
     checks.functions(noise_fn=noise_fn)
@@ -224,6 +229,7 @@ def _sum(key, model_fn, x, sigma, num_samples, chunk_size, first_sample, noise_f
         fitting = max(num_samples // chunk_size, 1) * chunk_size
         raise ValueError(f"num_samples={num_samples} is not a multiple of chunk_size={chunk_size}; pass e.g. num_samples={fitting}.")
     keys = prng.example_keys(key, x.shape[0])
+    model_fn = drivers.lowered(model_fn, rewritten)
 
     def chunk(index):
         samples, sample_keys = noisy(keys, x, sigma, chunk_size, noise_fn, first_sample + index * chunk_size)

@@ -3,7 +3,7 @@
 Keys are made from an image's place in the data set and votes are counted in steps of a fixed number of samples, so that an image sees
 the same noise whatever the batch size, the mesh and the interruptions, and stops where its own votes decide. Interruptions never change
 a count. The shape of a batch does not either, if the model gives an example the same logits in every batch: convolutions may differ in
-the last digit from one shape to another, which changes the votes of samples that lie so near to a boundary.
+the last digit from one shape to another, and when they are rewritten, which changes the votes of samples that lie so near to a boundary.
 """
 
 import functools
@@ -45,6 +45,7 @@ def vote(
     num_samples: int,
     chunk_size: int,
     noise_fn: NoiseFn = noise.gaussian,
+    rewritten: bool = True,
 ) -> VoteState:
     """Both sets of votes of a batch, from one key: `certify(*vote(...), sigma=sigma)` is Cohen's procedure.
 
@@ -57,6 +58,7 @@ def vote(
       num_samples: votes for estimating its probability (n).
       chunk_size: samples of each example at a time; divides both numbers. Memory is that of B * chunk_size examples.
       noise_fn: (key, x [...], sigma) -> noisy x, of one example; see `noise`.
+      rewritten: whether convolutions are those of `lowering.rewrite`, as for `count_predictions`.
 
     Returns:
       The votes of `vote_dataset` for the same key and images; jax arrays, without a fingerprint.
@@ -73,7 +75,7 @@ def vote(
     checks.inputs(x, is_half_allowed=True)
     _check_chunk(chunk_size, num_selection=num_selection, num_samples=num_samples)
     keys = prng.example_keys(key, x.shape[0])
-    count = base.bind(counting.count_predictions, sigma=sigma, chunk_size=chunk_size, noise_fn=noise_fn)
+    count = base.bind(counting.count_predictions, sigma=sigma, chunk_size=chunk_size, noise_fn=noise_fn, rewritten=rewritten)
     return VoteState(
         count(prng.fold_in(keys, 0), model_fn, x, num_samples=num_selection),
         count(prng.fold_in(keys, 1), model_fn, x, num_samples=num_samples),
@@ -94,6 +96,7 @@ def vote_dataset(
     undecided_fn: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     noise_fn: NoiseFn = noise.gaussian,
     mesh: Mesh | None = None,
+    rewritten: bool = True,
     state: VoteState | None = None,
 ) -> Iterator[VoteState]:
     """Draws the votes of every image, and yields the state after every step.
@@ -112,7 +115,8 @@ def vote_dataset(
         `functools.partial(smoothing.undecided, ...)`; None draws num_samples for all.
       noise_fn: (key, x [...], sigma) -> noisy x, of one example; see `noise`.
       mesh: devices to shard batches over (`parallel.data_mesh`), with the model replicated; None for one device.
-      state: where to resume; batch_size, chunk_size, undecided_fn and mesh may differ from before.
+      rewritten: whether convolutions are those of `lowering.rewrite`, as for `count_predictions`.
+      state: where to resume; batch_size, chunk_size, undecided_fn, mesh and rewritten may differ from before.
 
     Yields:
       States; the last one is the result. An image with logits that are not finite under noise is marked, and gets no more votes.
@@ -152,7 +156,7 @@ def vote_dataset(
     run = parallel.RowRunner(model_fn, x, batch_size, mesh)
     key = key if mesh is None else parallel.replicate(key, mesh)
     _check_clean(run, key)
-    count = base.bind(counting.count_predictions, sigma=sigma, chunk_size=int(chunk_size), noise_fn=noise_fn)
+    count = base.bind(counting.count_predictions, sigma=sigma, chunk_size=int(chunk_size), noise_fn=noise_fn, rewritten=rewritten)
     select, estimate = (
         functools.partial(_count, base.bind(count, num_samples=int(number)), key, np.int32(role))
         for role, number in enumerate((num_selection, num_step_samples))
