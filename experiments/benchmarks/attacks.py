@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 
 from experiments.lib import bench, data, experiment, gates, models, pages, peers
+from experiments.lib.peers import Library
 from robustjax import attacks, base, loops, losses, lowering, parallel, threats, training
 
 _NETWORKS = {"convnet": (28, 28, 1), "convnet_pooled": (28, 28, 1), "wrn-28-10": (32, 32, 3)}
@@ -32,7 +33,7 @@ class Settings(experiment.Options):
     """What is timed, and beside what."""
 
     rounds: int = 5
-    peers: tuple[peers.Name, ...] = ()
+    peers: tuple[Library, ...] = ()
     """On the convnet only."""
     network: Literal["convnet", "convnet_pooled", "wrn-28-10"] = "convnet"
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.lib import bench, data, experiment, gates, models, pages
-from experiments.lib import training as runs
+from experiments.lib import bench, data, experiment, gates, models, pages, runs
 from robustjax import base, losses, training
 from robustjax.threats import Linf
 

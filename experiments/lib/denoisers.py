@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments.lib import data, experiment, models, smoothed, training
-from robustjax import base, smoothing
-from robustjax import training as methods
+from experiments.lib import data, experiment, models, runs, smoothed
+from robustjax import base, smoothing, training
 from robustjax.base import ModelFn
 
 NAMES = ("denoised, white box", "denoised, queries")
@@ -55,23 +54,23 @@ def train(name: str, model_fn: ModelFn, sigma: float, settings: experiment.Setti
       It as a function of noisy images, a callable pytree.
     """
     x, y = dataset.x_train, dataset.y_train
-    first = training.run(f"denoiser-{sigma}", error_plan(sigma, settings, dataset, effort), x, y, settings, effort=list(effort)).last
+    first = runs.run(f"denoiser-{sigma}", error_plan(sigma, settings, dataset, effort), x, y, settings, effort=list(effort)).last
     plan = stability_plan(model_fn, sigma, first, settings, dataset, effort)
-    return training.classifier(plan, training.run(f"{name}-{sigma}", plan, x, y, settings, effort=list(effort)).last)
+    return runs.classifier(plan, runs.run(f"{name}-{sigma}", plan, x, y, settings, effort=list(effort)).last)
 
 
-def error_plan(sigma: float, settings: experiment.Settings, dataset: data.Dataset, effort: smoothed.Effort) -> training.Plan:
+def error_plan(sigma: float, settings: experiment.Settings, dataset: data.Dataset, effort: smoothed.Effort) -> runs.Plan:
     """Mean squared error, from the first weights; the same for all classifiers."""
     model = _architecture(dataset.x_train.shape[1:], settings.seed)
-    loss = base.bind(methods.denoise, apply_fn=model.apply_fn, sigma=sigma)
+    loss = base.bind(training.denoise, apply_fn=model.apply_fn, sigma=sigma)
     return _plan(model, loss, effort.num_warm_epochs, dataset, effort)
 
 
-def stability_plan(model_fn: ModelFn, sigma: float, start, settings, dataset: data.Dataset, effort: smoothed.Effort) -> training.Plan:
+def stability_plan(model_fn: ModelFn, sigma: float, start, settings, dataset: data.Dataset, effort: smoothed.Effort) -> runs.Plan:
     """Cross-entropy to the classifier's own prediction, from the state `start`."""
     model = _architecture(dataset.x_train.shape[1:], settings.seed)
     model = model._replace(params=start.params, model_state=start.model_state)
-    loss = base.bind(methods.denoise, apply_fn=model.apply_fn, sigma=sigma, objective="stability", model_fns=(model_fn,))
+    loss = base.bind(training.denoise, apply_fn=model.apply_fn, sigma=sigma, objective="stability", model_fns=(model_fn,))
     return _plan(model, loss, effort.num_epochs, dataset, effort)
 
 
@@ -86,14 +85,14 @@ def classifiers(sigma: float, settings: experiment.Settings, dataset: data.Datas
 def _natural(name, architecture, y, settings, dataset, effort):
     x, num_epochs = dataset.x_train, effort.num_epochs
     model = models.build(architecture, settings.seed, int(dataset.y_train.max()) + 1, x.shape[1:])
-    optimizer = training.cosine_adam(effort.learning_rate, len(x), num_epochs, effort.batch_size)
-    plan = training.Plan(model, base.bind(methods.natural, apply_fn=model.apply_fn), optimizer, num_epochs, effort.batch_size)
-    return training.classifier(plan, training.run(name, plan, x, jnp.asarray(y), settings, effort=list(effort)).last)
+    optimizer = runs.cosine_adam(effort.learning_rate, len(x), num_epochs, effort.batch_size)
+    plan = runs.Plan(model, base.bind(training.natural, apply_fn=model.apply_fn), optimizer, num_epochs, effort.batch_size)
+    return runs.classifier(plan, runs.run(name, plan, x, jnp.asarray(y), settings, effort=list(effort)).last)
 
 
 def _plan(model, loss, num_epochs, dataset, effort):
     num_steps = num_epochs * (len(dataset.x_train) // effort.batch_size)
-    return training.Plan(model, loss, optax.adam(optax.cosine_decay_schedule(2e-3, num_steps)), num_epochs, effort.batch_size)
+    return runs.Plan(model, loss, optax.adam(optax.cosine_decay_schedule(2e-3, num_steps)), num_epochs, effort.batch_size)
 
 
 @functools.cache  # one apply_fn, so that programs are shared

@@ -44,6 +44,17 @@ class Settings(Options):
     out: str = "runs/tutorial"
     dataset: data.Name = "digits"
     seed: int = 0
+    full: bool = False
+    """More of everything: examples, steps, trials, models."""
+
+    def __post_init__(self):
+        """Two efforts at once are none."""
+        if self.quick and self.full:
+            raise ValueError("--quick and --full are two efforts; pass one of them, or neither.")
+
+    def pick(self, quick, usual, full):
+        """A size for each effort: a few steps to see that it runs, what the report shows, and more."""
+        return quick if self.quick else full if self.full else usual
 
 
 Kind = TypeVar("Kind")

@@ -1,7 +1,7 @@
 """Every way to differentiate a bilevel problem against the closed form: relative error, and cost in inner gradients of the same run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,6 +14,12 @@ from robustjax.base import Bilevel
 from robustjax.bilevel import problem as parts
 
 _SECONDS = 0.05  # of repetitions in one timing
+FEWEST = ("dense", "CG 5", "CG 10", "CG 20", "CG 50", "unrolled 50")
+FEW = (
+    "dense", "CG 5", "CG 20", "CG 50", "Neumann 20", "Neumann 500", "Adam 10", "Adam 2000", "unrolled 50", "unrolled 200", "unrolled 1000",
+    "the last 1 of 200", "the last 20 of 200", "back-gradient 50", "back-gradient 200", "penalty at rho 1e2", "penalty at rho 1e4",
+    "value function, weight 1e3, 1000 steps",
+)  # fmt: skip
 
 
 class Way(NamedTuple):
@@ -103,8 +109,8 @@ def _penalty(rho: float):
     return make
 
 
-def ways(is_quick: bool = False) -> list[Way]:
-    """All rows; the references are measurements of other implementations on other data with the same condition numbers."""
+def ways(few: Sequence[str] | None = None) -> list[Way]:
+    """All rows, or those with these labels; the references are measurements of other implementations on other data with the same condition numbers."""
 
     def both(ridge, logistic):
         return {"ridge": ridge, "logistic": logistic}
@@ -153,7 +159,7 @@ def ways(is_quick: bool = False) -> list[Way]:
         Way("value function", "value function, weight 1e3, 1000 steps", value(1e3, 1000), {}),
         Way("value function", "value function, weight 1e5, 1000 steps", value(1e5, 1000), {}),
     ]
-    return rows[:5] + rows[13:14] if is_quick else rows
+    return rows if few is None else [row for row in rows if row.label in few]
 
 
 class Measured(NamedTuple):

@@ -13,7 +13,7 @@ from flax import nnx
 
 from experiments.lib import bench
 
-Name = Literal["foolbox", "torchattacks", "art", "autoattack"]
+Library = Literal["foolbox", "torchattacks", "art", "autoattack"]
 _DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox", "autoattack": "pyautoattack"}  # where it is not called like the module
 SAMPLING_BATCHES = (50, 100, 250, 1000)
 _NUM_SAMPLES = 2000  # of the noise in one timing; a multiple of all these batches
@@ -80,13 +80,13 @@ def to_torch(array: np.ndarray):
     return torch.tensor(np.moveaxis(array, -1, 1)) if array.ndim == 4 else torch.tensor(array, dtype=torch.long)
 
 
-def require_attacks(names: Sequence[Name]) -> list[str]:
+def require_attacks(names: Sequence[Library]) -> list[str]:
     """The distributions of libraries of attacks and of torch under them. Raises as `require`."""
     require(*("pyautoattack" if name == "autoattack" else name for name in names), *(["torch"] if names else []))
     return [*(["torch"] if names else []), *(_DISTRIBUTIONS.get(name, name) for name in names)]
 
 
-def attack_runs(names: Sequence[Name], budget: Budget, model_fn, x, y, thread_counts: Sequence[int]) -> dict[str, bench.Run]:
+def attack_runs(names: Sequence[Library], budget: Budget, model_fn, x, y, thread_counts: Sequence[int]) -> dict[str, bench.Run]:
     """The same attacks of other libraries on the same weights; what runs on torch, once for each number of threads."""
     if not names:
         return {}

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from experiments.lib import evaluation, experiment, models, poisons, smoothed, training
+from experiments.lib import evaluation, experiment, models, poisons, runs, smoothed
 from robustjax import base, poisoning, smoothing
 from robustjax.base import Certificate
 from robustjax.threats import Linf
@@ -137,10 +137,10 @@ def others(judged: Judged) -> float:
 
 def _judged(name, x, y, split, settings, size):
     model = models.build(size.architecture, settings.seed, 10, x.shape[1:])
-    optimizer = training.cosine_adam(1e-3, len(x), size.num_epochs, size.batch_size)
+    optimizer = runs.cosine_adam(1e-3, len(x), size.num_epochs, size.batch_size)
     loss = smoothed.losses(SIGMA, size.effort)[name]
     with experiment.console.status(f"{name}: a victim from scratch ..."):
-        model_fn = training.fit(
+        model_fn = runs.fit(
             model, loss, optimizer, x, y, seed=settings.seed, num_epochs=size.num_epochs, batch_size=size.batch_size
         )  # fmt: skip
         chunk_size = min(100, size.num_samples)

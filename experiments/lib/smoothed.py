@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 import jax.numpy as jnp
 import optax
 
-from experiments.lib import data, experiment, models, training
-from robustjax import attacks, base
-from robustjax import training as methods
+from experiments.lib import data, experiment, models, runs
+from robustjax import attacks, base, training
 from robustjax.base import ModelFn
 from robustjax.threats import L2
 
@@ -42,7 +41,9 @@ def effort_of(settings: experiment.Settings) -> Effort:
     """What the tutorial can afford."""
     if settings.quick:
         return Effort(models.TINY, num_warm_epochs=1, num_epochs=1, num_attack_steps=1, num_radius_copies=2)
-    return Effort() if settings.dataset == "digits" else Effort(num_warm_epochs=1, num_epochs=1)
+    if settings.dataset != "digits":
+        return Effort(num_warm_epochs=1, num_epochs=1)
+    return settings.pick(None, Effort(num_warm_epochs=5, num_epochs=2), Effort())
 
 
 def images(settings: experiment.Settings) -> data.Dataset:
@@ -65,12 +66,12 @@ def losses(sigma: float, effort: Effort) -> dict[str, base.Configured]:
     ball = base.bind(pgd, threat=L2(1.0), step_size=2.0 / num_steps)
     free = base.bind(pgd, threat=L2(jnp.inf), step_size=0.5)
     return {
-        "Gaussian": base.bind(methods.gaussian, sigma=sigma),
-        "Stability": base.bind(methods.stability, sigma=sigma, weight=2.0),
-        "Consistency": base.bind(methods.consistency, sigma=sigma, weight=consistency_weight),
-        "SmoothMix": base.bind(methods.smooth_mix, sigma=sigma, num_noise=2, weight=5.0, attack=free),
-        "MACER": base.bind(methods.macer, sigma=sigma, num_noise=effort.num_radius_copies, weight=radius_weight),
-        "SmoothAdv": base.bind(methods.smooth_adv, sigma=sigma, num_noise=effort.num_attack_copies, attack=ball),
+        "Gaussian": base.bind(training.gaussian, sigma=sigma),
+        "Stability": base.bind(training.stability, sigma=sigma, weight=2.0),
+        "Consistency": base.bind(training.consistency, sigma=sigma, weight=consistency_weight),
+        "SmoothMix": base.bind(training.smooth_mix, sigma=sigma, num_noise=2, weight=5.0, attack=free),
+        "MACER": base.bind(training.macer, sigma=sigma, num_noise=effort.num_radius_copies, weight=radius_weight),
+        "SmoothAdv": base.bind(training.smooth_adv, sigma=sigma, num_noise=effort.num_attack_copies, attack=ball),
     }
 
 
@@ -91,24 +92,24 @@ def described(effort: Effort, methods: Sequence[str]) -> str:
 
 def train(name: str, sigma: float, settings: experiment.Settings, x, y, effort: Effort) -> ModelFn:
     """The base classifier of a method at sigma, from its last checkpoint if there is one."""
-    first = training.run(f"warm-{sigma}", warm_plan(sigma, settings, x, y, effort), x, y, settings, effort=list(effort))
+    first = runs.run(f"warm-{sigma}", warm_plan(sigma, settings, x, y, effort), x, y, settings, effort=list(effort))
     plan = plan_of(name, sigma, first.last, settings, x, y, effort)
-    return training.classifier(plan, training.run(f"{name}-{sigma}", plan, x, y, settings, effort=list(effort)).last)
+    return runs.classifier(plan, runs.run(f"{name}-{sigma}", plan, x, y, settings, effort=list(effort)).last)
 
 
-def warm_plan(sigma: float, settings: experiment.Settings, x, y, effort: Effort) -> training.Plan:
+def warm_plan(sigma: float, settings: experiment.Settings, x, y, effort: Effort) -> runs.Plan:
     """Gaussian noise from the first weights, with Adam at a constant rate."""
     model = models.build(effort.architecture, settings.seed, int(y.max()) + 1, x.shape[1:])
     loss = base.bind(losses(sigma, effort)["Gaussian"], apply_fn=model.apply_fn)
-    return training.Plan(model, loss, optax.adam(effort.learning_rate), effort.num_warm_epochs, effort.batch_size)
+    return runs.Plan(model, loss, optax.adam(effort.learning_rate), effort.num_warm_epochs, effort.batch_size)
 
 
-def plan_of(name: str, sigma: float, start, settings: experiment.Settings, x, y, effort: Effort) -> training.Plan:
+def plan_of(name: str, sigma: float, start, settings: experiment.Settings, x, y, effort: Effort) -> runs.Plan:
     """A method from the state `start`; the eps of SmoothAdv grows over the first third."""
     model = models.build(effort.architecture, settings.seed, int(y.max()) + 1, x.shape[1:])
     model = model._replace(params=start.params, model_state=start.model_state)
     loss = base.bind(losses(sigma, effort)[name], apply_fn=model.apply_fn)
     num_steps = effort.num_epochs * (len(x) // effort.batch_size)
-    ramp = base.bind(methods.eps_ramp, num_ramp_steps=max(num_steps // 3, 1)) if name == "SmoothAdv" else None
-    optimizer = training.cosine_adam(effort.learning_rate, len(x), effort.num_epochs, effort.batch_size)
-    return training.Plan(model, loss, optimizer, effort.num_epochs, effort.batch_size, ramp)
+    ramp = base.bind(training.eps_ramp, num_ramp_steps=max(num_steps // 3, 1)) if name == "SmoothAdv" else None
+    optimizer = runs.cosine_adam(effort.learning_rate, len(x), effort.num_epochs, effort.batch_size)
+    return runs.Plan(model, loss, optimizer, effort.num_epochs, effort.batch_size, ramp)

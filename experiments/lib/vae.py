@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments.lib import data, experiment, models, training
+from experiments.lib import data, experiment, models, runs
 from robustjax import base
 
 KINDS = ("VAE", "VAE-GAN")
@@ -47,12 +47,12 @@ def load(kind: str, settings: experiment.Settings, dataset: data.Dataset) -> Aut
     """The autoencoder of a data set, from its checkpoint if there is one."""
     graph, params = nnx.split(Networks(dataset.x_train.shape[1:], rngs=nnx.Rngs(settings.seed)))
     merged = base.bind(_merged, graph=graph)
-    num_epochs = 1 if settings.quick else 60 if settings.dataset == "digits" else 20
+    num_epochs = settings.pick(1, 25, 60) if settings.dataset == "digits" else settings.pick(1, 20, 20)
     x = dataset.x_train[:200] if settings.quick else dataset.x_train
-    plan = training.Plan(
+    plan = runs.Plan(
         models.Model(merged, params, None), base.bind(_loss, merged=merged, kind=kind), optax.adam(1e-3), num_epochs, batch_size=100
     )
-    params = training.run(kind.lower(), plan, x, dataset.y_train[: len(x)], settings, kind=kind).last.params
+    params = runs.run(kind.lower(), plan, x, dataset.y_train[: len(x)], settings, kind=kind).last.params
     return Autoencoder(jax.jit(lambda x: merged(params).encode(x)[0]), base.bind(_decoded, merged=merged, params=params))
 
 

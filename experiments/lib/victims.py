@@ -2,9 +2,8 @@
 
 from typing import NamedTuple
 
-from experiments.lib import data, experiment, models, training
-from robustjax import base
-from robustjax import training as losses
+from experiments.lib import data, experiment, models, runs
+from robustjax import attacks, base, training
 from robustjax.base import ModelFn
 from robustjax.threats import Linf
 
@@ -24,26 +23,35 @@ class Recipe(NamedTuple):
 EPS = {"digits": 0.3, "mnist": 0.3, "fashion_mnist": 0.1, "cifar10": 8 / 255}
 
 
-def recipes(dataset: str, quick: bool) -> dict[str, Recipe]:
-    """The recipes of the two victims for a data set."""
-    num_epochs, num_ramp_epochs = (16, 5) if dataset == "digits" else (6, 2)
+def recipes(settings: experiment.Settings) -> dict[str, Recipe]:
+    """The recipes of the two victims."""
+    num_epochs, num_ramp_epochs = settings.pick(16, 12, 16), 5
+    if settings.dataset != "digits":
+        num_epochs, num_ramp_epochs = 6, 2
     natural = Recipe(num_epochs=num_epochs // 2)
-    robust = Recipe(eps=EPS[dataset], num_ramp_epochs=num_ramp_epochs, num_epochs=num_epochs)
-    if quick:
+    robust = Recipe(eps=EPS[settings.dataset], num_ramp_epochs=num_ramp_epochs, num_epochs=num_epochs, num_steps=settings.pick(7, 5, 7))
+    if settings.quick:
         natural, robust = (recipe._replace(architecture=models.TINY, num_epochs=1, num_steps=1) for recipe in (natural, robust))
     return {"undefended": natural, "robust": robust}
 
 
 def load(settings: experiment.Settings, dataset: data.Dataset) -> dict[str, ModelFn]:
     """The trained victims by name."""
-    return {name: train(name, recipe, settings, dataset) for name, recipe in recipes(settings.dataset, settings.quick).items()}
+    return {name: train(name, recipe, settings, dataset) for name, recipe in recipes(settings).items()}
 
 
-def with_images(settings: experiment.Settings, num_images: int):
-    """The victims by name, and the first test images and labels (16 if quick)."""
+def with_images(settings: experiment.Settings):
+    """The victims by name, and the first test images and labels: as many in every section, so that programs are shared."""
     dataset = data.load(settings.dataset)
-    rows = slice(16 if settings.quick else num_images)
+    rows = slice(settings.pick(16, 50, 100))
     return load(settings, dataset), dataset.x_test[rows], dataset.y_test[rows]
+
+
+def ensemble(settings: experiment.Settings) -> tuple[dict[str, base.Configured], dict[str, int]]:
+    """AutoAttack for the victims' threat, and what it may spend: the same in every section, so that programs are shared."""
+    num_steps, num_targets, num_queries = settings.pick((5, 2, 50), (25, 3, 250), (50, 9, 500))
+    budget = {"num_steps": num_steps, "num_targets": num_targets, "num_queries": num_queries}
+    return attacks.ensemble(Linf(EPS[settings.dataset]), **budget), budget
 
 
 def train(name: str, recipe: Recipe, settings: experiment.Settings, dataset: data.Dataset) -> ModelFn:
@@ -51,10 +59,10 @@ def train(name: str, recipe: Recipe, settings: experiment.Settings, dataset: dat
     model = models.build(recipe.architecture, settings.seed, int(dataset.y_train.max()) + 1, dataset.x_train.shape[1:])
     num_batches = len(dataset.x_train) // recipe.batch_size
     if recipe.eps == 0:
-        loss, ramp = base.bind(losses.natural, apply_fn=model.apply_fn), None
+        loss, ramp = base.bind(training.natural, apply_fn=model.apply_fn), None
     else:
-        loss = base.bind(losses.adversarial, apply_fn=model.apply_fn, attack=training.inner_pgd(Linf(recipe.eps), recipe.num_steps))
-        ramp = base.bind(losses.eps_ramp, num_ramp_steps=max(recipe.num_ramp_epochs * num_batches, 1))
-    optimizer = training.cosine_adam(recipe.learning_rate, len(dataset.x_train), recipe.num_epochs, recipe.batch_size)
-    plan = training.Plan(model, loss, optimizer, recipe.num_epochs, recipe.batch_size, ramp)
-    return training.classifier(plan, training.run(name, plan, dataset.x_train, dataset.y_train, settings, recipe=list(recipe)).last)
+        loss = base.bind(training.adversarial, apply_fn=model.apply_fn, attack=runs.inner_pgd(Linf(recipe.eps), recipe.num_steps))
+        ramp = base.bind(training.eps_ramp, num_ramp_steps=max(recipe.num_ramp_epochs * num_batches, 1))
+    optimizer = runs.cosine_adam(recipe.learning_rate, len(dataset.x_train), recipe.num_epochs, recipe.batch_size)
+    plan = runs.Plan(model, loss, optimizer, recipe.num_epochs, recipe.batch_size, ramp)
+    return runs.classifier(plan, runs.run(name, plan, dataset.x_train, dataset.y_train, settings, recipe=list(recipe)).last)

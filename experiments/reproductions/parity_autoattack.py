@@ -60,7 +60,7 @@ class Row(NamedTuple):
     flags_equal: float | None  # fraction of the attacked images
     loss_gap: float | None  # median of |difference| / |theirs|
     seconds: tuple[float, float]
-    gates: tuple[gates.Gate, ...] = ()
+    checks: tuple[gates.Gate, ...] = ()
     flags: tuple[np.ndarray, np.ndarray] | None = None  # success of the attacked images
 
 
@@ -79,7 +79,7 @@ def run(settings: Settings) -> None:
             print(row.model, *_cells(row), sep=" | ", flush=True)
             rows.append(row)
         header = ["attack", "threat", "robustjax", "pyautoattack", "flags equal", "loss gap", "gate", "seconds"]
-        blocks = [pages.table(header, [_cells(row) for row in rows]), pages.gates_of([gate for row in rows for gate in row.gates])]
+        blocks = [pages.table(header, [_cells(row) for row in rows]), pages.gates_of([gate for row in rows for gate in row.checks])]
         flags = {f"{row.attack}, {row.threat}, {name}": part for row in rows if row.flags
                  for name, part in zip(("robustjax", "pyautoattack"), row.flags, strict=True)}  # fmt: skip
         page, seeds = pages.Page(_TITLE, _head(settings), tuple(_EPS)), range(settings.seeds)
@@ -220,7 +220,7 @@ def _cells(row):
     flags = "" if row.flags_equal is None else f"{100 * row.flags_equal:.1f} %"
     gap = "" if row.loss_gap is None else f"{row.loss_gap:.0e}"
     seconds = "" if np.isnan(row.seconds[0]) else f"{row.seconds[0]:.1f} / {row.seconds[1]:.1f}"
-    met = gates.verdict(all(gate.met for gate in row.gates) if row.gates else None)
+    met = gates.verdict(all(gate.met for gate in row.checks) if row.checks else None)
     return [row.attack, row.threat, f"{100 * row.ours:.1f} %", f"{100 * row.theirs:.1f} %", flags, gap, met, seconds]
 
 

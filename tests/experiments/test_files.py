@@ -17,9 +17,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.lib import experiment, files, models, poisons, report, training, votes
-from robustjax import base
-from robustjax import training as methods
+from experiments.lib import experiment, files, models, poisons, report, runs, votes
+from robustjax import base, training
 
 MODEL = models.Model(None, {"w": jnp.zeros((2, 3))}, None)
 PROVENANCE = poisons.Provenance("digits", "attack", "victim", "budget", 0, {})
@@ -48,7 +47,7 @@ READERS = {
     "votes.npz": cast,
     "poisons.npz": lambda path: poisons.kept(path, PROVENANCE, never),
     "section.json": read_section,
-    "models/run.seconds.json": lambda path: training.seconds_per_epoch(path.parents[1], "run"),
+    "models/run.seconds.json": lambda path: runs.seconds_per_epoch(path.parents[1], "run"),
     "page.md": read_page,
 }
 
@@ -205,12 +204,12 @@ def never(*_, **__):
 def test_the_folder_is_tried_before_the_work(blocked, monkeypatch):
     out = str(blocked)
     monkeypatch.setattr(votes.smoothing, "vote_dataset", never)
-    monkeypatch.setattr(training, "_epoch", never)
+    monkeypatch.setattr(runs, "_epoch", never)
     for start in (
         lambda: experiment.section(never, experiment.Settings(out=out)),
         lambda: cast(blocked / "votes.npz"),
         lambda: poisons.kept(blocked / "poisons.npz", PROVENANCE, never),
-        lambda: training.run("run", plan(), X, np.zeros(2, int), experiment.Settings(out=out)),
+        lambda: runs.run("run", plan(), X, np.zeros(2, int), experiment.Settings(out=out)),
     ):
         with pytest.raises(OSError, match=r"cannot write .* in .*file.runs.*another place"):
             start()
@@ -218,7 +217,7 @@ def test_the_folder_is_tried_before_the_work(blocked, monkeypatch):
 
 def plan():
     model = models.Model(lambda params, model_state, x, mode: (x @ params, model_state), jnp.zeros((2, 3)), None)
-    return training.Plan(model, base.bind(methods.natural, apply_fn=model.apply_fn), optax.sgd(0.1), 1, 2)
+    return runs.Plan(model, base.bind(training.natural, apply_fn=model.apply_fn), optax.sgd(0.1), 1, 2)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.lib import certification, data, denoisers, experiment, models, smoothed, training, votes
+from experiments.lib import certification, data, denoisers, experiment, models, runs, smoothed, votes
 from experiments.reproductions import smoothing_gates
 from experiments.tutorial.part3 import radii_history, sandwich, smoothing_methods, vote_histogram
-from robustjax import base, smoothing
-from robustjax import training as methods
+from robustjax import base, smoothing, training
 from robustjax.base import Certificate
 
 matplotlib.use("agg")
@@ -128,8 +127,8 @@ def test_the_gates_run_for_a_few_steps(tmp_path, monkeypatch, capsys):
 def test_a_denoiser_denoises():
     model = denoisers.models.from_nnx(denoisers.Denoiser((8, 8, 1), num_channels=8, num_layers=1, rngs=denoisers.nnx.Rngs(0)))
     x = np.broadcast_to(np.linspace(0, 1, 64, dtype=np.float32)[:, None, None, None], (64, 8, 8, 1))
-    loss = base.bind(methods.denoise, sigma=0.3)
-    denoiser = training.fit(model, loss, optax.adam(1e-2), x, np.zeros(64, int), seed=0, num_epochs=30, batch_size=16)
+    loss = base.bind(training.denoise, sigma=0.3)
+    denoiser = runs.fit(model, loss, optax.adam(1e-2), x, np.zeros(64, int), seed=0, num_epochs=30, batch_size=16)
     noisy = x + 0.3 * np.asarray(jax.random.normal(jax.random.key(1), x.shape))
     assert denoiser(noisy).shape == x.shape
     assert np.mean((denoiser(noisy) - x) ** 2) < 0.5 * 0.3**2

@@ -12,9 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.lib import evaluation, experiment, models, training
-from robustjax import attacks, base
-from robustjax import training as methods
+from experiments.lib import evaluation, experiment, models, runs
+from robustjax import attacks, base, training
 from robustjax.threats import Linf
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -33,12 +32,12 @@ def data():
 
 def plan(num_epochs=4, **changes):
     model = models.Model(apply_fn, jnp.zeros((D, C)), None)
-    return training.Plan(model, base.bind(methods.natural, apply_fn=apply_fn), optax.sgd(0.5), num_epochs, 16)._replace(**changes)
+    return runs.Plan(model, base.bind(training.natural, apply_fn=apply_fn), optax.sgd(0.5), num_epochs, 16)._replace(**changes)
 
 
 @pytest.fixture(autouse=True)
 def saved_every_epoch(monkeypatch):
-    monkeypatch.setattr(training, "_SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(runs, "_SECONDS_BETWEEN_SAVES", 0.0)
 
 
 class KilledError(Exception):
@@ -58,43 +57,43 @@ def killed_after(num_epochs):
 
 
 def test_a_killed_run_resumes_to_the_same_end(tmp_path):
-    whole = training.run("run", plan(), *data(), experiment.Settings(out=str(tmp_path / "whole")))
+    whole = runs.run("run", plan(), *data(), experiment.Settings(out=str(tmp_path / "whole")))
     settings = experiment.Settings(out=str(tmp_path / "cut"))
     with pytest.raises(KilledError):
-        training.run("run", plan(score_fn=killed_after(2)), *data(), settings)
-    resumed = training.run("run", plan(), *data(), settings)
+        runs.run("run", plan(score_fn=killed_after(2)), *data(), settings)
+    resumed = runs.run("run", plan(), *data(), settings)
     jax.tree.map(np.testing.assert_array_equal, resumed.last, whole.last)
     assert int(resumed.last.num_steps) == 16
     with pytest.raises(ValueError, match="other settings"):
-        training.run("run", plan(num_epochs=5), *data(), settings)
+        runs.run("run", plan(num_epochs=5), *data(), settings)
 
 
 def test_the_best_epoch_is_kept_beside_the_last(tmp_path):
     scores = iter([0.1, 0.9, 0.3, 0.2])
-    trained = training.run("run", plan(score_fn=lambda state: next(scores)), *data(), experiment.Settings(out=str(tmp_path)))
+    trained = runs.run("run", plan(score_fn=lambda state: next(scores)), *data(), experiment.Settings(out=str(tmp_path)))
     assert (int(trained.best.num_steps), int(trained.last.num_steps)) == (8, 16)
     np.testing.assert_allclose(trained.scores, [0.1, 0.9, 0.3, 0.2])
-    left = models.read(training.weights_file(tmp_path, "run"), models.Model(apply_fn, jnp.zeros((D, C)), None))
+    left = models.read(runs.weights_file(tmp_path, "run"), models.Model(apply_fn, jnp.zeros((D, C)), None))
     np.testing.assert_array_equal(left.params, trained.best.params)
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step_and_the_last_good_checkpoint(tmp_path):
     def broken(params, model_state, key, x, y, *, start, count):
-        loss, aux = methods.natural(params, model_state, key, x, y, apply_fn=apply_fn)
+        loss, aux = training.natural(params, model_state, key, x, y, apply_fn=apply_fn)
         return jnp.where(count >= start, jnp.nan, loss), (aux[0], aux[1] | {"loss": jnp.where(count >= start, jnp.nan, loss)})
 
     settings = experiment.Settings(out=str(tmp_path))
     counted = plan(loss=base.bind(broken, start=10), schedule_fn=lambda loss, num_steps: base.bind(loss, count=num_steps))
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 10 \(epoch 2\); last good checkpoint: epoch 2 in .*run"):
-        training.run("run", counted, *data(), settings)
+        runs.run("run", counted, *data(), settings)
     with pytest.raises(FloatingPointError, match=r"at step 10 \(epoch 2\); last good checkpoint: epoch 2 in .*run"):
-        training.run("run", counted, *data(), settings)  # from epoch 2, which is whole
+        runs.run("run", counted, *data(), settings)  # from epoch 2, which is whole
     with pytest.raises(ValueError, match=r"other settings \(loss: "):
-        training.run("run", counted._replace(loss=base.bind(broken, start=100)), *data(), settings)
+        runs.run("run", counted._replace(loss=base.bind(broken, start=100)), *data(), settings)
 
 
 def scaled(factor):
-    return base.bind(lambda *args: (lambda loss, aux: (factor * loss, aux))(*methods.natural(*args, apply_fn=apply_fn)))
+    return base.bind(lambda *args: (lambda loss, aux: (factor * loss, aux))(*training.natural(*args, apply_fn=apply_fn)))
 
 
 def halved(loss, num_steps, *, num_ramp_steps):
@@ -121,20 +120,20 @@ CHANGES = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     settings = experiment.Settings(out=str(tmp_path_factory.mktemp("finished")))
-    training.run("run", plan(), *data(), settings)
+    runs.run("run", plan(), *data(), settings)
     return settings
 
 
 @pytest.mark.parametrize(("make", "names"), CHANGES.values(), ids=CHANGES)
 def test_a_run_of_something_else_is_refused_by_name(make, names, finished):
     with pytest.raises(ValueError, match=r"made with other settings .*Choose another folder, or delete it") as error:
-        training.run("run", *make(), finished)
+        runs.run("run", *make(), finished)
     message = str(error.value).split("other settings (")[1].rpartition(")")[0]
     assert [part.split(": ")[0] for part in message.split("; ")] == names
 
 
 def told(made):
-    return training.identity(made, methods.init(made.model.params, made.model.model_state, made.optimizer), X, Y)
+    return runs.identity(made, training.init(made.model.params, made.model.model_state, made.optimizer), X, Y)
 
 
 def test_losses_are_told_apart_by_what_closures_hold():
@@ -146,9 +145,9 @@ def identities():
     """Of a training and of an evaluation of a network of NNX."""
     model = models.build("linear", 0, C, (D,))
     ensemble = attacks.ensemble(Linf(0.1), num_steps=2, num_targets=1, num_queries=2)
-    loss = base.bind(methods.adversarial, apply_fn=model.apply_fn, attack=training.inner_pgd(Linf(0.1), 2))
-    made = plan(model=model, loss=loss, optimizer=training.cosine_adam(0.1, N, 2, 16))
-    model_fn = methods.classifier(model.apply_fn, model.params, model.model_state)
+    loss = base.bind(training.adversarial, apply_fn=model.apply_fn, attack=runs.inner_pgd(Linf(0.1), 2))
+    made = plan(model=model, loss=loss, optimizer=runs.cosine_adam(0.1, N, 2, 16))
+    model_fn = training.classifier(model.apply_fn, model.params, model.model_state)
     return told(made) | evaluation.identity(jax.random.key(0), ensemble, model_fn, X[:2], Y[:2])
 
 
@@ -167,13 +166,13 @@ def test_a_finished_run_whose_last_file_was_lost_in_a_kill_knows_its_seconds(tmp
     settings = experiment.Settings(out=str(tmp_path))
     monkeypatch.setattr(models, "write", killed)
     with pytest.raises(KilledError):
-        training.run("run", plan(), *data(), settings)
-    assert training.seconds_per_epoch(tmp_path, "run") > 0
+        runs.run("run", plan(), *data(), settings)
+    assert runs.seconds_per_epoch(tmp_path, "run") > 0
 
 
 def test_data_outside_the_box_is_refused_before_anything_is_trained(tmp_path):
     attack = base.bind(attacks.fgsm, threat=Linf(0.1))
-    loss = base.bind(methods.adversarial, apply_fn=apply_fn, attack=attack)
+    loss = base.bind(training.adversarial, apply_fn=apply_fn, attack=attack)
     x, y = data()
     with pytest.raises(ValueError, match="leave the box"):
-        training.run("run", plan(loss=loss), 255 * x, y, experiment.Settings(out=str(tmp_path)))
+        runs.run("run", plan(loss=loss), 255 * x, y, experiment.Settings(out=str(tmp_path)))

@@ -2,10 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.lib import data, experiment, report, victims
+from experiments.lib import data, evaluation, experiment, report, style, victims
 from robustjax import attacks, base
 from robustjax.threats import L2, Linf
 
@@ -14,51 +13,47 @@ def run(settings: experiment.Settings) -> report.Section:
     """One picture for each model: rows of attacks, columns of digits, predictions above."""
     dataset = data.load(settings.dataset)
     models = victims.load(settings, dataset)
-    items = [picture(name, model_fn, dataset, settings) for name, model_fn in models.items()]
+    figures = [picture(name, model_fn, dataset, settings) for name, model_fn in models.items()]
     text = (
         "One test image of each class. L-BFGS, C&W and the augmented Lagrangian look for the smallest l2 perturbation that changes "
         f"the prediction; PGD uses the whole linf budget of {victims.EPS[settings.dataset]:.3g} per pixel."
     )
-    return report.Section("Attack examples", text, items)
+    more = "the minimum-norm attacks with twice the steps, so that their changes are smaller."
+    return report.Section("Attack examples", text, figures, slide="Attack examples", more=more)
 
 
-def rows(dataset: str, quick: bool) -> dict[str, base.Configured]:
+def rows(settings: experiment.Settings) -> dict[str, base.Configured]:
     """The attacks of the slide, in its order."""
-    less = 10 if quick else 1
-    eps = victims.EPS[dataset]
-    anywhere = L2(jnp.inf)
+    eps, anywhere = victims.EPS[settings.dataset], L2(jnp.inf)
+    num_quasi_newton, num_adam, num_steps, num_lagrangian = settings.pick((5, 20, 4, 40), (30, 100, 40, 200), (50, 200, 40, 400))
     return {
-        "L-BFGS": base.bind(attacks.lbfgs, threat=anywhere, num_binary_search_steps=6, num_steps=max(50 // less, 5)),
-        "C&W": base.bind(attacks.carlini_wagner, threat=anywhere, num_binary_search_steps=6, num_steps=200 // less, learning_rate=0.02),
-        "PGD": base.bind(attacks.pgd, threat=Linf(eps), step_size=eps / 10, num_steps=40 // less),
-        "L-aug": base.bind(attacks.alma, threat=anywhere, num_steps=400 // less),
+        "L-BFGS": base.bind(attacks.lbfgs, threat=anywhere, num_binary_search_steps=6, num_steps=num_quasi_newton),
+        "C&W": base.bind(attacks.carlini_wagner, threat=anywhere, num_binary_search_steps=6, num_steps=num_adam, learning_rate=0.02),
+        "PGD": base.bind(attacks.pgd, threat=Linf(eps), step_size=eps / 10, num_steps=num_steps),
+        "L-aug": base.bind(attacks.alma, threat=anywhere, num_steps=num_lagrangian),
     }
 
 
 def picture(name: str, model_fn, dataset: data.Dataset, settings: experiment.Settings) -> report.Figure:
     """Rows of attacks, columns of digits, on one model."""
     x, y = _one_of_each(model_fn, dataset)
-    shown = {"original": (x, np.asarray(jax.jit(model_fn)(x).argmax(axis=1)))}
-    for row, attack in rows(settings.dataset, settings.quick).items():
-        result = jax.jit(attack)(jax.random.key(settings.seed), model_fn, x, y)
-        shown[row] = (np.asarray(result.x), np.asarray(jax.jit(model_fn)(result.x).argmax(axis=1)))
-    plot, axes = plt.subplots(len(shown), len(x), figsize=(len(x), 1.25 * len(shown)))
-    for line, (row, (images, predictions)) in zip(axes, shown.items(), strict=True):
-        line[0].set_ylabel(row)
-        for axis, image, prediction, label in zip(line, images, predictions, y, strict=True):
-            axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
-            axis.set_title(str(prediction), fontsize=9, color="black" if prediction == label else "red", pad=2)
-            axis.set_xticks([])
-            axis.set_yticks([])
-    median = lambda images: np.median(np.linalg.norm((images - x).reshape(len(x), -1), axis=1))  # noqa: E731
-    distances = ", ".join(f"{row} {median(images):.2f}" for row, (images, _) in shown.items() if row != "original")
-    return report.figure(
-        f"The {name} model", f"Predictions above, wrong ones in red. Median l2 distances from the original: {distances}.", plot
+    images = {"original": x}
+    for row, attack in rows(settings).items():
+        images[row] = np.asarray(evaluation.attacked(attack, jax.random.key(settings.seed), model_fn, x, y).x)
+    predictions = {row: np.asarray(evaluation.predicted(model_fn, part)) for row, part in images.items()}
+    plot = style.gallery({row: (part, predictions[row], predictions[row] != y) for row, part in images.items()})
+    median = lambda part: np.median(np.linalg.norm((part - x).reshape(len(x), -1), axis=1))  # noqa: E731
+    distances = ", ".join(f"{row} {median(part):.2f}" for row, part in images.items() if row != "original")
+    alt = (
+        f"{len(images)} rows of ten handwritten digits: the originals, and what {', '.join(list(images)[1:])} make of them against the "
+        f"{name} model. {sum(int((part != y).sum()) for part in predictions.values())} of the predictions above them are wrong."
     )
+    caption = f"Predictions above, wrong ones in red. Median l2 distances from the original: {distances}."
+    return report.figure(f"The {name} model", caption, plot, alt)
 
 
 def _one_of_each(model_fn, dataset):
-    correct = np.asarray(jax.jit(model_fn)(dataset.x_test[:500]).argmax(axis=1)) == dataset.y_test[:500]
+    correct = np.asarray(evaluation.predicted(model_fn, dataset.x_test[:500])) == dataset.y_test[:500]
     rows = []
     for label in range(10):
         of_label = np.flatnonzero(dataset.y_test[:500] == label)

@@ -11,9 +11,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.lib import data, experiment, models, report, training
-from robustjax import attacks, base, evaluate
-from robustjax import training as methods
+from experiments.lib import data, evaluation, experiment, models, report, runs, style
+from robustjax import attacks, base, evaluate, training
 from robustjax.threats import L2, Linf
 
 BETAS = (0.5, 1.0, 3.0, 6.0)
@@ -30,12 +29,13 @@ class Sweep(NamedTuple):
 
 def run(settings: experiment.Settings) -> report.Section:
     """Two figures: one method over its trade-off parameter, and many architectures."""
-    sweeps = sweep(NUM_SEEDS, 2 if settings.quick else 60)
+    sweeps = sweep(NUM_SEEDS, settings.pick(2, 30, 60))
     text = (
         "One model cannot be best in both: with beta the accuracy on clean inputs falls and robustness rises, up to a point. Among "
         "naturally trained networks it need not be so; what they share is that all margins are small, and no architecture is a defense."
     )
-    return report.Section("Accuracy against robustness", text, [_trade_off(sweeps), _architectures(settings)])
+    more = "twice the training, and thirteen architectures."
+    return report.Section("Accuracy against robustness", text, [_trade_off(sweeps), _architectures(settings)], more=more)
 
 
 def sweep(num_seeds: int, num_epochs: int) -> dict[str, Sweep]:
@@ -43,16 +43,16 @@ def sweep(num_seeds: int, num_epochs: int) -> dict[str, Sweep]:
     x_train, y_train, x_test, y_test = _small_digits()
     model = models.from_nnx(models.Mlp((64,), 10, width=128, rngs=nnx.Rngs(0)))
     pgd = base.bind(attacks.pgd, threat=Linf(EPS), step_size=EPS / 4, num_steps=10)
-    trades = base.bind(methods.trades, apply_fn=model.apply_fn, attack=base.bind(pgd, delta=attacks.small_noise))
+    trades = base.bind(training.trades, apply_fn=model.apply_fn, attack=base.bind(pgd, delta=attacks.small_noise))
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, num_epochs * (len(x_train) // 100)))
     judge = base.bind(pgd, num_steps=50, step_size=EPS / 10)
 
     def one(loss, seed):
         key_init, key_fit, key_attack = jax.random.split(jax.random.key(seed), 3)
-        state = methods.init(_fresh(key_init, model.params), model.model_state, optimizer)
-        step_fn = methods.step(loss, optimizer)
-        state, _ = methods.fit(state, key_fit, x_train, y_train, step_fn=step_fn, num_epochs=num_epochs, batch_size=100)
-        model_fn = methods.classifier(model.apply_fn, state.params, state.model_state)
+        state = training.init(_fresh(key_init, model.params), model.model_state, optimizer)
+        step_fn = training.step(loss, optimizer)
+        state, _ = training.fit(state, key_fit, x_train, y_train, step_fn=step_fn, num_epochs=num_epochs, batch_size=100)
+        model_fn = training.classifier(model.apply_fn, state.params, state.model_state)
         clean = jnp.mean(model_fn(x_test).argmax(axis=1) == y_test)
         return clean, 1.0 - judge(key_attack, model_fn, x_test, y_test).success.mean()
 
@@ -64,45 +64,60 @@ def sweep(num_seeds: int, num_epochs: int) -> dict[str, Sweep]:
 
     swept = map(np.asarray, jax.jit(over_betas)(jnp.asarray(BETAS), jnp.arange(num_seeds)))
     rows = {f"TRADES {beta:g}": Sweep(*pair) for beta, pair in zip(BETAS, zip(*swept, strict=True), strict=True)}
-    natural = base.bind(methods.natural, apply_fn=model.apply_fn)
-    adversarial = base.bind(methods.adversarial, apply_fn=model.apply_fn, attack=pgd)
+    natural = base.bind(training.natural, apply_fn=model.apply_fn)
+    adversarial = base.bind(training.adversarial, apply_fn=model.apply_fn, attack=pgd)
     return {"natural": over_seeds(natural), "PGD": over_seeds(adversarial)} | rows
 
 
 def _trade_off(sweeps):
     plot, axis = plt.subplots(figsize=(5.5, 4.2))
     for name, values in sweeps.items():
-        axis.errorbar(values.clean.mean(), values.robust.mean(), values.robust.std(), values.clean.std(), "o", label=name, capsize=3)
+        axis.errorbar(
+            values.clean.mean(),
+            values.robust.mean(),
+            values.robust.std(),
+            values.clean.std(),
+            "o",
+            color=style.of(name),
+            label=name,
+            capsize=3,
+        )
     axis.set_xlabel("clean accuracy")
     axis.set_ylabel(f"accuracy under PGD-50, linf {EPS}")
-    axis.legend(fontsize=8)
+    axis.legend()
     caption = (
         "8x8 digits (1,397 for training, 400 for testing), an MLP of two hidden layers; means and standard deviations of "
         f"{NUM_SEEDS} seeds. All betas and seeds are one vmapped program."
     )
-    return report.figure("TRADES over beta", caption, plot)
+    natural, best = sweeps["natural"], max(sweeps.values(), key=lambda values: values.robust.mean())
+    alt = (
+        f"Six points with error bars. Natural training is at the lower right (clean {natural.clean.mean():.2f}, robust "
+        f"{natural.robust.mean():.2f}); the others lie far higher and to the left, the highest at clean {best.clean.mean():.2f} and robust "
+        f"{best.robust.mean():.2f}."
+    )
+    return report.figure("TRADES over beta", caption, plot, alt)
 
 
 def _architectures(settings):
     dataset = data.load(settings.dataset)
-    num_images = 16 if settings.quick else 200
+    num_images = settings.pick(16, 100, 200)
     x, y = dataset.x_test, dataset.y_test
-    closest = base.bind(attacks.fmn, threat=L2(jnp.inf), num_steps=10 if settings.quick else 60)
+    closest = base.bind(attacks.fmn, threat=L2(jnp.inf), num_steps=settings.pick(10, 40, 60))
     shape = dataset.x_train.shape[1:]
     accuracy, margin, labels = [], [], []
     with experiment.progress() as bar:
-        makers = _makers(shape) if not settings.quick else dict(list(_makers(shape).items())[:2])
+        makers = {name: make for name, make in _makers(shape).items() if name in settings.pick(_FEW[:2], _FEW, _makers(shape))}
         task = bar.add_task("architectures", total=len(makers))
         for label, make in makers.items():
             model_fn = _train(make(nnx.Rngs(settings.seed)), dataset, settings)
-            found = jax.jit(closest)(jax.random.key(settings.seed), model_fn, x[:num_images], y[:num_images])
-            accuracy.append(float(jnp.mean(jax.jit(model_fn)(x).argmax(axis=1) == y)))
+            found = evaluation.attacked(closest, jax.random.key(settings.seed), model_fn, x[:num_images], y[:num_images])
+            accuracy.append(float(np.mean(np.asarray(evaluation.predicted(model_fn, x)) == y)))
             margin.append(float(np.median(np.asarray(found.info.norm))))
             labels.append(label)
             bar.advance(task)
     front = evaluate.pareto_front(accuracy, margin)
     plot, axis = plt.subplots(figsize=(6.5, 4.6))
-    axis.scatter(accuracy, margin, c=["C3" if best else "C0" for best in front], s=24)
+    axis.scatter(accuracy, margin, c=[style.VERMILION if best else style.BLUE for best in front], s=24)
     axis.margins(x=0.15)  # room for the last label
     places = np.stack([accuracy, margin], axis=1)
     away = (places[None] - places[:, None]) / np.maximum(np.ptp(places, axis=0), 1e-6)
@@ -115,7 +130,15 @@ def _architectures(settings):
         f"{len(labels)} naturally trained architectures: accuracy on {len(x)} test images, and the median of the smallest perturbations "
         f"that FMN finds on {num_images} of them (upper bounds). Red: the Pareto front."
     )
-    return report.figure("Architectures", caption, plot)
+    alt = (
+        f"A scatter of {len(labels)} named networks: clean accuracy from {min(accuracy):.2f} to {max(accuracy):.2f} against a median "
+        f"distance from {min(margin):.2f} to {max(margin):.2f}. The points of the Pareto front are coloured: "
+        f"{', '.join(label for label, best in zip(labels, front, strict=True) if best)}."
+    )
+    return report.figure("Architectures", caption, plot, alt)
+
+
+_FEW = ("linear", "MLP 25", "MLP 100", "MLP 400", "strided 8", "pooled 8", "SiLU 8")
 
 
 def _makers(shape) -> dict[str, Callable[[nnx.Rngs], nnx.Module]]:
@@ -138,11 +161,11 @@ def _net(kind, shape, width, rngs):
 
 
 def _train(module, dataset, settings):
-    num_epochs, num_images = (1, 200) if settings.quick else (6, 4000)
+    num_epochs, num_images = settings.pick((1, 200), (5, 4000), (6, 4000))
     x, y = dataset.x_train[:num_images], dataset.y_train[:num_images]
-    optimizer = training.cosine_adam(2e-3, len(x), num_epochs, 100)
+    optimizer = runs.cosine_adam(2e-3, len(x), num_epochs, 100)
     options = {"seed": settings.seed, "num_epochs": num_epochs, "batch_size": 100}
-    return training.fit(models.from_nnx(module), methods.natural, optimizer, x, y, **options)
+    return runs.fit(models.from_nnx(module), training.natural, optimizer, x, y, **options)
 
 
 def _small_digits():

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.lib import data, evaluation, experiment, models, report, training, victims
-from robustjax import attacks, base, evaluate, losses
-from robustjax import training as methods
+from experiments.lib import data, evaluation, experiment, models, report, runs, victims
+from robustjax import attacks, base, evaluate, losses, training
 from robustjax.threats import Linf
 
-REPORTED = ("undefended", "FGSM", "RS-FGSM", "PGD", "TRADES")  # on the embedded digits; every method on other data
+REPORTED = ("undefended", "FGSM", "PGD", "TRADES")  # without --full the first and third are the two models of part 1
+FULL = ("undefended", "FGSM", "RS-FGSM", "PGD", "TRADES")  # on the embedded digits; every method on other data
 
 
 class Recipe(NamedTuple):
@@ -33,25 +33,25 @@ def recipes(eps: float, num_epochs: int) -> dict[str, Recipe]:
     """All methods by name, for linf and images in [0, 1]."""
     threat = Linf(eps)
     fgsm = base.bind(attacks.fgsm, threat=threat)
-    pgd, ramp = training.inner_pgd(threat, 7), num_epochs // 3
+    pgd, ramp = runs.inner_pgd(threat, 7), num_epochs // 3
     divergent = base.bind(pgd, delta=attacks.small_noise)
-    adversarial = base.bind(methods.adversarial, attack=pgd)
-    trades = base.bind(methods.trades, attack=divergent, beta=4.0)
+    adversarial = base.bind(training.adversarial, attack=pgd)
+    trades = base.bind(training.trades, attack=divergent, beta=4.0)
     today = base.bind(trades, loss_fn=base.bind(losses.smoothed_cross_entropy, smoothing=0.1))
     return {
-        "undefended": Recipe(base.bind(methods.natural), num_epochs // 2),
-        "FGSM": Recipe(base.bind(methods.adversarial, attack=fgsm), num_epochs),
-        "FGSM mix": Recipe(base.bind(methods.mixed, attack=fgsm), num_epochs),
+        "undefended": Recipe(base.bind(training.natural), num_epochs // 2),
+        "FGSM": Recipe(base.bind(training.adversarial, attack=fgsm), num_epochs),
+        "FGSM mix": Recipe(base.bind(training.mixed, attack=fgsm), num_epochs),
         "RS-FGSM": Recipe(
-            base.bind(methods.adversarial, attack=base.bind(attacks.rs_fgsm, threat=threat)), num_epochs, 5e-3, ramp, stopped_early=True
+            base.bind(training.adversarial, attack=base.bind(attacks.rs_fgsm, threat=threat)), num_epochs, 5e-3, ramp, stopped_early=True
         ),
-        "N-FGSM": Recipe(base.bind(methods.adversarial, attack=base.bind(attacks.n_fgsm, threat=threat)), num_epochs),
-        "GradAlign": Recipe(base.bind(methods.grad_align, attack=fgsm, threat=threat, align_weight=0.2), num_epochs),
-        "free-4": Recipe(base.bind(methods.free, threat=threat), num_epochs // 2, num_replays=4),
+        "N-FGSM": Recipe(base.bind(training.adversarial, attack=base.bind(attacks.n_fgsm, threat=threat)), num_epochs),
+        "GradAlign": Recipe(base.bind(training.grad_align, attack=fgsm, threat=threat, align_weight=0.2), num_epochs),
+        "free-4": Recipe(base.bind(training.free, threat=threat), num_epochs // 2, num_replays=4),
         "PGD": Recipe(adversarial, num_epochs, num_ramp_epochs=ramp, stopped_early=True),
         "TRADES": Recipe(trades, num_epochs, num_ramp_epochs=ramp, stopped_early=True),
-        "MART": Recipe(base.bind(methods.mart, attack=pgd, beta=5.0), num_epochs, num_ramp_epochs=ramp, stopped_early=True),
-        "PGD, AWP": Recipe(base.bind(adversarial, weights_fn=base.bind(methods.awp, gamma=0.005)), num_epochs, num_ramp_epochs=ramp),
+        "MART": Recipe(base.bind(training.mart, attack=pgd, beta=5.0), num_epochs, num_ramp_epochs=ramp, stopped_early=True),
+        "PGD, AWP": Recipe(base.bind(adversarial, weights_fn=base.bind(training.awp, gamma=0.005)), num_epochs, num_ramp_epochs=ramp),
         "TRADES, today's recipe": Recipe(today, num_epochs, num_ramp_epochs=ramp, architecture="convnet_silu", averaged=True),
     }
 
@@ -64,36 +64,36 @@ def train(name: str, recipe: Recipe, settings: experiment.Settings, x, y, held_o
     num_steps = recipe.num_epochs * num_batches * recipe.num_replays
     optimizer = optax.adam(optax.linear_onecycle_schedule(num_steps, recipe.learning_rate, 0.4, 0.999, 20.0, 100.0))
     if recipe.averaged:
-        optimizer = methods.averaged(training.cosine_adam(recipe.learning_rate, len(x), recipe.num_epochs, batch_size), decay=0.995)
+        optimizer = training.averaged(runs.cosine_adam(recipe.learning_rate, len(x), recipe.num_epochs, batch_size), decay=0.995)
     first_params = lambda params: params  # noqa: E731
     if recipe.num_replays > 1:
         threat = recipe.loss.get("threat")
-        optimizer = methods.free_optimizer(optimizer, threat, threat.radius())
-        first_params = lambda params: methods.FreeParams(params, jnp.zeros((batch_size, *x.shape[1:])))  # noqa: E731
-    ramp = base.bind(methods.eps_ramp, num_ramp_steps=recipe.num_ramp_epochs * num_batches) if recipe.num_ramp_epochs else None
+        optimizer = training.free_optimizer(optimizer, threat, threat.radius())
+        first_params = lambda params: training.FreeParams(params, jnp.zeros((batch_size, *x.shape[1:])))  # noqa: E731
+    ramp = base.bind(training.eps_ramp, num_ramp_steps=recipe.num_ramp_epochs * num_batches) if recipe.num_ramp_epochs else None
     score_fn = None
     if held_out is not None and recipe.stopped_early:
         eps = victims.EPS[settings.dataset]
         attack = base.bind(attacks.pgd, threat=Linf(eps), step_size=eps / 4, num_steps=10)
-        score_fn = training.held_out_accuracy(attack, model, *held_out, settings.seed)
-    plan = training.Plan(
+        score_fn = runs.held_out_accuracy(attack, model, *held_out, settings.seed)
+    plan = runs.Plan(
         model, loss, optimizer, recipe.num_epochs, batch_size, ramp, recipe.num_replays, first_params, score_fn
     )  # fmt: skip
-    trained = training.run(f"at-{name}", plan, x, y, settings, method=name, learning_rate=recipe.learning_rate)
+    trained = runs.run(f"at-{name}", plan, x, y, settings, method=name, learning_rate=recipe.learning_rate)
     if recipe.averaged:
-        averaged = trained.last._replace(params=methods.average(trained.last.opt_state))
-        return training.classifier(plan, averaged)
-    return training.classifier(plan, trained.best)
+        averaged = trained.last._replace(params=training.average(trained.last.opt_state))
+        return runs.classifier(plan, averaged)
+    return runs.classifier(plan, trained.best)
 
 
 def judges(eps: float, less: int = 1) -> dict[str, base.Configured]:
     """The attacks of the table."""
-    threat = Linf(eps)
-    pgd = base.bind(attacks.pgd, threat=threat, step_size=eps / 12, num_steps=40 // less)
+    threat, num_steps, num_margin_steps = Linf(eps), 40 // less, 60 // less
+    pgd = base.bind(attacks.pgd, threat=threat, step_size=eps / 12, num_steps=num_steps)
     return {
         "FGSM": base.bind(attacks.fgsm, threat=threat),
-        "PGD-40": pgd,
-        "C&W-60": base.bind(pgd, num_steps=60 // less, loss_fn=losses.margin),
+        f"PGD-{num_steps}": pgd,
+        f"C&W-{num_margin_steps}": base.bind(pgd, num_steps=num_margin_steps, loss_fn=losses.margin),
     }
 
 
@@ -109,10 +109,13 @@ def accuracies(model_fn, x, y, eps: float, seed: int, less: int = 1) -> dict[str
 def run(settings: experiment.Settings) -> report.Section:
     """Rows of methods, columns of attacks."""
     dataset = data.load(settings.dataset)
-    eps, less = victims.EPS[settings.dataset], 10 if settings.quick else 1
-    num_images, num_strong = (32, 16) if settings.quick else (500, 100)
-    all_recipes = recipes(eps, 2 if settings.quick else 12 if settings.dataset == "digits" else 8)
-    chosen = REPORTED if settings.dataset == "digits" and not settings.quick else tuple(all_recipes)
+    eps, less = victims.EPS[settings.dataset], settings.pick(10, 2, 1)
+    num_images, num_strong = settings.pick((32, 16), (200, 50), (500, 100))
+    all_recipes = recipes(eps, settings.pick(2, 10, 12) if settings.dataset == "digits" else settings.pick(2, 8, 8))
+    chosen = settings.pick(tuple(all_recipes), REPORTED, FULL if settings.dataset == "digits" else tuple(all_recipes))
+    known = {}
+    if not (settings.quick or settings.full):
+        known = dict(zip(("undefended", "PGD"), victims.load(settings, dataset).values(), strict=True))
     num_held_out = len(dataset.x_train) // 20
     x, y = dataset.x_train[num_held_out:], dataset.y_train[num_held_out:]
     held_out = dataset.x_train[:num_held_out][:200], dataset.y_train[:num_held_out][:200]
@@ -120,11 +123,11 @@ def run(settings: experiment.Settings) -> report.Section:
         x, y = x[:200], y[:200]
         all_recipes = {name: recipe._replace(architecture=models.TINY) for name, recipe in all_recipes.items()}
     x_test, y_test = dataset.x_test[:num_images], dataset.y_test[:num_images]
-    ensemble = attacks.ensemble(Linf(eps), num_steps=50 // less, num_targets=9 if less == 1 else 2, num_queries=300 // less)
+    ensemble, _ = victims.ensemble(settings)
     rows = []
     for name in chosen:
         recipe = all_recipes[name]
-        model_fn = train(name, recipe, settings, x, y, held_out)
+        model_fn = known[name] if name in known else train(name, recipe, settings, x, y, held_out)
         row = accuracies(model_fn, x_test, y_test, eps, settings.seed, less)
         state = evaluation.run(
             pathlib.Path(settings.out) / "adversarial_training" / f"autoattack-{name}", jax.random.key(settings.seed), ensemble, model_fn,
@@ -132,22 +135,27 @@ def run(settings: experiment.Settings) -> report.Section:
         )  # fmt: skip
         row["AutoAttack"] = 100 * evaluate.accuracies(state)["worst case"]
         errors = evaluate.decompose(state)
-        signs = _monitor(jax.random.key(settings.seed), model_fn, x_test, y_test, threat=Linf(eps), step_size=eps / 4, num_steps=20 // less)
+        options = {"threat": Linf(eps), "step_size": eps / 4, "num_steps": 20 // less}
+        signs = _monitor(jax.random.key(settings.seed), model_fn, x_test, y_test, **options)
         boundary = f"{100 * errors.natural.mean():.0f} + {100 * errors.boundary.mean():.0f}"
         rows.append([name, *(f"{value:.1f}" for value in row.values()), boundary, f"{100 * signs.gap:.0f}", f"{signs.cosine:.2f}"])
-    header = ["trained with", *row, "natural + boundary error", "FGSM - PGD-20", "cosine"]
-    stopped = ", ".join(name for name in chosen if all_recipes[name].stopped_early)
+    header = ["trained with", *row, "natural + boundary error", f"FGSM - PGD-{options['num_steps']}", "cosine"]
+    stopped = ", ".join(name for name in chosen if all_recipes[name].stopped_early and name not in known)
+    shared = f" {' and '.join(known)} are the two models of part 1." if known else ""
     caption = (
         f"Accuracy in % on {num_images} test images at linf eps {eps:.3g}; AutoAttack ({', '.join(ensemble)}) and the decomposition of "
         f"robust error are on the first {num_strong} alone, where accuracies may differ. Cosine: of input gradients at x and at "
-        f"random points of the ball. These keep the best epoch on held-out data, the others the last: {stopped}."
+        f"random points of the ball. These keep the best epoch on held-out data, the others the last: {stopped}.{shared}"
     )
     text = (
         "A model trained on FGSM examples learns to resist FGSM alone: its accuracy under one step is high, under many steps near zero "
         "(catastrophic overfitting), and its gradients at neighbouring points no longer agree. Training on many steps holds under all "
         "attacks."
     )
-    return report.Section("Optimization matters", text, [report.Table("Methods of adversarial training", caption, header, rows)])
+    table = report.Table("Methods of adversarial training", caption, header, rows)
+    slide = "Optimization matters: models trained with FGSM are not robust to PGD"
+    more = "RS-FGSM too, longer training, 500 images, and attacks of twice the steps."
+    return report.Section("Optimization matters", text, [table], slide=slide, more=more)
 
 
-_monitor = jax.jit(methods.catastrophic_overfitting, static_argnames="num_steps")
+_monitor = jax.jit(training.catastrophic_overfitting, static_argnames="num_steps")

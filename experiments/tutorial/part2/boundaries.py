@@ -5,35 +5,32 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from experiments.lib import data, evaluation, experiment, models, report, training, victims
+from experiments.lib import data, evaluation, experiment, models, report, runs, style, victims
 from experiments.tutorial.part1 import attack_grid, why_adversarial_examples
-from robustjax import attacks, base
-from robustjax import training as methods
+from robustjax import attacks, base, training
 from robustjax.threats import L2
 
 EPS = 0.08
 NUM_POINTS = 200
-_PALE = ["#cfe3f7", "#fde0c8"]  # of the two regions
 
 
 def run(settings: experiment.Settings) -> report.Section:
     """Two decision regions of the same network, trained on points and on l2 balls around them; the grid on the robust model."""
     x, y = _moons(settings.seed)
     pgd = base.bind(attacks.pgd, threat=L2(EPS), step_size=EPS / 4, num_steps=10)
-    losses = {"natural training": base.bind(methods.natural), "adversarial training": base.bind(methods.adversarial, attack=pgd)}
+    losses = {"natural training": base.bind(training.natural), "adversarial training": base.bind(training.adversarial, attack=pgd)}
     model = models.from_nnx(models.Mlp((2,), 2, width=64, rngs=models.nnx.Rngs(settings.seed)))
-    num_epochs = 2 if settings.quick else 150
-    plot, axes = plt.subplots(1, 2, figsize=(10, 4.6))
+    num_epochs = settings.pick(2, 100, 150)
+    plot, axes = plt.subplots(1, 2, figsize=(10, 4.8))
     notes = []
     for axis, (name, loss) in zip(axes, losses.items(), strict=True):
-        model_fn = training.fit(model, loss, optax.adam(1e-2), x, y, seed=settings.seed, num_epochs=num_epochs, batch_size=50)
+        model_fn = runs.fit(model, loss, optax.adam(1e-2), x, y, seed=settings.seed, num_epochs=num_epochs, batch_size=50)
         grid, extent = why_adversarial_examples.grid()
-        regions = np.asarray(evaluation.predicted(model_fn, grid)).reshape(extent)
-        axis.contourf(regions, levels=[-0.5, 0.5, 1.5], extent=(0, 1, 0, 1), colors=_PALE)
-        axis.scatter(*x.T, c=[f"C{label}" for label in y], s=12)
+        style.regions(axis, np.asarray(evaluation.predicted(model_fn, grid)).reshape(extent))
+        axis.scatter(*x.T, c=[style.PALETTE[label] for label in y], s=12)
         for point in x[::8]:
-            axis.add_patch(plt.Circle(point, EPS, fill=False, color="#666", lw=0.5))
-        axis.set(title=name, xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1), aspect="equal")
+            axis.add_patch(plt.Circle(point, EPS, fill=False, color=style.GREY, lw=0.7))
+        axis.set_title(name)
         clean = np.mean(np.asarray(evaluation.predicted(model_fn, x)) == y)
         robust = 1.0 - np.mean(evaluation.attacked(pgd, jax.random.key(settings.seed), model_fn, x, y).success)
         notes.append(f"{name}: {clean:.0%} clean, {robust:.0%} under PGD")
@@ -41,7 +38,11 @@ def run(settings: experiment.Settings) -> report.Section:
         f"{NUM_POINTS} points, a network of two hidden layers; circles: l2 balls of radius {EPS} around every eighth point. "
         f"{'; '.join(notes)}."
     )
-    toy = report.figure("The boundary before and after", caption, plot)
+    alt = (
+        "Two squares, each cut into two coloured regions between the same two interleaved moons of points. After natural training the "
+        "border runs close to some points and cuts the circles around them; after adversarial training it keeps away from both moons."
+    )
+    toy = report.figure("The boundary before and after", caption, plot, alt)
     dataset = data.load(settings.dataset)
     grid_figure = attack_grid.picture("robust", victims.load(settings, dataset)["robust"], dataset, settings)
     text = (
@@ -49,7 +50,8 @@ def run(settings: experiment.Settings) -> report.Section:
         "ball's radius where they leave room. The grid of attacks that part 1 shows for both models is here the robust model's alone: "
         "its smallest perturbations are strokes, which often complete another digit."
     )
-    return report.Section("What adversarial training does to the boundary", text, [toy, grid_figure])
+    more = "longer training of the toy and of the robust model, and attacks of twice the steps."
+    return report.Section("What adversarial training does to the boundary", text, [toy, grid_figure], more=more)
 
 
 def _moons(seed):

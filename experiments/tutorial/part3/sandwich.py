@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.lib import evaluation, experiment, report, smoothed, votes
+from experiments.lib import evaluation, experiment, report, smoothed, style, votes
 from robustjax import attacks, base, smoothing
 from robustjax.threats import L2
 
 SIGMA = 0.5
 METHODS = ("Gaussian", "SmoothAdv")
 STRETCHES = (0.9, 1.0, 1.1, 1.25, 1.5, 2.0)  # of the attack's perturbation, which is found on a few samples of noise
+FEW = (1.0, 1.2, 1.5)
 ALPHA = 0.001  # of the certificates and, shared by the stretches, of the predictions
 
 
@@ -29,44 +30,50 @@ class Bounds(NamedTuple):
 def run(settings: experiment.Settings) -> report.Section:
     """A scatter of both radii and one table; fails if more images contradict than chance allows."""
     dataset, effort = smoothed.images(settings), smoothed.effort_of(settings)
-    num_images, num_samples = (4, 200) if settings.quick else (40, 5000)
+    num_images, num_samples, num_steps = settings.pick((4, 200, 5), (30, 1000, 30), (40, 5000, 60))
+    stretches = settings.pick(STRETCHES, FEW, STRETCHES)
     x, y = dataset.x_test[:num_images], dataset.y_test[:num_images]
     plot, axis = plt.subplots(figsize=(5.6, 5.2))
     rows = []
-    for color, name in zip(("C0", "C3"), METHODS, strict=True):
+    for name in METHODS:
         model_fn = smoothed.train(name, SIGMA, settings, dataset.x_train, dataset.y_train, effort)
         folder = pathlib.Path(settings.out) / "sandwich" / name
-        bounds = measure(folder, model_fn, x, settings.seed, num_samples, num_steps=5 if settings.quick else 60)
+        bounds = measure(folder, model_fn, x, settings.seed, num_samples, num_steps, stretches)
         num_wrong = check(bounds, ALPHA, ALPHA)
         known = np.isfinite(bounds.found) & (bounds.prediction >= 0)
-        axis.plot(bounds.certified[known], bounds.found[known], ".", color=color, label=name, alpha=0.8)
+        axis.plot(bounds.certified[known], bounds.found[known], ".", color=style.of(name), label=name, alpha=0.8)
         rows.append(row(name, bounds, y, num_wrong))
     cap = float(smoothing.radii.gaussian_l2(smoothing.binomial_lower(num_samples, num_samples, ALPHA), SIGMA))
-    axis.plot([0, cap], [0, cap], "k--", lw=1, label="r_num = r_cert")
-    axis.axvline(cap, color="#bbb", lw=1, zorder=0, label="all votes agree")
+    axis.plot([0, cap], [0, cap], "--", color=style.INK, lw=1, label="r_num = r_cert")
+    axis.axvline(cap, color=style.GREY, lw=1, zorder=0, label="all votes agree")
     axis.set(xlabel="r_cert, proved", ylabel="r_num, found", xlim=(0, 1.1 * cap), ylim=(0, None))
     axis.legend()
     most = smoothing.failures(num_images, 2 * ALPHA)
     caption = (
         f"The first {num_images} test images, sigma {SIGMA}, {num_samples} samples: they cannot certify more than {cap:.2f}, where all "
         "votes agree. Below the diagonal would be a contradiction. "
-        f"r_num: FMN on the mean softmax of 16 fresh noises a step, its perturbation stretched by {', '.join(map(str, STRETCHES))}; x' "
-        f"counts only if the votes there name another class at level {ALPHA} / {len(STRETCHES)}."
+        f"r_num: FMN on the mean softmax of 16 fresh noises a step, its perturbation stretched by {', '.join(map(str, stretches))}; x' "
+        f"counts only if the votes there name another class at level {ALPHA} / {len(stretches)}."
     )
     about = (
         f"Medians over images with both radii. Both are statements about a random poll: at most {most} of {num_images} may contradict "
         f"(binomial quantile .999 of alpha_certify + alpha_predict = {2 * ALPHA:g}); beyond it this experiment fails."
     )
     header = ["trained with", "r_cert", "r_num", "r_num / r_cert", "both known", "right", "contradictions"]
-    items = [report.figure("The sandwich", caption, plot), report.Table("Proved and found", about, header, rows)]
+    alt = (
+        "A scatter of the distance that an attack found against the radius that was proved, for images of two models. Every point lies on "
+        "or above the diagonal, most well above it; a vertical line marks the largest radius that so many votes can prove."
+    )
+    items = [report.figure("The sandwich", caption, plot, alt), report.Table("Proved and found", about, header, rows)]
     text = (
         "An attack shows that the distance to the nearest error is at most r_num, a certificate that it is at least r_cert. Between them "
         "lies what neither knows. No smarter attack can move a point below the diagonal, no better proof above its r_num."
     )
-    return report.Section("Between proof and attack", text, items)
+    more = "40 images, 5,000 samples, which prove larger radii, and an attack of twice the steps and six lengths."
+    return report.Section("Between proof and attack", text, items, more=more)
 
 
-def measure(folder: pathlib.Path, model_fn, x, seed: int, num_samples: int, num_steps: int) -> Bounds:
+def measure(folder: pathlib.Path, model_fn, x, seed: int, num_samples: int, num_steps: int, stretches=STRETCHES) -> Bounds:
     """Both radii of every image; the attack is FMN on the smoothed classifier, from its own prediction."""
     poll = votes.Poll(SIGMA, num_samples=num_samples, num_step_samples=num_samples, seed=seed, alpha=ALPHA)
     state = votes.cast(folder / "clean.npz", poll, model_fn, x)
@@ -77,10 +84,10 @@ def measure(folder: pathlib.Path, model_fn, x, seed: int, num_samples: int, num_
     result = evaluation.attacked(fmn, jax.random.key(seed), smoothed_fn, x, label)
     x_adv = np.asarray(result.x)
     found = np.full(len(x), np.inf)
-    for place, stretch in enumerate(sorted(STRETCHES, reverse=True)):
+    for place, stretch in enumerate(sorted(stretches, reverse=True)):
         stretched = np.clip(x + np.float32(stretch) * (x_adv - x), 0.0, 1.0)
         there = votes.cast(folder / f"{stretch}.npz", poll._replace(seed=seed + 1 + place), model_fn, stretched)
-        prediction = smoothing.predict(there.estimation, alpha=ALPHA / len(STRETCHES))
+        prediction = smoothing.predict(there.estimation, alpha=ALPHA / len(stretches))
         fooled = np.asarray(result.success) & (prediction != -1) & (prediction != label)
         found = np.where(fooled, np.minimum(found, np.linalg.norm((stretched - x).reshape(len(x), -1), axis=1)), found)
     return Bounds(certificate.radius, found, certificate.prediction)

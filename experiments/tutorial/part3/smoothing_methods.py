@@ -5,7 +5,7 @@ import pathlib
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.lib import certification, denoisers, experiment, report, smoothed, training, votes
+from experiments.lib import certification, denoisers, experiment, report, runs, smoothed, style, votes
 from robustjax import smoothing
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -14,26 +14,26 @@ GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 def run(settings: experiment.Settings) -> report.Section:
     """One panel for each sigma, one row for each method and sigma."""
     dataset, effort = smoothed.images(settings), smoothed.effort_of(settings)
-    x, y = certification.spread(dataset.x_test, dataset.y_test, 8 if settings.quick else 100)
-    num_samples = 100 if settings.quick else 1000
-    sigmas = smoothed.SIGMAS[:1] if settings.quick else smoothed.SIGMAS
-    plot, axes = plt.subplots(1, len(sigmas), figsize=(11, 4.4), sharey=True, squeeze=False)
+    x, y = certification.spread(dataset.x_test, dataset.y_test, settings.pick(8, 50, 100))
+    num_samples = settings.pick(100, 500, 1000)
+    sigmas = settings.pick((0.25,), (0.5,), smoothed.SIGMAS)
+    plot, axes = plt.subplots(1, len(sigmas), figsize=(3.5 + 4 * len(sigmas), 4.4), sharey=True, squeeze=False)
     axes, rows = axes[0], []
     for axis, sigma in zip(axes, sigmas, strict=True):
         models = {
             name: smoothed.train(name, sigma, settings, dataset.x_train, dataset.y_train, effort) for name in smoothed.METHODS
         } | denoisers.classifiers(sigma, settings, dataset, effort)
         poll = votes.Poll(sigma, num_samples=num_samples, num_step_samples=num_samples, seed=settings.seed)
-        for index, (name, model_fn) in enumerate(models.items()):
+        for name, model_fn in models.items():
             path = pathlib.Path(settings.out) / "smoothing_methods" / f"{name}-{sigma}.npz"
             state = votes.cast(path, poll, model_fn, x)
             summary = certification.summarize(poll, state, y, GRID)
             run_name = "base" if name == "unprotected" else f"{name}-{sigma}"
-            rows.append(row(name, sigma, summary, training.seconds_per_epoch(settings.out, run_name)))
-            curve(axis, poll.certify(state), y, name, index)
+            rows.append(row(name, sigma, summary, runs.seconds_per_epoch(settings.out, run_name)))
+            curve(axis, poll.certify(state), y, name)
         axis.set(title=f"sigma {sigma}", xlabel="radius (l2)", xlim=(0, None), ylim=(0, 1.02))
     axes[0].set_ylabel("certified accuracy")
-    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     most = float(poll.certify(poll_of_one_mind(num_samples)).radius[0]) / sigma
     caption = (
         f"{len(x)} test images, {num_samples} noise samples each, alpha .001 for an image: no radius can exceed {most:.2f} sigma. "
@@ -53,8 +53,16 @@ def run(settings: experiment.Settings) -> report.Section:
         "Training for it directly goes farther: consistency under noise, the certified radius itself (MACER), or adversarial examples "
         "of the smoothed classifier (SmoothAdv, SmoothMix). A larger sigma buys radius with accuracy."
     )
-    items = [report.figure("Certified accuracy", caption, plot), report.Table("Methods of training for smoothing", about, header, rows)]
-    return report.Section("Training for smoothing", text, items)
+    alt = (
+        f"{len(sigmas)} panel(s), one for each sigma: certified accuracy falls in steps as the radius grows. The dotted line of the "
+        "unprotected model is lowest, the dashed lines of denoised models lie between it and the solid ones of methods of training."
+    )
+    items = [
+        report.figure("Certified accuracy", caption, plot, alt),
+        report.Table("Methods of training for smoothing", about, header, rows),
+    ]
+    more = "two values of sigma, twice the training, 100 images with 1,000 votes each."
+    return report.Section("Training for smoothing", text, items, more=more)
 
 
 def row(name: str, sigma: float, summary: certification.Summary, seconds: float) -> list[str]:
@@ -64,13 +72,13 @@ def row(name: str, sigma: float, summary: certification.Summary, seconds: float)
     return [name, f"{sigma:g}", f"{summary.average_radius:.3f}", *certified, f"{share:.0f}", f"{seconds:.2g}"]
 
 
-def curve(axis, certificate, y, name: str, index: int) -> None:
+def curve(axis, certificate, y, name: str) -> None:
     """Certified accuracy over all radii: a step down at the radius of every image."""
     radii = np.sort(certificate.radius[certificate.prediction == y])
     heights = np.arange(len(radii), -1, -1) / len(y)
-    style = "--" if name in denoisers.NAMES else ":" if name == "unprotected" else "-"
+    dashes = "--" if name in denoisers.NAMES else ":" if name == "unprotected" else "-"
     places = np.r_[0.0, radii]
-    axis.step(np.r_[places, places[-1]], np.r_[heights[:1], heights], where="pre", ls=style, color=f"C{index}", label=name)
+    axis.step(np.r_[places, places[-1]], np.r_[heights[:1], heights], where="pre", ls=dashes, color=style.of(name), label=name)
 
 
 def poll_of_one_mind(num_samples: int):

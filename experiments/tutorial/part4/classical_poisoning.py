@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn import datasets, svm
 
-from experiments.lib import experiment, report
+from experiments.lib import experiment, report, style
 from robustjax import poisoning
 from robustjax.poisoning import classical
 from robustjax.threats import L2
@@ -41,16 +41,16 @@ class Task(NamedTuple):
 
 def run(settings: experiment.Settings) -> report.Section:
     """A figure for each learner."""
-    num_steps = 5 if settings.quick else 300
+    num_steps = settings.pick(5, 150, 300)
     figures, efforts = zip(*(_picture(task, num_steps, settings) for task in (wine(), tumours())), strict=True)
     text = (
         "A learner is a function of its training set, and the attacker differentiates it: through the optimality conditions of an SVM or "
         "of logistic regression, or in closed form for least squares. Who pays for the sum of all moves (l1) moves few points far; who "
         "pays for their squares (l2) moves all of them a little; of an SVM, those that it stands on."
     )
-    return report.Section(
-        "Poisoning classical learners", text, [*figures, _labels(settings), _bought(efforts), _ruined(tumours(), num_steps, settings)]
-    )
+    items = [*figures, _labels(settings), _bought(efforts), _ruined(tumours(), num_steps, settings)]
+    more = "five prices of effort in place of three, twice the steps of every attack, ten splits of the last table."
+    return report.Section("Poisoning classical learners", text, items, more=more)
 
 
 def wine() -> Task:
@@ -128,7 +128,7 @@ def ruined(task: Task, share: float, num_steps: int, seed: int) -> tuple[float, 
 
 
 def _ruined(task, num_steps, settings):
-    splits = range(settings.seed, settings.seed + (1 if settings.quick else 10))
+    splits = range(settings.seed, settings.seed + settings.pick(1, 4, 10))
     rows = []
     for share in (0.05, 0.1, 0.2):
         found = np.array([ruined(task, share, num_steps // 3, seed) for seed in splits])
@@ -155,7 +155,7 @@ def _picture(task, num_steps, settings):
     clean, notes, rows = task.fit_fn(task.x, task.y), [], []
     start = np.sqrt(task.outer_fn()(clean)[0])
     for axis, (order, weights) in zip(axes, task.weights.items(), strict=False):
-        priced = weights[len(weights) // 2 :][:1] if settings.quick else weights
+        priced = settings.pick(weights[2:3], weights[::2], weights)
         found = [attack(task, order, weight, num_steps) for weight in priced]
         shown = found[len(found) // 2]
         _draw(axis, task, clean, shown)
@@ -163,7 +163,7 @@ def _picture(task, num_steps, settings):
         axis.set_title(f"{_ORDERS[order]} effort: {moved[len(found) // 2]} of {len(task.x)} points move")
         size = np.linalg.norm(task.x.ravel(), order) / 100
         efforts = np.array([0.0, *(one.effort for one in found)])
-        color = f"C{order + 1}"
+        color = style.of(_ORDERS[order])
         left = [np.sqrt(one.loss[-1]) / start for one in found]
         axes[2].plot(efforts / size, [1.0, *left], "o-", color=color, label=f"{_ORDERS[order]}, attack")
         control = [np.mean([random_distance(task, order, effort, settings.seed + i) for i in range(5)]) / start for effort in efforts]
@@ -174,28 +174,33 @@ def _picture(task, num_steps, settings):
                 [task.title, _ORDERS[order], f"{effort:.1f}", f"{count} of {len(task.x)}", f"{100 * share:.1f}", f"{100 * at_random:.1f}"]
             )
     axes[2].set(xlabel="effort in % of the data's norm", ylabel="distance to the attacker's weights, 1 = clean", ylim=(0, None))
-    axes[2].legend(fontsize=8)
-    axes[2].grid(alpha=0.3)
+    axes[2].legend()
+    axes[2].grid()
     caption = (
         f"The attacker wants the learner to ignore {task.features[task.ignored]}, with the other weight as it was. Lines: decision "
         f"boundaries; strokes lead from where a point was to where it is. {'; '.join(notes)}. Random moves: the mean of 5. The "
         "attacker's problem is not convex, and an SVM's formula changes with its support vectors: hence the kinks."
     )
-    return report.figure(task.title, caption, plot), rows
+    alt = (
+        f"Two scatters of {task.features[0]} and {task.features[1]} with the boundaries of the clean, the wanted and the poisoned learner. "
+        "With l1 effort few points move, far; with l2 effort many move a little. Third panel: the distance to the wanted weights falls "
+        "with the effort of the attack and hardly at all with random moves."
+    )
+    return report.figure(task.title, caption, plot, alt), rows
 
 
 def _draw(axis, task, clean, found):
     low, high = task.x.min(axis=0) - 0.6, task.x.max(axis=0) + 0.6
     for label in (-1, 1):
         mine = task.y == label
-        axis.plot(*np.stack([task.x[mine], found.x[mine]]).transpose(2, 0, 1), color=f"C{(label + 1) // 2}", lw=0.8, alpha=0.7)
-        axis.scatter(*found.x[mine].T, s=8, color=f"C{(label + 1) // 2}")
+        axis.plot(*np.stack([task.x[mine], found.x[mine]]).transpose(2, 0, 1), color=style.PALETTE[(label + 1) // 2], lw=0.8, alpha=0.7)
+        axis.scatter(*found.x[mine].T, s=8, color=style.PALETTE[(label + 1) // 2])
     wanted = np.append(np.where(np.arange(2) == task.ignored, 0.0, clean[:2]), clean[2])
-    for theta, style, name in ((clean, "k:", "clean"), (wanted, "k--", "wanted"), (found.theta, "k-", "poisoned")):
+    for theta, dashes, name in ((clean, ":", "clean"), (wanted, "--", "wanted"), (found.theta, "-", "poisoned")):
         points = _boundary(theta, low, high)
-        axis.plot(*points.T, style, lw=1.5, label=name)
+        axis.plot(*points.T, dashes, color=style.INK, lw=1.5, label=name)
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel=task.features[0], ylabel=task.features[1])
-    axis.legend(fontsize=8)
+    axis.legend()
 
 
 def _boundary(theta, low, high):
@@ -216,7 +221,7 @@ def _labels(settings):
     changes = {order: classical.least_label_change(x, y, coefficient=k, effort_order=order) for order in _ORDERS}
     plot, axes = plt.subplots(1, 3, figsize=(14, 3.8))
     for axis, (order, change) in zip(axes, changes.items(), strict=False):
-        axis.plot(np.sort(np.abs(change))[::-1], ".", color=f"C{order + 1}")
+        axis.plot(np.sort(np.abs(change))[::-1], ".", color=style.of(_ORDERS[order]))
         count = int((change != 0).sum())
         axis.set(
             title=f"{_ORDERS[order]} effort: {count} of {len(y)} labels move", xlabel="patients, by their change", ylabel="|change of y|"
@@ -227,21 +232,25 @@ def _labels(settings):
         effort = np.linalg.norm(change, order)
         noise = rng.normal(size=(50, len(y)))
         noise *= (effort / np.linalg.norm(noise, order, axis=1))[:, None]
-        color, percent = f"C{order + 1}", 100 * effort / np.linalg.norm(y, order)
+        color, percent = style.of(_ORDERS[order]), 100 * effort / np.linalg.norm(y, order)
         axes[2].plot(
             percent * share, [classical.ridge(x, y + s * change, reg=0.0)[k] for s in share], color=color, label=f"{_ORDERS[order]}, attack"
         )
         spread = np.std(noise @ row)
         axes[2].fill_between(percent * share, clean[k] - share * spread, clean[k] + share * spread, color=color, alpha=0.2, lw=0)
     axes[2].set(xlabel="effort in % of the labels' norm", ylabel=f"coefficient of {name}", ylim=(-2, None))
-    axes[2].legend(fontsize=8)
-    axes[2].grid(alpha=0.3)
+    axes[2].legend()
+    axes[2].grid()
     caption = (
         f"Labels are moved until least squares gives {name} the coefficient 0 ({clean[k]:.0f} before). In l1 one label alone moves, by "
         f"{np.abs(changes[1]).max():.0f} ({np.abs(y).max():.0f} is the largest |y|), in l2 none by more than "
         f"{np.abs(changes[2]).max():.0f}. Bands: random changes of the same effort, one standard deviation."
     )
-    return report.figure("Least squares on diabetes", caption, plot)
+    alt = (
+        "Sizes of the changes of labels, sorted: with l1 effort one label moves, with l2 effort nearly all move a little. Third panel: the "
+        f"coefficient of {name} falls in a straight line to 0 with the effort of the attack, and stays where it was under random changes."
+    )
+    return report.figure("Least squares on diabetes", caption, plot, alt)
 
 
 def _machine(x, y):

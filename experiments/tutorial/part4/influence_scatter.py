@@ -10,7 +10,7 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 
-from experiments.lib import data, experiment, report
+from experiments.lib import data, experiment, report, style
 from robustjax import base, bilevel, poisoning
 
 CLASSES = (1, 7)
@@ -40,9 +40,9 @@ class Scatter(NamedTuple):
 def run(settings: experiment.Settings) -> report.Section:
     """A scatter plot, and the images that help and harm most."""
     dataset = data.load(settings.dataset)
-    x, y = _binary(dataset.x_train, dataset.y_train, 200 if settings.quick else 1000)
+    x, y = _binary(dataset.x_train, dataset.y_train, settings.pick(200, 500, 1000))
     x_test, y_test = _binary(dataset.x_test, dataset.y_test, 200)
-    num_top, num_random = (4, 3) if settings.quick else (60, 40)
+    num_top, num_random = settings.pick((4, 3), (40, 30), (60, 40))
     found = scatter(x, y, x_test, y_test, num_top, num_random, settings.seed)
     text = (
         "Newton's step to the minimum without an image, one linear system for each of them, predicts what leaving it out would do to a "
@@ -50,9 +50,8 @@ def run(settings: experiment.Settings) -> report.Section:
         "class drive it up."
     )
     pictures = _pictures(found, x, x_test, dataset.x_train.shape[1:3])
-    return report.Section(
-        "Which training images decide", text, [_plot(found, num_top, num_random, len(x)), _table(found, num_top), pictures]
-    )
+    items = [_plot(found, num_top, num_random, len(x)), _table(found, num_top), pictures]
+    return report.Section("Which training images decide", text, items, more="1,000 training images, of which 100 are left out one by one.")
 
 
 def scatter(x, y, x_test, y_test, num_top: int, num_random: int, seed: int) -> Scatter:
@@ -120,20 +119,24 @@ def _plot(found, num_top, num_random, num_images):
     plot, axis = plt.subplots(figsize=(5.5, 5))
     predicted = found.predicted[found.rows]
     for part, color, label in (
-        (slice(num_top), "C3", f"the {num_top} most influential"),
-        (slice(num_top, None), "C0", f"{num_random} random"),
+        (slice(num_top), style.VERMILION, f"the {num_top} most influential"),
+        (slice(num_top, None), style.BLUE, f"{num_random} random"),
     ):
         axis.scatter(predicted[part], found.exact[part], s=14, color=color, label=label)
     low, high = min(predicted.min(), found.exact.min()), max(predicted.max(), found.exact.max())
-    axis.plot([low, high], [low, high], "k:", lw=1, label="prediction = truth")
+    axis.plot([low, high], [low, high], ":", color=style.INK, lw=1, label="prediction = truth")
     axis.set(xlabel="predicted change of the test loss", ylabel="change after training again without the image")
-    axis.legend(fontsize=8)
-    axis.grid(alpha=0.3)
+    axis.legend()
+    axis.grid()
     caption = (
         f"Logistic regression of digits {CLASSES[0]} and {CLASSES[1]}, {num_images} training images, weight decay {REG}; the test image is "
         f"the hardest that is classified rightly."
     )
-    return report.figure("Influence against leaving out", caption, plot)
+    alt = (
+        "A scatter of the change of the test loss after training again against the predicted change. The points lie along the diagonal "
+        f"(correlation {found.pearson():.3f}); the most influential images spread along it, the random ones crowd at zero."
+    )
+    return report.figure("Influence against leaving out", caption, plot, alt)
 
 
 def _table(found, num_top):
@@ -152,14 +155,16 @@ def _pictures(found, x, x_test, side):
     plot, axes = plt.subplots(2, 5, figsize=(8, 3.6))
     for axis in axes.ravel():
         axis.axis("off")
-    axes[0, 0].imshow(x_test[found.test].reshape(side), cmap="gray_r")
-    axes[0, 0].set_title("test image", fontsize=9)
+    style.picture(axes[0, 0], x_test[found.test].reshape(side), "test image", fontsize=9)
     for row, (name, members) in zip(axes[:, 1:], groups.items(), strict=True):
         for axis, member in zip(row, members, strict=True):
-            axis.imshow(x[member].reshape(side), cmap="gray_r")
-            axis.set_title(f"{name}: {found.predicted[member]:+.3f}", fontsize=9)
+            style.picture(axis, x[member].reshape(side), f"{name}: {found.predicted[member]:+.3f}", fontsize=9)
     caption = "The most helpful and the most harmful training images, with the change of the test loss that leaving them out would make."
-    return report.figure("Who helps, who harms", caption, plot)
+    alt = (
+        f"A digit of the test set, beside four training digits that help (rows above) and four that harm. The helpful ones look like it and "
+        f"carry its label; the harmful ones look like it and carry the other of {CLASSES[0]} and {CLASSES[1]}."
+    )
+    return report.figure("Who helps, who harms", caption, plot, alt)
 
 
 def _binary(x, y, most):

@@ -3,20 +3,21 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.lib import data, evaluation, experiment, metapoison, report
+from experiments.lib import data, evaluation, experiment, metapoison, report, style
 from experiments.lib.metapoison import COLUMNS, Size
 
 
 def run(settings: experiment.Settings) -> report.Section:
     """Success against the number of poisons, with intervals."""
-    size = Size(200, (10,), 2, 2, 4, 2, 2) if settings.quick else Size(2000, (50, 100), 5, 20, 100)
+    size = settings.pick(Size(200, (10,), 2, 2, 4, 2, 2), Size(2000, (100,), 4, 20, 60), Size(2000, (50, 100), 5, 20, 100))
     found = metapoison.successes(data.load(settings.dataset), settings, size)
     text = (
         "Poisons that fool a network trained from scratch must work for weights that the attacker does not know. MetaPoison looks a few "
         "steps of training ahead through an ensemble of surrogates of different ages; Witches' Brew makes the poisons' gradient point "
         "where the target's would."
     )
-    return report.Section("Poisons for networks trained from scratch", text, [_plot(found, size), _table(found, size)])
+    more = "two numbers of poisons, and five trials of each."
+    return report.Section("Poisons for networks trained from scratch", text, [_plot(found, size), _table(found, size)], more=more)
 
 
 def _table(found, size):
@@ -34,11 +35,13 @@ def _plot(found, size):
         rates = np.array([evaluation.interval(found[column, budget]) for budget in size.budgets])
         place = np.array(size.budgets) * (1 + 0.03 * (index - 1.5))  # side by side
         errors = np.abs(rates[:, 1:] - rates[:, :1]).T
-        axis.errorbar(place, rates[:, 0], errors, fmt="o-", capsize=3, color=("C7", "k", "C3", "C0")[index], label=column)
+        axis.errorbar(place, rates[:, 0], errors, fmt="o-", capsize=3, color=style.of(column), label=column)
     axis.set(xlabel=f"poisons among {size.num_images:,} training images", ylabel="success in %", xscale="log", ylim=(-3, 103))
     axis.set_xticks(size.budgets, [str(budget) for budget in size.budgets])
     axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    axis.grid()
+    axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     caption = f"{size.architecture} trained from scratch on poisoned images, {size.limit}; {size.num_trials} trials, 95 % intervals."
-    return report.figure("Success against budget", caption, plot)
+    told = ", ".join(f"{column} {np.mean(found[column, size.budgets[-1]]):.0%}" for column in COLUMNS)
+    alt = f"Success in % with wide intervals against the number of poisons, by what was done to the images. At {size.budgets[-1]}: {told}."
+    return report.figure("Success against budget", caption, plot, alt)

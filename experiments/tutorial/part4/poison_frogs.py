@@ -8,9 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from experiments.lib import data, evaluation, experiment, models, report, training
-from robustjax import base, poisoning
-from robustjax import training as methods
+from experiments.lib import data, evaluation, experiment, models, report, runs, style
+from robustjax import base, poisoning, training
 from robustjax.threats import L2, Linf
 
 TARGET, BASE = 4, 9  # the digit that is to be misread, and as what
@@ -35,7 +34,7 @@ class Trials(NamedTuple):
 def run(settings: experiment.Settings) -> report.Section:
     """Pictures, and success rates against controls."""
     dataset = data.load(settings.dataset)
-    num_trials, num_steps = (4, 20) if settings.quick else (60, 1000)
+    num_trials, num_steps = settings.pick((4, 20), (40, 500), (60, 1000))
     model, params = pretrain(ARCHITECTURE, dataset, settings)
     features_fn, other_fn = body(model, params), body(*pretrain(OTHER, dataset, settings))
     trials = choose(features_fn, dataset, num_trials, settings.seed)
@@ -57,15 +56,16 @@ def run(settings: experiment.Settings) -> report.Section:
 
     frog, ring = (alone, noisy[:, None], frogs.x[:, None]), (trials.rows, noise, surrounded)
     on_frogs, on_ring = f"l2 {np.mean(frogs.state.change):.1f} on average", f"linf {BULLSEYE_EPS}"
+    whole, num_whole = end_to_end(model, params, features_fn, trials, settings)
     rows = [
         ["feature collision", "a head", "1", on_frogs, *cells(heads(features_fn), *frog)],
         ["bullseye polytope", "a head", str(NUM_BULLSEYE), on_ring, *cells(heads(features_fn), *ring)],
         ["feature collision", f"a head on a {OTHER}", "1", on_frogs, *cells(heads(other_fn), *frog)],
         ["bullseye polytope", f"a head on a {OTHER}", str(NUM_BULLSEYE), on_ring, *cells(heads(other_fn), *ring)],
-        end_to_end(model, params, features_fn, trials, settings),
+        whole,
     ]
     caption = (
-        f"Trials in which a test image of a {TARGET} is read as a {BASE}, of {num_trials} ({NUM_WHOLE} where the whole network is "
+        f"Trials in which a test image of a {TARGET} is read as a {BASE}, of {num_trials} ({num_whole} where the whole network is "
         f"trained), with 95 % Clopper-Pearson intervals. What is named is trained for every trial on {len(trials.x)} images: a head from "
         f"zero on the frozen body of an {ARCHITECTURE}, for whose features the poisons are made, or of another network; or the whole "
         f"{ARCHITECTURE} from its trained weights. Control: random directions of the same norm; for watermarked poisons the watermark of "
@@ -79,12 +79,15 @@ def run(settings: experiment.Settings) -> report.Section:
         "enough, and the collision of features on top of it takes some of its success away."
     )
     table = report.Table("One image is enough", caption, header, rows)
-    return report.Section("Poison frogs", text, [_pictures(features_fn, trials, frogs), table])
+    more = "60 targets, twice the steps of crafting, and 20 networks trained as a whole."
+    return report.Section("Poison frogs", text, [_pictures(features_fn, trials, frogs), table], more=more)
 
 
-def end_to_end(model: models.Model, params, features_fn, trials: Trials, settings: experiment.Settings) -> list[str]:
-    """The row of many watermarked poisons for each target, against the whole network."""
-    num_trials, num_poisons, num_steps, num_epochs = (2, 5, 5, 1) if settings.quick else (NUM_WHOLE, NUM_WATERMARKED, 300, 20)
+def end_to_end(model: models.Model, params, features_fn, trials: Trials, settings: experiment.Settings) -> tuple[list[str], int]:
+    """The row of many watermarked poisons for each target, against the whole network; and its number of trials."""
+    num_trials, num_poisons, num_steps, num_epochs = settings.pick(
+        (2, 5, 5, 1), (10, NUM_WATERMARKED, 150, 15), (NUM_WHOLE, NUM_WATERMARKED, 300, 20)
+    )
     targets = trials.targets[:num_trials]
     gaps = np.asarray(features_fn(targets))[:, None] - np.asarray(features_fn(trials.x))
     far = np.where(trials.y == 1, np.linalg.norm(gaps, axis=2), np.inf)
@@ -92,23 +95,24 @@ def end_to_end(model: models.Model, params, features_fn, trials: Trials, setting
     bases = trials.x[rows]
     blended = (1.0 - WATERMARK) * bases + WATERMARK * targets[:, None]
     poisons = _watermarked(features_fn, trials.x, trials.y, rows, targets[:, None], num_steps=num_steps)
-    start = base.bind(methods.natural, apply_fn=model.apply_fn), params, model.model_state
+    start = base.bind(training.natural, apply_fn=model.apply_fn), params, model.model_state
     labels = np.where(trials.y == 0, TARGET, BASE).astype(np.int32)
     fooled = [
         np.asarray(_whole(start, trials.x, labels, targets, rows, part, settings.seed, num_epochs=num_epochs))
         for part in (bases, blended, poisons)
     ]
     budget = f"l2 {float(np.mean(np.linalg.norm((poisons - bases).reshape(-1, bases[0, 0].size), axis=1))):.1f} on average"
-    return [f"collision, watermark {WATERMARK:.0%}", "the whole network", str(num_poisons), budget, *map(evaluation.rate, fooled)]
+    row = [f"collision, watermark {WATERMARK:.0%}", "the whole network", str(num_poisons), budget, *map(evaluation.rate, fooled)]
+    return row, num_trials
 
 
 def pretrain(architecture: str, dataset: data.Dataset, settings: experiment.Settings):
     """A network and its parameters after training on all digits."""
     model = models.build(architecture, settings.seed)
-    x, y = (part[: 200 if settings.quick else None] for part in (dataset.x_train, dataset.y_train))
-    num_epochs = 1 if settings.quick else 10
-    trained = training.fit(
-        model, base.bind(methods.natural), optax.adam(1e-3), x, y, seed=settings.seed, num_epochs=num_epochs, batch_size=100
+    x, y = (part[: settings.pick(200, None, None)] for part in (dataset.x_train, dataset.y_train))
+    num_epochs = settings.pick(1, 8, 10)
+    trained = runs.fit(
+        model, base.bind(training.natural), optax.adam(1e-3), x, y, seed=settings.seed, num_epochs=num_epochs, batch_size=100
     )  # fmt: skip
     return model, trained.get("params")
 
@@ -121,7 +125,7 @@ def body(model: models.Model, params):
             return leaf
         return jnp.eye(len(leaf)) if leaf.ndim == 2 else jnp.zeros(1)
 
-    return methods.classifier(model.apply_fn, jax.tree_util.tree_map_with_path(identity, params), model.model_state)
+    return training.classifier(model.apply_fn, jax.tree_util.tree_map_with_path(identity, params), model.model_state)
 
 
 def choose(features_fn, dataset: data.Dataset, num_trials: int, seed: int, num_each: int = 100) -> Trials:
@@ -153,13 +157,13 @@ def successes(features_fn, trials: Trials, rows: np.ndarray, poisons, seed: int)
 
 def _frogs(features_fn, task, *, num_steps, watermark=0.0):
     return poisoning.feature_collision(
-        _NO_KEY, task, features_fn=features_fn, step_size=STEP_SIZE, beta=BETA, num_steps=num_steps, watermark=watermark
+        jax.random.key(0), task, features_fn=features_fn, step_size=STEP_SIZE, beta=BETA, num_steps=num_steps, watermark=watermark
     )
 
 
 def _polytopes(features_fn, x, y, rows, targets, *, num_steps):
     options = {"features_fns": (features_fn,), "threat": Linf(BULLSEYE_EPS), "num_steps": num_steps, "learning_rate": 0.01}
-    one = lambda part: poisoning.bullseye(_NO_KEY, poisoning.Task(x, y, *part), **options).x  # noqa: E731
+    one = lambda part: poisoning.bullseye(jax.random.key(0), poisoning.Task(x, y, *part), **options).x  # noqa: E731
     return jax.lax.map(one, (rows, targets), batch_size=20)
 
 
@@ -174,12 +178,12 @@ def _networks(start, x, y, targets, rows, poisons, seed, *, num_epochs):
 
     def one(trial):
         target, places, changed = trial
-        state = methods.init(params, model_state, optimizer)
-        state, _ = methods.fit(
-            state, jax.random.key(seed), x.at[places].set(changed), y, step_fn=methods.step(loss, optimizer), num_epochs=num_epochs,
+        state = training.init(params, model_state, optimizer)
+        state, _ = training.fit(
+            state, jax.random.key(seed), x.at[places].set(changed), y, step_fn=training.step(loss, optimizer), num_epochs=num_epochs,
             batch_size=HEAD_BATCH,
         )  # fmt: skip
-        model_fn = methods.classifier(loss.get("apply_fn"), state.params, state.model_state)
+        model_fn = training.classifier(loss.get("apply_fn"), state.params, state.model_state)
         return model_fn(target[None])[0].argmax() == BASE
 
     return jax.lax.map(one, (targets, rows, poisons))
@@ -187,7 +191,7 @@ def _networks(start, x, y, targets, rows, poisons, seed, *, num_epochs):
 
 def _heads(features_fn, x, y, targets, rows, poisons, seed):
     frozen = features_fn(x)
-    loss = base.bind(methods.natural, apply_fn=_head)
+    loss = base.bind(training.natural, apply_fn=_head)
     optimizer = optax.adam(HEAD_RATE)
     key = jax.random.key(seed)
 
@@ -195,9 +199,9 @@ def _heads(features_fn, x, y, targets, rows, poisons, seed):
         target, places, changed = trial
         seen = frozen.at[places].set(features_fn(changed))
         start = {"kernel": jnp.zeros((seen.shape[1], 2)), "bias": jnp.zeros(2)}
-        state = methods.init(start, None, optimizer)
-        state, _ = methods.fit(
-            state, key, seen, y, step_fn=methods.step(loss, optimizer), num_epochs=HEAD_EPOCHS, batch_size=HEAD_BATCH
+        state = training.init(start, None, optimizer)
+        state, _ = training.fit(
+            state, key, seen, y, step_fn=training.step(loss, optimizer), num_epochs=HEAD_EPOCHS, batch_size=HEAD_BATCH
         )  # fmt: skip
         return _head(state.params, None, features_fn(target[None]), "eval")[0][0].argmax() == 1
 
@@ -219,19 +223,22 @@ def _pictures(features_fn, trials, frogs):
         panels = {"base": bases[row], "target": trials.targets[row], "poison": np.asarray(frogs.x[row]), "difference": change}
         for axis, (name, image) in zip(line, panels.items(), strict=True):
             signed = name == "difference"
-            axis.imshow(image[..., 0], cmap="RdBu_r" if signed else "gray_r", vmin=-1.0 if signed else 0.0, vmax=1.0)
+            axis.imshow(image[..., 0], cmap="RdBu_r" if signed else "gray", vmin=-1.0 if signed else 0.0, vmax=1.0)
             axis.axis("off")
             if row == 0:
                 axis.set_title(name, fontsize=9)
     caption = (
         f"Bases are {BASE}s of the training set and keep their label; targets are {TARGET}s of the test set. In feature space the poison "
-        f"is at {100 * np.median(apart / before):.0f} % of the base's distance to the target (median). Darker than before is red, "
-        "lighter is blue."
+        f"is at {100 * np.median(apart / before):.0f} % of the base's distance to the target (median). Lighter than before is red, "
+        "darker is blue."
     )
-    return report.figure("One poison for one target", caption, plot)
+    alt = (
+        f"Rows of four pictures: a {BASE}, a {TARGET}, the poison, which still looks like the {BASE}, and the difference of poison and base, "
+        "faint spots of both signs along the strokes."
+    )
+    return report.figure("One poison for one target", caption, plot, alt)
 
 
-_NO_KEY = jax.random.key(0)  # both attacks start at the bases: nothing is drawn
 _collided = jax.jit(_frogs, static_argnames="num_steps")
 _surrounded = jax.jit(_polytopes, static_argnames="num_steps")
 _fooled = jax.jit(_heads)
