@@ -56,7 +56,7 @@ def rows(x, y) -> dict[str, bench.Run]:
     """The bare gradients, and whole training steps with Adam, on one device."""
     model = models.build("convnet")
     optimizer = optax.adam(1e-3)
-    attack = runs.inner_pgd(Linf(_EPS), _NUM_STEPS)
+    attack = training.inner_pgd(Linf(_EPS), num_steps=_NUM_STEPS)
     pgd_step = training.step(base.bind(training.adversarial, apply_fn=model.apply_fn, attack=attack), optimizer)
     free_optimizer = training.free_optimizer(optimizer, Linf(_EPS), _EPS)
     free_step = training.replay(
@@ -76,7 +76,7 @@ def count_compilations(digits) -> int:
     """Programs that `fit` compiles over three calls whose eps grows."""
     model = models.build("convnet")
     optimizer = optax.adam(1e-3)
-    attack = runs.inner_pgd(Linf(_EPS), 1)
+    attack = training.inner_pgd(Linf(_EPS), num_steps=1)
     loss = base.bind(training.adversarial, apply_fn=model.apply_fn, attack=attack)
     step_fn = training.step(loss, optimizer, base.bind(training.eps_ramp, num_ramp_steps=8))
     fit = jax.jit(training.fit, static_argnames=("num_epochs", "batch_size"))

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.lib import checkpoint, evaluation, experiment, files, models
-from robustjax import attacks, base, fingerprint, parallel, training
+from robustjax import base, fingerprint, parallel, training
 from robustjax.base import ModelFn
 
 _SECONDS_BETWEEN_SAVES = 10.0
@@ -153,12 +153,6 @@ def held_out_accuracy(attack, model: models.Model, x, y, seed: int) -> Callable:
 def cosine_adam(learning_rate: float, num_examples: int, num_epochs: int, batch_size: int) -> optax.GradientTransformation:
     """Adam along a cosine to zero over the whole run."""
     return optax.adam(optax.cosine_decay_schedule(learning_rate, num_epochs * (num_examples // batch_size)))
-
-
-def inner_pgd(threat, num_steps: int, **options) -> base.Configured:
-    """The attack of adversarial training: PGD whose last iterate counts, with steps of 2.5 eps / num_steps."""
-    step_size = 2.5 * threat.radius() / num_steps
-    return base.bind(attacks.pgd, threat=threat, step_size=step_size, num_steps=num_steps, keep_fn=attacks.keep_last, **options)
 
 
 def _scheduled(loss, schedule_fn, *args):

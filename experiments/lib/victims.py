@@ -47,7 +47,7 @@ def with_images(settings: experiment.Settings):
     return load(settings, dataset), dataset.x_test[rows], dataset.y_test[rows]
 
 
-def ensemble(settings: experiment.Settings) -> tuple[dict[str, base.Configured], dict[str, int]]:
+def ensemble(settings: experiment.Settings) -> tuple[dict[str, base.Attack], dict[str, int]]:
     """AutoAttack for the victims' threat, and what it may spend: the same in every section, so that programs are shared."""
     num_steps, num_targets, num_queries = settings.pick((5, 2, 50), (25, 3, 250), (50, 9, 500))
     budget = {"num_steps": num_steps, "num_targets": num_targets, "num_queries": num_queries}
@@ -61,7 +61,9 @@ def train(name: str, recipe: Recipe, settings: experiment.Settings, dataset: dat
     if recipe.eps == 0:
         loss, ramp = base.bind(training.natural, apply_fn=model.apply_fn), None
     else:
-        loss = base.bind(training.adversarial, apply_fn=model.apply_fn, attack=runs.inner_pgd(Linf(recipe.eps), recipe.num_steps))
+        loss = base.bind(
+            training.adversarial, apply_fn=model.apply_fn, attack=training.inner_pgd(Linf(recipe.eps), num_steps=recipe.num_steps)
+        )
         ramp = base.bind(training.eps_ramp, num_ramp_steps=max(recipe.num_ramp_epochs * num_batches, 1))
     optimizer = runs.cosine_adam(recipe.learning_rate, len(dataset.x_train), recipe.num_epochs, recipe.batch_size)
     plan = runs.Plan(model, loss, optimizer, recipe.num_epochs, recipe.batch_size, ramp)

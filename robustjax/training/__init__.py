@@ -10,6 +10,7 @@ from robustjax.training._dual_manifold import Coded, dual_manifold, dual_manifol
 from robustjax.training._free import FreeParams, free, free_optimizer, replay
 from robustjax.training._gaussian import gaussian, stability
 from robustjax.training._grad_align import alignment, grad_align
+from robustjax.training._inner_pgd import inner_pgd
 from robustjax.training._macer import macer, radius_margin
 from robustjax.training._mart import mart
 from robustjax.training._natural import accuracy, natural
@@ -53,6 +54,7 @@ __all__ = [
     "gaussian",
     "grad_align",
     "init",
+    "inner_pgd",
     "macer",
     "mart",
     "mixed",

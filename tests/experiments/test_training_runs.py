@@ -145,7 +145,7 @@ def identities():
     """Of a training and of an evaluation of a network of NNX."""
     model = models.build("linear", 0, C, (D,))
     ensemble = attacks.ensemble(Linf(0.1), num_steps=2, num_targets=1, num_queries=2)
-    loss = base.bind(training.adversarial, apply_fn=model.apply_fn, attack=runs.inner_pgd(Linf(0.1), 2))
+    loss = base.bind(training.adversarial, apply_fn=model.apply_fn, attack=training.inner_pgd(Linf(0.1), num_steps=2))
     made = plan(model=model, loss=loss, optimizer=runs.cosine_adam(0.1, N, 2, 16))
     model_fn = training.classifier(model.apply_fn, model.params, model.model_state)
     return told(made) | evaluation.identity(jax.random.key(0), ensemble, model_fn, X[:2], Y[:2])

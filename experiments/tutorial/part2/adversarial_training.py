@@ -33,7 +33,7 @@ def recipes(eps: float, num_epochs: int) -> dict[str, Recipe]:
     """All methods by name, for linf and images in [0, 1]."""
     threat = Linf(eps)
     fgsm = base.bind(attacks.fgsm, threat=threat)
-    pgd, ramp = runs.inner_pgd(threat, 7), num_epochs // 3
+    pgd, ramp = training.inner_pgd(threat, num_steps=7), num_epochs // 3
     divergent = base.bind(pgd, delta=attacks.small_noise)
     adversarial = base.bind(training.adversarial, attack=pgd)
     trades = base.bind(training.trades, attack=divergent, beta=4.0)
@@ -88,12 +88,12 @@ def train(name: str, recipe: Recipe, settings: experiment.Settings, x, y, held_o
 
 def judges(eps: float, less: int = 1) -> dict[str, base.Configured]:
     """The attacks of the table."""
-    threat, num_steps, num_margin_steps = Linf(eps), 40 // less, 60 // less
-    pgd = base.bind(attacks.pgd, threat=threat, step_size=eps / 12, num_steps=num_steps)
+    threat = Linf(eps)
+    pgd = base.bind(attacks.pgd, threat=threat, step_size=eps / 12, num_steps=40 // less)
     return {
         "FGSM": base.bind(attacks.fgsm, threat=threat),
-        f"PGD-{num_steps}": pgd,
-        f"C&W-{num_margin_steps}": base.bind(pgd, num_steps=num_margin_steps, loss_fn=losses.margin),
+        "PGD-40": pgd,
+        "C&W-60": base.bind(pgd, num_steps=60 // less, loss_fn=losses.margin),
     }
 
 
@@ -139,7 +139,14 @@ def run(settings: experiment.Settings) -> report.Section:
         signs = _monitor(jax.random.key(settings.seed), model_fn, x_test, y_test, **options)
         boundary = f"{100 * errors.natural.mean():.0f} + {100 * errors.boundary.mean():.0f}"
         rows.append([name, *(f"{value:.1f}" for value in row.values()), boundary, f"{100 * signs.gap:.0f}", f"{signs.cosine:.2f}"])
-    header = ["trained with", *row, "natural + boundary error", f"FGSM - PGD-{options['num_steps']}", "cosine"]
+    spent = {"PGD-40": f"PGD-{40 // less}", "C&W-60": f"C&W-{60 // less}"}
+    header = [
+        "trained with",
+        *(spent.get(column, column) for column in row),
+        "natural + boundary error",
+        f"FGSM - PGD-{options['num_steps']}",
+        "cosine",
+    ]
     stopped = ", ".join(name for name in chosen if all_recipes[name].stopped_early and name not in known)
     shared = f" {' and '.join(known)} are the two models of part 1." if known else ""
     caption = (

@@ -42,8 +42,8 @@ def run(settings: experiment.Settings) -> report.Section:
             axis.text(place, row[column] + 1, f"{row[column]:.1f}", ha="center", fontsize=8)
     axes[0].set(ylabel="accuracy in %", ylim=(0, 105))
     caption = (
-        f"{len(projected.y_test)} test digits projected on {NUM_COMPONENTS} principal components and clipped to [0, 1]; an MLP of two hidden "
-        f"layers of 200. PGD-{num_steps}: linf {EPS} in pixels; OM-PGD-{num_steps}: linf {LATENT_EPS} standard deviations in the code."
+        f"{len(projected.y_test)} test digits projected on {NUM_COMPONENTS} principal components and clipped to [0, 1]; an MLP of two "
+        f"hidden layers of 200. PGD-{num_steps}: linf {EPS} in pixels; OM-PGD-{num_steps}: linf {LATENT_EPS} standard deviations of a code."
     )
     text = (
         "Perturbations of the code stay on the manifold, those of pixels leave it. Adversarial training gains most against the second, "
@@ -82,7 +82,7 @@ def _pixels(code, *, pca):
 
 def losses(projected: Projected) -> dict[str, base.Configured]:
     """The four ways to train, and the TRADES form of the last."""
-    off, on = (runs.inner_pgd(threat, 5) for threat in (Linf(EPS), Latent(projected.decoder, LATENT_EPS)))
+    off, on = (training.inner_pgd(threat, num_steps=5) for threat in (Linf(EPS), Latent(projected.decoder, LATENT_EPS)))
     dual = {"attack": off, "latent_attack": on}
     return {
         "normal": base.bind(training.natural),
