@@ -41,10 +41,10 @@ def test_examples_give_what_they_show(path):
     assert failed == 0
 
 
-_SHOWN = [module for module in _MODULES if ">>> " in inspect.getsource(module)]
+_WITH_EXAMPLES = [module for module in _MODULES if ">>> " in inspect.getsource(module)]
 
 
-@pytest.mark.parametrize("module", _SHOWN, ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", _WITH_EXAMPLES, ids=lambda module: module.__name__)
 def test_examples_in_docstrings_give_what_they_show(module):
     # They see what `from robustjax import ...` gives, and jax, jnp, np, optax.
     names = {name: getattr(robustjax, name) for name in robustjax.__all__}
@@ -58,6 +58,24 @@ def test_cells_of_a_page_run_in_order(path):
     scope = {"__name__": path.stem}
     for number, cell in enumerate(_blocks(path, r"\{code-cell\} python")):
         exec(compile(cell, f"{path.name}, cell {number}", "exec"), scope)
+
+
+_SHOWN = r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$"  # a block and what it prints
+_NUMBER = r"\d+\.\d+|\d+"
+
+
+def test_blocks_of_getting_started_print_what_the_page_shows(capsys):
+    text = (_ROOT / "docs/getting_started.md").read_text()
+    blocks = re.findall(_SHOWN, text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == text.count("```python")
+    scope = {"__name__": "getting_started"}
+    for number, (block, shown) in enumerate(blocks):
+        exec(compile(block, f"getting_started.md, block {number}", "exec"), scope)
+        printed = capsys.readouterr().out
+        assert re.sub(_NUMBER, "#", printed) == re.sub(_NUMBER, "#", shown)
+        # Other versions of JAX and other processors round otherwise, and 500 images or fewer are counted.
+        values = ([float(value) for value in re.findall(_NUMBER, output)] for output in (printed, shown))
+        np.testing.assert_allclose(*values, atol=0.03, rtol=0.1, err_msg=f"block {number} printed:\n{printed}")
 
 
 def test_the_skeleton_of_a_new_attack_passes_its_own_test(monkeypatch):

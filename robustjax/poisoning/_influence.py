@@ -179,7 +179,7 @@ def response_gradient(problem: Bilevel, solve: SolveFn, batch: Any = None, *, li
       TypeError, ValueError: when it is called, what `bilevel.implicit` names; a state that is no `Response`.
 
     Guarantee:
-      that of `bilevel.implicit`, of which it keeps residual and stationarity.
+      that of `bilevel.implicit`, whose residual the state keeps.
     Source: Koh & Liang, ICML 2017, section 5.2, arXiv:1703.04730; with Adam on the linear system Mehra & Hamm's ApproxGrad,
       arXiv:1911.03432.
     """
