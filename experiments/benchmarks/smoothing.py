@@ -69,7 +69,7 @@ def run(settings: Settings) -> None:
     threads = ((1,) if settings.torch_threads is None else settings.torch_threads) if on_cpu else ()
     if threads:
         peers.require("torch")
-    module = models.UnpaddedConvNet(rngs=nnx.Rngs(0))
+    module = models.ARCHITECTURES["convnet_unpadded"]((28, 28, 1), 10, rngs=nnx.Rngs(0))
     x = data.load("digits").x_test[:20]
     networks = {"": (module, x)} if on_cpu else {"convnet, ": (module, x)} | residual_networks()
     runs = {}

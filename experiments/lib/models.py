@@ -1,6 +1,7 @@
 """Architectures behind one signature: `apply_fn(params, model_state, x, mode) -> (logits, model_state)`."""
 
 import functools
+import itertools
 import math
 import pathlib
 from collections.abc import Callable
@@ -23,7 +24,7 @@ def build(name: str, seed: int = 0, num_classes: int = 10, input_shape: tuple[in
         raise ValueError(f"unknown model {name!r}; choose one of {tuple(ARCHITECTURES)}.")
     architecture = ARCHITECTURES[name]
     with jax.ensure_compile_time_eval():  # what is kept must not be of whatever program is being traced
-        if issubclass(architecture, linen.Module):
+        if architecture is LinenConvNet:
             module = architecture(num_classes)
             return _fast(training.from_linen(module, module.init(jax.random.key(seed), jnp.zeros((1, *input_shape)))))
         return from_nnx(architecture(input_shape, num_classes, rngs=nnx.Rngs(seed)))
@@ -92,12 +93,12 @@ def _fast(model):
 
 
 class Mlp(nnx.Module):
-    """Two hidden layers."""
+    """Hidden layers of one width; without any, multinomial logistic regression."""
 
-    def __init__(self, input_shape, num_classes, *, width=200, rngs):
-        size = math.prod(input_shape)
-        self.hidden = nnx.List([nnx.Linear(size, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)])
-        self.head = nnx.Linear(width, num_classes, rngs=rngs)
+    def __init__(self, input_shape, num_classes, *, width=200, num_hidden=2, rngs):
+        sizes = [math.prod(input_shape), *[width] * num_hidden]
+        self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
+        self.head = nnx.Linear(sizes[-1], num_classes, rngs=rngs)
 
     def __call__(self, x):
         """[B, ...] -> [B, C]."""
@@ -107,119 +108,38 @@ class Mlp(nnx.Module):
         return self.head(x)
 
 
-class ShallowMlp(nnx.Module):
-    """One hidden layer."""
-
-    def __init__(self, input_shape, num_classes, *, width=128, rngs):
-        self.hidden = nnx.Linear(math.prod(input_shape), width, rngs=rngs)
-        self.head = nnx.Linear(width, num_classes, rngs=rngs)
-
-    def __call__(self, x):
-        """[B, ...] -> [B, C]."""
-        return self.head(nnx.relu(self.hidden(x.reshape(x.shape[0], -1))))
-
-
-class Linear(nnx.Module):
-    """One layer: multinomial logistic regression."""
-
-    def __init__(self, input_shape, num_classes, *, rngs):
-        self.head = nnx.Linear(math.prod(input_shape), num_classes, rngs=rngs)
-
-    def __call__(self, x):
-        """[B, ...] -> [B, C]."""
-        return self.head(x.reshape(x.shape[0], -1))
-
-
 class ConvNet(nnx.Module):
-    """Two strided 3x3 convolutions of 32 and 64 channels, a dense layer of 128: the network of the benchmarks."""
+    """Two convolutions, with strides or followed by 2x2 max-pooling, and a dense layer."""
 
-    pooled = False
-    activation = staticmethod(nnx.relu)
-
-    def __init__(self, input_shape, num_classes, *, num_channels=32, rngs):
-        height, width, channels = input_shape
-        strides = (1, 1) if self.pooled else (2, 2)
-        self.first = nnx.Conv(channels, num_channels, (3, 3), strides, rngs=rngs)
-        self.second = nnx.Conv(num_channels, 2 * num_channels, (3, 3), strides, rngs=rngs)
-        halved = [side // 2 // 2 if self.pooled else (side + 3) // 4 for side in (height, width)]
-        self.dense = nnx.Linear(2 * num_channels * halved[0] * halved[1], 4 * num_channels, rngs=rngs)
-        self.head = nnx.Linear(4 * num_channels, num_classes, rngs=rngs)
+    def __init__(
+        self,
+        input_shape,
+        num_classes,
+        *,
+        channels=(32, 64),
+        width=128,
+        kernel=3,
+        padding="SAME",
+        is_pooled=False,
+        activation=nnx.relu,
+        rngs,
+    ):
+        *sides, depth = input_shape
+        stride = 1 if is_pooled else 2
+        self.first = nnx.Conv(depth, channels[0], (kernel, kernel), (stride, stride), padding=padding, rngs=rngs)
+        self.second = nnx.Conv(*channels, (kernel, kernel), (stride, stride), padding=padding, rngs=rngs)
+        for _ in channels:
+            sides = [(side - (kernel - 1) * (padding == "VALID") + stride - 1) // stride // (1 + is_pooled) for side in sides]
+        self.dense = nnx.Linear(channels[1] * math.prod(sides), width, rngs=rngs)
+        self.head = nnx.Linear(width, num_classes, rngs=rngs)
+        self.is_pooled, self.activation = is_pooled, activation
 
     def __call__(self, x):
         """[B, H, W, C] -> [B, C]."""
         for layer in (self.first, self.second):
             x = layer(x)
-            x = self.activation(nnx.max_pool(x, (2, 2), (2, 2)) if self.pooled else x)
+            x = self.activation(nnx.max_pool(x, (2, 2), (2, 2)) if self.is_pooled else x)
         return self.head(self.activation(self.dense(x.reshape(x.shape[0], -1))))
-
-
-class FastConvNet(nnx.Module):
-    """Two strided 4x4 convolutions of 16 and 32 channels, a dense layer of 100: the MNIST network of Wong et al. (2020)."""
-
-    def __init__(self, input_shape, num_classes, *, rngs):
-        height, width, channels = input_shape
-        self.first = nnx.Conv(channels, 16, (4, 4), (2, 2), rngs=rngs)
-        self.second = nnx.Conv(16, 32, (4, 4), (2, 2), rngs=rngs)
-        self.dense = nnx.Linear(32 * ((height + 3) // 4) * ((width + 3) // 4), 100, rngs=rngs)
-        self.head = nnx.Linear(100, num_classes, rngs=rngs)
-
-    def __call__(self, x):
-        """[B, H, W, C] -> [B, C]."""
-        x = nnx.relu(self.second(nnx.relu(self.first(x))))
-        return self.head(nnx.relu(self.dense(x.reshape(x.shape[0], -1))))
-
-
-class LeNet(nnx.Module):
-    """Two 5x5 convolutions of 20 and 50 channels with max-pooling, a dense layer of 500: the MNIST network of smoothing's papers."""
-
-    def __init__(self, input_shape, num_classes, *, rngs):
-        height, width, channels = input_shape
-        self.first = nnx.Conv(channels, 20, (5, 5), padding="VALID", rngs=rngs)
-        self.second = nnx.Conv(20, 50, (5, 5), padding="VALID", rngs=rngs)
-        sides = [((side - 4) // 2 - 4) // 2 for side in (height, width)]
-        self.dense = nnx.Linear(50 * sides[0] * sides[1], 500, rngs=rngs)
-        self.head = nnx.Linear(500, num_classes, rngs=rngs)
-
-    def __call__(self, x):
-        """[B, H, W, C] -> [B, C]."""
-        for layer in (self.first, self.second):
-            x = nnx.max_pool(nnx.relu(layer(x)), (2, 2), (2, 2))
-        return self.head(nnx.relu(self.dense(x.reshape(x.shape[0], -1))))
-
-
-class PooledConvNet(ConvNet):
-    """The same with stride 1 and 2x2 max-pooling."""
-
-    pooled = True
-
-
-class UnpaddedConvNet(nnx.Module):
-    """conv 32, pool, conv 64, pool, dense 128, dense 10, without padding: what the loop of smoothing's authors was measured with."""
-
-    def __init__(self, *, rngs):
-        self.first = nnx.Conv(1, 32, (3, 3), padding="VALID", rngs=rngs)
-        self.second = nnx.Conv(32, 64, (3, 3), padding="VALID", rngs=rngs)
-        self.dense = nnx.Linear(64 * 5 * 5, 128, rngs=rngs)
-        self.head = nnx.Linear(128, 10, rngs=rngs)
-
-    def __call__(self, x):
-        """[B, 28, 28, 1] -> [B, 10]."""
-        for layer in (self.first, self.second):
-            x = nnx.relu(nnx.max_pool(layer(x), (2, 2), (2, 2)))
-        return self.head(nnx.relu(self.dense(x.reshape(x.shape[0], -1))))
-
-
-class SmallConvNet(ConvNet):
-    """`ConvNet` with 8 and 16 channels and a dense layer of 32: for what trains many networks from scratch."""
-
-    def __init__(self, input_shape, num_classes, *, rngs):
-        super().__init__(input_shape, num_classes, num_channels=8, rngs=rngs)
-
-
-class SiluConvNet(ConvNet):
-    """`ConvNet` with SiLU, which is smooth."""
-
-    activation = staticmethod(nnx.silu)
 
 
 class LinenConvNet(linen.Module):
@@ -237,17 +157,18 @@ class LinenConvNet(linen.Module):
 
 
 TINY = "mlp_shallow"  # compiles fast: of quick runs
-ARCHITECTURES: dict[str, type] = {
-    "linear": Linear,
+ARCHITECTURES: dict[str, Callable] = {  # (input_shape, num_classes, rngs=) -> module
+    "linear": functools.partial(Mlp, num_hidden=0),
     "mlp": Mlp,
-    "mlp_shallow": ShallowMlp,
-    "convnet": ConvNet,
-    "convnet_pooled": PooledConvNet,
-    "convnet_small": SmallConvNet,
-    "convnet_silu": SiluConvNet,
-    "convnet_fast": FastConvNet,
+    "mlp_shallow": functools.partial(Mlp, width=128, num_hidden=1),
+    "convnet": ConvNet,  # the network of the benchmarks
+    "convnet_pooled": functools.partial(ConvNet, is_pooled=True),
+    "convnet_small": functools.partial(ConvNet, channels=(8, 16), width=32),  # for what trains many networks from scratch
+    "convnet_silu": functools.partial(ConvNet, activation=nnx.silu),  # smooth
+    "convnet_fast": functools.partial(ConvNet, channels=(16, 32), width=100, kernel=4),  # the MNIST network of Wong et al. (2020)
     "convnet_linen": LinenConvNet,
-    "lenet": LeNet,
+    "lenet": functools.partial(ConvNet, channels=(20, 50), width=500, kernel=5, padding="VALID", is_pooled=True),  # of smoothing's papers
+    "convnet_unpadded": functools.partial(ConvNet, padding="VALID", is_pooled=True),  # of the loop of smoothing's authors, when timed
     "preactresnet18": residual.PreActResNet18,
     "resnet20": residual.ResNet20,
     "resnet110": residual.ResNet110,

@@ -142,22 +142,15 @@ _FEW = ("linear", "MLP 25", "MLP 100", "MLP 400", "strided 8", "pooled 8", "SiLU
 
 
 def _makers(shape) -> dict[str, Callable[[nnx.Rngs], nnx.Module]]:
-    linear: dict[str, Callable] = {"linear": lambda rngs: models.Linear(shape, 10, rngs=rngs)}
-    mlps = {f"MLP {width}": functools.partial(_mlp, shape, width) for width in (25, 100, 400)}
+    kinds = {"strided": "convnet", "pooled": "convnet_pooled", "SiLU": "convnet_silu"}
     nets = {
-        f"{name} {width}": functools.partial(_net, kind, shape, width)
-        for name, kind in (("strided", models.ConvNet), ("pooled", models.PooledConvNet), ("SiLU", models.SiluConvNet))
-        for width in ((4, 8, 16) if kind is models.PooledConvNet else (8, 16, 32))
+        f"{name} {width}": functools.partial(models.ARCHITECTURES[kind], channels=(width, 2 * width), width=4 * width)
+        for name, kind in kinds.items()
+        for width in ((4, 8, 16) if name == "pooled" else (8, 16, 32))
     }
-    return linear | mlps | nets
-
-
-def _mlp(shape, width, rngs):
-    return models.Mlp(shape, 10, width=width, rngs=rngs)
-
-
-def _net(kind, shape, width, rngs):
-    return kind(shape, 10, num_channels=width, rngs=rngs)
+    mlps = {f"MLP {width}": functools.partial(models.Mlp, width=width) for width in (25, 100, 400)}
+    makers = {"linear": models.ARCHITECTURES["linear"]} | mlps | nets
+    return {name: lambda rngs, make=make: make(shape, 10, rngs=rngs) for name, make in makers.items()}
 
 
 def _train(module, dataset, settings):
