@@ -13,6 +13,7 @@ class Entry(NamedTuple):
     minutes: float | None  # on two CPU cores with nothing compiled, or on the device that is named; None where nobody measured it
     data: str
     device: str = "CPU"
+    full_minutes: float | None = None  # with --full
 
     @property
     def module(self) -> str:

@@ -2,19 +2,21 @@
 
 import contextlib
 import dataclasses
+import datetime
 import os
 import pathlib
 import shlex
 import time
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import jax
 import numpy as np
 import rich.console
 import rich.progress
+import rich.text
 import tyro
 
 from experiments import registry
@@ -80,8 +82,10 @@ def main(module: types.ModuleType, name: str, arguments: Sequence[str]) -> None:
 
 def parse(kind: type[Kind], name: str, about: str | None, arguments: Sequence[str] | None) -> Kind:
     """Settings from the command line; places that nothing can be written in are refused before anything is computed."""
-    settings = tyro.cli(kind, prog=f"python -m {name}", description=about, args=arguments)
     with refused():
+        settings = tyro.cli(kind, prog=f"python -m {name}", description=about, args=arguments)
+        if isinstance(settings, Settings) and settings.out == Settings.out:
+            settings = dataclasses.replace(settings, out=_out(settings))
         if isinstance(settings, Options):
             files.try_folder(settings.out)
             if settings.page is not None:
@@ -105,10 +109,16 @@ def command(name: str, settings: Options) -> str:
     words = [*(["ROBUSTJAX_DATA=DIR"] if is_local else []), "python -m experiments", name]
     for field in dataclasses.fields(settings):
         value, flag = getattr(settings, field.name), field.name.replace("_", "-")
-        if value != field.default:
+        is_usual = field.name == "out" and isinstance(settings, Settings) and value == _out(settings)
+        if value != field.default and not is_usual:
             words.append(f"--{'no-' if value is False else ''}{flag}")
             words += [] if isinstance(value, bool) else [shlex.quote(str(leaf)) for leaf in jax.tree.leaves(value)]
     return " ".join(words)
+
+
+def _out(settings):
+    # Each effort has a folder of its own: what one trained is nothing to another.
+    return Settings.out + settings.pick("-quick", "", "-full")
 
 
 def publish(
@@ -162,17 +172,22 @@ def section(run: Callable[[Settings], report.Section], settings: Settings) -> re
     if (done := report.read(folder, about)) is not None:
         console.print(f"[dim]{name}: done before, kept in {folder}[/dim]")
         return done
+    from experiments.lib import style  # and with it matplotlib, which scripts without figures do without
+
     files.try_folder(folder)
     start = time.perf_counter()
-    with console.status(f"{name} ..."):
+    with style.used(), status(name):
         made = run(settings)
-    by = command(name, dataclasses.replace(settings, out=Settings.out, page=None))
+    there = dataclasses.replace(settings, out=Settings.out, page=None)
+    by, more = command(name, there), dataclasses.replace(there, quick=False, full=True)
     made = dataclasses.replace(
         made,
         name=name,
         command=by,
         seed=settings.seed,
         seconds=time.perf_counter() - start,
+        full_command=command(name, more) if made.more and not settings.full else "",
+        full_minutes=registry.ENTRIES[name].full_minutes or 0.0,
         made=pages.made(by, start, seeds=[settings.seed]),
     )
     report.write(folder, made, about)
@@ -180,14 +195,45 @@ def section(run: Callable[[Settings], report.Section], settings: Settings) -> re
     return made
 
 
-def progress(disable: bool = False) -> rich.progress.Progress:
-    """A progress bar with time left, for use as a context; one that shows nothing if disabled."""
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=disable,
-    )
+@contextlib.contextmanager
+def progress(disable: bool = False) -> Iterator[rich.progress.Progress]:
+    """A progress bar with time left, for use as a context: inside another one its lines stand below that one's. Nothing if disabled.
+
+    A task with a field `left_fn` knows the seconds that are left.
+    """
+    if _shown and not disable:
+        bar, before = _shown[-1], set(_shown[-1].task_ids)
+        try:
+            yield bar
+        finally:
+            for task in set(bar.task_ids) - before:
+                bar.remove_task(task)
+        return
+    text, parts = rich.progress.TextColumn("{task.description}"), rich.progress.MofNCompleteColumn()
+    with rich.progress.Progress(
+        text, rich.progress.BarColumn(), parts, _TimeLeft(), console=console, transient=True, disable=disable
+    ) as bar:  # fmt: skip
+        _shown.append(bar)
+        try:
+            yield bar
+        finally:
+            _shown.remove(bar)
+
+
+@contextlib.contextmanager
+def status(text: str) -> Iterator[None]:
+    """A line that says what is being done, as long as that takes."""
+    with progress() as bar:
+        bar.add_task(text, total=None)
+        yield
+
+
+class _TimeLeft(rich.progress.TimeRemainingColumn):
+    def render(self, task):
+        left_fn = task.fields.get("left_fn")
+        if left_fn is None:
+            return super().render(task)
+        return rich.text.Text(f"about {datetime.timedelta(seconds=round(left_fn()))} left", style="progress.remaining")
+
+
+_shown: list[rich.progress.Progress] = []  # the bar on the screen, if there is one

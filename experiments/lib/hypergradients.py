@@ -110,7 +110,10 @@ def _penalty(rho: float):
 
 
 def ways(few: Sequence[str] | None = None) -> list[Way]:
-    """All rows, or those with these labels; the references are measurements of other implementations on other data with the same condition numbers."""
+    """All rows, or those with these labels.
+
+    The references are measurements of other implementations on other data with the same condition numbers.
+    """
 
     def both(ridge, logistic):
         return {"ridge": ridge, "logistic": logistic}

@@ -125,7 +125,7 @@ def craft(name: str, split: Split, settings: experiment.Settings, size: Size) ->
         certificate=poisoning.SoftCertificate(SIGMA, _NUM_NOISE),
         descent=poisoning.ResponseDescent(size.num_craft_epochs, min(100, len(rows)), linear_rate=_LINEAR_RATES[name]),
     )
-    with experiment.console.status(f"poisons against {name} ..."):
+    with experiment.status(f"poisons against {name} ..."):
         found = jax.jit(attack)(jax.random.key(settings.seed), task)
     return poisons.Crafted(rows, np.asarray(found.x), split.y[rows])
 
@@ -139,7 +139,7 @@ def _judged(name, x, y, split, settings, size):
     model = models.build(size.architecture, settings.seed, 10, x.shape[1:])
     optimizer = runs.cosine_adam(1e-3, len(x), size.num_epochs, size.batch_size)
     loss = smoothed.losses(SIGMA, size.effort)[name]
-    with experiment.console.status(f"{name}: a victim from scratch ..."):
+    with experiment.status(f"{name}: a victim from scratch ..."):
         model_fn = runs.fit(
             model, loss, optimizer, x, y, seed=settings.seed, num_epochs=size.num_epochs, batch_size=size.batch_size
         )  # fmt: skip

@@ -6,13 +6,12 @@ import html
 import io
 import json
 import pathlib
-import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.lib import files
 
-_WIDE = 1.7  # width over height of a figure that a phone must not shrink
+_WIDE = 6.5  # inches of a figure that a phone must not shrink
 _REMEDY = "Delete it, and the experiment runs again."
 
 
@@ -25,6 +24,7 @@ class Figure:
     alt: str  # what it shows, for who does not see it
     png: bytes
     dark: bytes  # the same for a dark page
+    is_wide: bool = False  # too wide to be shrunk to a phone's width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +70,12 @@ def figure(title: str, caption: str, plot, alt: str) -> Figure:
 
     from experiments.lib import style
 
-    light = _png(plot)
+    light, is_wide = _png(plot), bool(plot.get_figwidth() > _WIDE)
     plot.set_layout_engine("none")  # where everything is, it stays
     style.darken(plot)
     dark = _png(plot)
     plt.close(plot)
-    return Figure(title, caption, alt, light, dark)
+    return Figure(title, caption, alt, light, dark, is_wide)
 
 
 def _png(plot):
@@ -126,12 +126,12 @@ def page(path: pathlib.Path, title: str, introduction: str, parts: Sequence[Part
     files.write(path, _PAGE.format(title=html.escape(title), body="\n".join(body)))
 
 
-def _kept_figure(folder, *, title, caption, alt, file):
+def _kept_figure(folder, *, title, caption, alt, is_wide, file):
     path = folder / file
     if pathlib.PurePath(file).name != file or path.resolve().parent != folder.resolve():
         raise ValueError(f"{folder / 'section.json'} names the figure {file!r}, which is not in its folder. {_REMEDY}")
     light, dark = (files.read(folder / name, _REMEDY) for name in (file, _dark_file(file)))
-    return _require_kinds(Figure(title, caption, alt, light, dark))
+    return _require_kinds(Figure(title, caption, alt, light, dark, is_wide))
 
 
 def _dark_file(file):
@@ -147,7 +147,7 @@ def _kept_table(*, title, caption, header, rows):
 def _require_kinds(made):
     # Whatever is text here becomes text of the page, and so on: a file may have been changed by hand.
     kinds = {"seed": int, "seconds": int | float, "full_minutes": int | float, "made": dict}
-    kinds |= {"png": bytes, "dark": bytes, "items": list, "header": list, "rows": list}
+    kinds |= {"is_wide": bool, "png": bytes, "dark": bytes, "items": list, "header": list, "rows": list}
     for name, value in vars(made).items():
         if not isinstance(value, kinds.get(name, str)):
             raise TypeError(f"{name} is {value!r}")
@@ -180,16 +180,11 @@ def _more_html(section):
 
 def _figure_html(item, slide):
     light, dark = (f"data:image/png;base64,{base64.b64encode(content).decode()}" for content in (item.png, item.dark))
-    wide = " class=wide" if _aspect(item.png) > _WIDE else ""
+    wide = " class=wide" if item.is_wide else ""
     return (
         f'<figure><div class=box tabindex=0><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img{wide} alt="{html.escape(item.alt)}" src="{light}"></picture></div>{_caption_html(item, slide)}</figure>'
     )
-
-
-def _aspect(png):
-    width, height = struct.unpack(">II", png[16:24])  # of a PNG's header
-    return width / height
 
 
 def _table_html(item, slide):

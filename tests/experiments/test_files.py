@@ -249,7 +249,7 @@ def test_the_command_line_leaves_nothing_of_its_trial(tmp_path):
 
 
 def section(**changes):
-    items = [report.Figure("F", "c", b"\x89PNG"), report.Table("T", "c", ["a"], [["1"]])]
+    items = [report.Figure("F", "c", "a line", b"\x89PNG", b"\x89dark"), report.Table("T", "c", ["a"], [["1"]])]
     return report.Section(**({"title": "t", "text": "x", "items": items, "name": "n", "command": "c", "seed": 0, "seconds": 1.0} | changes))
 
 
@@ -262,7 +262,7 @@ CHANGED = {
     "a number for a title": lambda content: content.update(title=1),
     "text for seconds": lambda content: content.update(seconds="<script>"),
     "text for the seed": lambda content: content.update(seed="<script>"),
-    "another field": lambda content: content.update(more=1),
+    "another field": lambda content: content.update(another=1),
     "a field that is missing": lambda content: content.pop("text"),
     "no settings": lambda content: content.pop("about"),
     "a row that is a number": lambda content: content["items"][1].update(rows=[1]),
@@ -286,8 +286,10 @@ def test_a_section_that_was_changed_is_refused(change, tmp_path):
 
 def test_everything_in_the_page_is_escaped(tmp_path):
     bad = "\"><script>alert(1)</script> x='y' &"
-    items = [report.Figure(bad, bad, b"\x89PNG"), report.Table(bad, bad, [bad], [[bad]])]
-    report.page(tmp_path / "index.html", bad, {bad: [section(title=bad, text=bad, name=bad, command=bad, items=items)]})
+    items = [report.Figure(bad, bad, bad, b"\x89PNG", b"\x89dark"), report.Table(bad, bad, [bad], [[bad]])]
+    changed = {name: bad for name in ("title", "text", "name", "command", "slide", "more", "full_command")}
+    parts = [report.Part(bad, bad, [section(items=items, **changed)], [bad])]
+    report.page(tmp_path / "index.html", bad, bad, parts)
     page = (tmp_path / "index.html").read_text()
     assert "<script>" not in page and "x='y'" not in page
     assert '<section id="&quot;&gt;&lt;script' in page

@@ -171,14 +171,13 @@ def test_report_is_self_contained_and_kept(tmp_path):
 
     plot, axis = plt.subplots()
     axis.plot([0, 1])
-    section = report.Section(
-        "A <title>", "text", [report.figure("F", "caption", plot), report.Table("T", "c", ["a"], [["1"]])], "name", "python -m x", 0, 1.5
-    )
+    items = [report.figure("F", "caption", plot, "a line"), report.Table("T", "c", ["a"], [["1"]])]
+    section = report.Section("A <title>", "text", items, name="name", command="python -m x", seconds=1.5)
     report.write(tmp_path / "name", section, {"seed": 0})
     kept = report.read(tmp_path / "name", {"seed": 0})
     assert kept == section
     assert report.read(tmp_path / "name", {"seed": 1}) is None
-    report.page(tmp_path / "index.html", "Title", {"Part": [kept]})
+    report.page(tmp_path / "index.html", "Title", "About it.", [report.Part("Part", "Words.", [kept])])
     page = (tmp_path / "index.html").read_text()
     assert "data:image/png;base64," in page and "A &lt;title&gt;" in page and "python -m x" in page
     assert "http" not in page

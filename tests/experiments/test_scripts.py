@@ -15,6 +15,7 @@ import tyro
 from experiments import __main__ as command_line
 from experiments import registry
 from experiments.lib import experiment, report
+from tests.experiments import browser
 
 matplotlib.use("agg")
 ROOT = pathlib.Path(__file__).parents[2]
@@ -26,16 +27,30 @@ def settings(tmp_path_factory):
     return experiment.Settings(out=str(tmp_path_factory.mktemp("tutorial")), quick=True)
 
 
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    if browser.CHROMIUM is None:
+        yield None
+        return
+    with browser.opened(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.xdist_group("tutorial")  # they share two trained models
 @pytest.mark.parametrize("entry", SECTIONS, ids=lambda entry: entry.name)
-def test_experiment_runs_and_is_kept(entry, settings, tmp_path):
+def test_experiment_runs_and_is_kept(entry, settings, chromium, tmp_path):
     script = importlib.import_module(entry.module)
     made = experiment.section(script.run, settings)
     assert made.items and made.command == f"python -m experiments {entry.name} --quick" and made.seconds > 0
     assert experiment.section(script.run, settings) == made
-    report.page(tmp_path / "index.html", "t", {"part": [made]})
-    assert (tmp_path / "index.html").stat().st_size > 2_000
+    figures = [item for item in made.items if isinstance(item, report.Figure)]
+    assert all(len(figure.alt) > 40 and figure.alt not in (figure.title, figure.caption) for figure in figures)
+    assert bool(made.more) == bool(made.full_command) and made.full_command in ("", f"python -m experiments {entry.name} --full")
+    report.page(tmp_path / "index.html", "t", "i", [report.Part("part", "words", [made])])
+    if chromium is not None:
+        found = chromium.look(tmp_path / "index.html", 390)
+        assert not found["errors"] and not found["broken"] and found["overflow"] <= 0 and len(found["images"]) == len(figures)
 
 
 def test_the_registry_names_every_script_and_nothing_else():

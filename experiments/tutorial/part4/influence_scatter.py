@@ -161,7 +161,7 @@ def _pictures(found, x, x_test, side):
             style.picture(axis, x[member].reshape(side), f"{name}: {found.predicted[member]:+.3f}", fontsize=9)
     caption = "The most helpful and the most harmful training images, with the change of the test loss that leaving them out would make."
     alt = (
-        f"A digit of the test set, beside four training digits that help (rows above) and four that harm. The helpful ones look like it and "
+        f"A digit of the test set, beside four training digits that help and four that harm. The helpful ones look like it and "
         f"carry its label; the harmful ones look like it and carry the other of {CLASSES[0]} and {CLASSES[1]}."
     )
     return report.figure("Who helps, who harms", caption, plot, alt)

@@ -222,18 +222,16 @@ def _pictures(features_fn, trials, frogs):
         change = np.asarray(frogs.x[row]) - bases[row]
         panels = {"base": bases[row], "target": trials.targets[row], "poison": np.asarray(frogs.x[row]), "difference": change}
         for axis, (name, image) in zip(line, panels.items(), strict=True):
-            signed = name == "difference"
-            axis.imshow(image[..., 0], cmap="RdBu_r" if signed else "gray", vmin=-1.0 if signed else 0.0, vmax=1.0)
-            axis.axis("off")
-            if row == 0:
-                axis.set_title(name, fontsize=9)
+            style.picture(axis, image, name if row == 0 else "", fontsize=9)
+            if name == "difference":
+                axis.images[0].set(cmap="RdBu_r", clim=(-1.0, 1.0))
     caption = (
         f"Bases are {BASE}s of the training set and keep their label; targets are {TARGET}s of the test set. In feature space the poison "
         f"is at {100 * np.median(apart / before):.0f} % of the base's distance to the target (median). Lighter than before is red, "
         "darker is blue."
     )
     alt = (
-        f"Rows of four pictures: a {BASE}, a {TARGET}, the poison, which still looks like the {BASE}, and the difference of poison and base, "
+        f"Rows of four pictures: a {BASE}, a {TARGET}, the poison, which still looks like the {BASE}, and the difference of both, "
         "faint spots of both signs along the strokes."
     )
     return report.figure("One poison for one target", caption, plot, alt)

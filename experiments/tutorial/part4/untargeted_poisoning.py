@@ -66,7 +66,7 @@ def run(settings: experiment.Settings) -> report.Section:
     )
     told = ", ".join(f"{name} {found[name][-1]:.0f}" for name in methods)
     alt = (
-        f"Lines that start at {found['clean'][0]:.0f} % accuracy without poisons and fall with their number. At {counts[-1]} poisons, in %: "
+        f"Lines that start at {found['clean'][0]:.0f} % accuracy and fall with the number of poisons. At {counts[-1]} poisons, in %: "
         f"{told}. Random flips stay highest."
     )
     more = "nearly twice the updates of every method, which cost the victim more accuracy."
