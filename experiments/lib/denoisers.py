@@ -5,7 +5,6 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from experiments.lib import data, experiment, models, runs, smoothed
@@ -13,6 +12,7 @@ from robustjax import base, smoothing, training
 from robustjax.base import ModelFn
 
 NAMES = ("denoised, white box", "denoised, queries")
+_RATE = 2e-3
 
 
 class Denoiser(nnx.Module):
@@ -36,15 +36,17 @@ class Denoiser(nnx.Module):
         return x - self.last(h).reshape(folded).transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
 
 
-def base_classifier(settings: experiment.Settings, dataset: data.Dataset, effort: smoothed.Effort) -> ModelFn:
-    """The unprotected classifier: trained on images as they are, then frozen."""
-    return _natural("base", effort.architecture, dataset.y_train, settings, dataset, effort)
+def classifiers(sigma: float, settings: experiment.Settings, dataset: data.Dataset, effort: smoothed.Effort) -> dict[str, ModelFn]:
+    """A classifier that is trained on images as they are and then frozen, alone and behind two denoisers.
 
-
-def surrogate(base_fn: ModelFn, settings: experiment.Settings, dataset: data.Dataset, effort: smoothed.Effort) -> ModelFn:
-    """Another architecture trained on the base classifier's answers, for when nothing but answers can be had."""
+    One denoiser is trained through it; the other, for when nothing but answers can be had, through another architecture that is trained
+    on its answers.
+    """
+    base_fn = _natural("base", effort.architecture, dataset.y_train, settings, dataset, effort)
     answers = jax.jit(lambda model_fn, x: model_fn(x).argmax(axis=1))(base_fn, dataset.x_train)
-    return _natural("surrogate", "mlp", answers, settings, dataset, effort)
+    teachers = (base_fn, _natural("surrogate", "mlp", answers, settings, dataset, effort))
+    behind = {name: train(name, teacher, sigma, settings, dataset, effort) for name, teacher in zip(NAMES, teachers, strict=True)}
+    return {"unprotected": base_fn} | {name: smoothing.denoised(base_fn, denoiser) for name, denoiser in behind.items()}
 
 
 def train(name: str, model_fn: ModelFn, sigma: float, settings: experiment.Settings, dataset: data.Dataset, effort: smoothed.Effort):
@@ -53,46 +55,21 @@ def train(name: str, model_fn: ModelFn, sigma: float, settings: experiment.Setti
     Returns:
       It as a function of noisy images, a callable pytree.
     """
-    x, y = dataset.x_train, dataset.y_train
-    first = runs.run(f"denoiser-{sigma}", error_plan(sigma, settings, dataset, effort), x, y, settings, effort=list(effort)).last
-    plan = stability_plan(model_fn, sigma, first, settings, dataset, effort)
-    return runs.classifier(plan, runs.run(f"{name}-{sigma}", plan, x, y, settings, effort=list(effort)).last)
-
-
-def error_plan(sigma: float, settings: experiment.Settings, dataset: data.Dataset, effort: smoothed.Effort) -> runs.Plan:
-    """Mean squared error, from the first weights; the same for all classifiers."""
-    model = _architecture(dataset.x_train.shape[1:], settings.seed)
-    loss = base.bind(training.denoise, apply_fn=model.apply_fn, sigma=sigma)
-    return _plan(model, loss, effort.num_warm_epochs, dataset, effort)
-
-
-def stability_plan(model_fn: ModelFn, sigma: float, start, settings, dataset: data.Dataset, effort: smoothed.Effort) -> runs.Plan:
-    """Cross-entropy to the classifier's own prediction, from the state `start`."""
-    model = _architecture(dataset.x_train.shape[1:], settings.seed)
-    model = model._replace(params=start.params, model_state=start.model_state)
-    loss = base.bind(training.denoise, apply_fn=model.apply_fn, sigma=sigma, objective="stability", model_fns=(model_fn,))
-    return _plan(model, loss, effort.num_epochs, dataset, effort)
-
-
-def classifiers(sigma: float, settings: experiment.Settings, dataset: data.Dataset, effort: smoothed.Effort) -> dict[str, ModelFn]:
-    """The base classifier alone and behind both denoisers."""
-    base_fn = base_classifier(settings, dataset, effort)
-    teachers = dict(zip(NAMES, (base_fn, surrogate(base_fn, settings, dataset, effort)), strict=True))
-    behind = {name: train(name, teacher, sigma, settings, dataset, effort) for name, teacher in teachers.items()}
-    return {"unprotected": base_fn} | {name: smoothing.denoised(base_fn, denoiser) for name, denoiser in behind.items()}
+    x, y, about = dataset.x_train, dataset.y_train, {"effort": list(effort)}
+    model = _architecture(x.shape[1:], settings.seed)
+    error = base.bind(training.denoise, apply_fn=model.apply_fn, sigma=sigma)
+    first = runs.Plan(model, error, _RATE, effort.num_warm_epochs, effort.batch_size)
+    model = runs.continued(model, runs.classifier(f"denoiser-{sigma}", first, x, y, settings, **about))
+    stability = base.bind(error, objective="stability", model_fns=(model_fn,))
+    plan = runs.Plan(model, stability, _RATE, effort.num_epochs, effort.batch_size)
+    return runs.classifier(f"{name}-{sigma}", plan, x, y, settings, **about)
 
 
 def _natural(name, architecture, y, settings, dataset, effort):
-    x, num_epochs = dataset.x_train, effort.num_epochs
-    model = models.build(architecture, settings.seed, int(dataset.y_train.max()) + 1, x.shape[1:])
-    optimizer = runs.cosine_adam(effort.learning_rate, len(x), num_epochs, effort.batch_size)
-    plan = runs.Plan(model, base.bind(training.natural, apply_fn=model.apply_fn), optimizer, num_epochs, effort.batch_size)
-    return runs.classifier(plan, runs.run(name, plan, x, jnp.asarray(y), settings, effort=list(effort)).last)
-
-
-def _plan(model, loss, num_epochs, dataset, effort):
-    num_steps = num_epochs * (len(dataset.x_train) // effort.batch_size)
-    return runs.Plan(model, loss, optax.adam(optax.cosine_decay_schedule(2e-3, num_steps)), num_epochs, effort.batch_size)
+    model = models.for_data(architecture, settings.seed, dataset.x_train, dataset.y_train)
+    loss = base.bind(training.natural, apply_fn=model.apply_fn)
+    plan = runs.Plan(model, loss, effort.learning_rate, effort.num_epochs, effort.batch_size)
+    return runs.classifier(name, plan, dataset.x_train, jnp.asarray(y), settings, effort=list(effort))
 
 
 @functools.cache  # one apply_fn, so that programs are shared

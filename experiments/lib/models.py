@@ -30,6 +30,11 @@ def build(name: str, seed: int = 0, num_classes: int = 10, input_shape: tuple[in
         return from_nnx(architecture(input_shape, num_classes, rngs=nnx.Rngs(seed)))
 
 
+def for_data(name: str, seed: int, x, y) -> Model:
+    """A model by name for such inputs [N, ...] and labels [N]."""
+    return build(name, seed, int(y.max()) + 1, x.shape[1:])
+
+
 def write(path: pathlib.Path, params, model_state) -> None:
     """Writes the weights of a model as one npz file, at once."""
     files.write_arrays(path, files.named((params, model_state)))

@@ -137,12 +137,9 @@ def others(judged: Judged) -> float:
 
 def _judged(name, x, y, split, settings, size):
     model = models.build(size.architecture, settings.seed, 10, x.shape[1:])
-    optimizer = runs.cosine_adam(1e-3, len(x), size.num_epochs, size.batch_size)
-    loss = smoothed.losses(SIGMA, size.effort)[name]
+    loss, options = smoothed.losses(SIGMA, size.effort)[name], {"num_epochs": size.num_epochs, "batch_size": size.batch_size}
     with experiment.status(f"{name}: a victim from scratch ..."):
-        model_fn = runs.fit(
-            model, loss, optimizer, x, y, seed=settings.seed, num_epochs=size.num_epochs, batch_size=size.batch_size
-        )  # fmt: skip
+        model_fn = runs.fit(model, loss, 1e-3, x, y, seed=settings.seed, **options)
         chunk_size = min(100, size.num_samples)
         votes = smoothing.vote_dataset(
             jax.random.key(settings.seed), model_fn, split.x_points, sigma=SIGMA, num_samples=size.num_samples,

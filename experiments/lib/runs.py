@@ -24,7 +24,7 @@ class Plan(NamedTuple):
 
     model: models.Model
     loss: base.Configured  # (params, model_state, key, x, y) -> (loss, (model_state, metrics))
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformation | float  # a number is the rate of Adam, along a cosine to zero over the whole run
     num_epochs: int
     batch_size: int
     schedule_fn: Callable | None = None  # as for training.step
@@ -41,7 +41,7 @@ class Trained(NamedTuple):
     scores: np.ndarray  # [num_epochs], NaN where not scored
 
 
-def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> Trained:
+def train(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> Trained:
     """A run to its end, from its last checkpoint if there is one; its weights are left in `weights_file`.
 
     Args:
@@ -55,6 +55,7 @@ def run(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> 
       FloatingPointError: a loss that is not finite, with its step and the last good checkpoint.
     """
     training.check(plan.loss, x)
+    plan = plan._replace(optimizer=_optimizer(plan.optimizer, y, plan.num_epochs, plan.batch_size))
     folder = pathlib.Path(settings.out) / "models" / name
     states = checkpoint.Checkpoints(folder)
     state = training.init(plan.first_params(plan.model.params), plan.model.model_state, plan.optimizer)
@@ -128,15 +129,26 @@ def seconds_per_epoch(out: str | pathlib.Path, name: str) -> float:
 
 def fit(model: models.Model, loss, optimizer, x, y, *, seed: int, num_epochs: int, batch_size: int) -> ModelFn:
     """The model after a run that is too short to keep; `loss` needs no apply_fn."""
+    optimizer = _optimizer(optimizer, y, num_epochs, batch_size)
     step_fn = training.step(base.bind(loss, apply_fn=model.apply_fn), optimizer)
     state = training.init(model.params, model.model_state, optimizer)
     state, _ = _whole(state, jax.random.key(seed), x, y, step_fn=step_fn, num_epochs=num_epochs, batch_size=batch_size)
     return training.classifier(model.apply_fn, state.params, state.model_state)
 
 
-def classifier(plan: Plan, state: training.TrainState) -> ModelFn:
+def classifier(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -> ModelFn:
+    """The model that a run ends with; arguments as for `train`."""
+    return model_fn(plan, train(name, plan, x, y, settings, **about).last)
+
+
+def model_fn(plan: Plan, state: training.TrainState) -> ModelFn:
     """The model of a state, whatever wraps its parameters."""
     return training.classifier(plan.model.apply_fn, _params(state), state.model_state)
+
+
+def continued(model: models.Model, trained: ModelFn) -> models.Model:
+    """The model with the weights that a run of it has ended with."""
+    return model._replace(params=trained.get("params"), model_state=trained.get("model_state"))
 
 
 def held_out_accuracy(attack, model: models.Model, x, y, seed: int) -> Callable:
@@ -153,6 +165,10 @@ def held_out_accuracy(attack, model: models.Model, x, y, seed: int) -> Callable:
 def cosine_adam(learning_rate: float, num_examples: int, num_epochs: int, batch_size: int) -> optax.GradientTransformation:
     """Adam along a cosine to zero over the whole run."""
     return optax.adam(optax.cosine_decay_schedule(learning_rate, num_epochs * (num_examples // batch_size)))
+
+
+def _optimizer(optimizer, y, num_epochs, batch_size):
+    return optimizer if isinstance(optimizer, optax.GradientTransformation) else cosine_adam(optimizer, len(y), num_epochs, batch_size)
 
 
 def _scheduled(loss, schedule_fn, *args):

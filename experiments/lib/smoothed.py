@@ -91,25 +91,15 @@ def described(effort: Effort, methods: Sequence[str]) -> str:
 
 
 def train(name: str, sigma: float, settings: experiment.Settings, x, y, effort: Effort) -> ModelFn:
-    """The base classifier of a method at sigma, from its last checkpoint if there is one."""
-    first = runs.run(f"warm-{sigma}", warm_plan(sigma, settings, x, y, effort), x, y, settings, effort=list(effort))
-    plan = plan_of(name, sigma, first.last, settings, x, y, effort)
-    return runs.classifier(plan, runs.run(f"{name}-{sigma}", plan, x, y, settings, effort=list(effort)).last)
+    """The base classifier of a method at sigma, from its last checkpoint if there is one: first on Gaussian noise, at a constant rate.
 
-
-def warm_plan(sigma: float, settings: experiment.Settings, x, y, effort: Effort) -> runs.Plan:
-    """Gaussian noise from the first weights, with Adam at a constant rate."""
-    model = models.build(effort.architecture, settings.seed, int(y.max()) + 1, x.shape[1:])
-    loss = base.bind(losses(sigma, effort)["Gaussian"], apply_fn=model.apply_fn)
-    return runs.Plan(model, loss, optax.adam(effort.learning_rate), effort.num_warm_epochs, effort.batch_size)
-
-
-def plan_of(name: str, sigma: float, start, settings: experiment.Settings, x, y, effort: Effort) -> runs.Plan:
-    """A method from the state `start`; the eps of SmoothAdv grows over the first third."""
-    model = models.build(effort.architecture, settings.seed, int(y.max()) + 1, x.shape[1:])
-    model = model._replace(params=start.params, model_state=start.model_state)
-    loss = base.bind(losses(sigma, effort)[name], apply_fn=model.apply_fn)
+    The eps of SmoothAdv grows over the first third of its own part.
+    """
+    model = models.for_data(effort.architecture, settings.seed, x, y)
+    own = {method: base.bind(loss, apply_fn=model.apply_fn) for method, loss in losses(sigma, effort).items()}
+    warm = runs.Plan(model, own["Gaussian"], optax.adam(effort.learning_rate), effort.num_warm_epochs, effort.batch_size)
+    first = runs.classifier(f"warm-{sigma}", warm, x, y, settings, effort=list(effort))
     num_steps = effort.num_epochs * (len(x) // effort.batch_size)
     ramp = base.bind(training.eps_ramp, num_ramp_steps=max(num_steps // 3, 1)) if name == "SmoothAdv" else None
-    optimizer = runs.cosine_adam(effort.learning_rate, len(x), effort.num_epochs, effort.batch_size)
-    return runs.Plan(model, loss, optimizer, effort.num_epochs, effort.batch_size, ramp)
+    plan = runs.Plan(runs.continued(model, first), own[name], effort.learning_rate, effort.num_epochs, effort.batch_size, ramp)
+    return runs.classifier(f"{name}-{sigma}", plan, x, y, settings, effort=list(effort))

@@ -49,10 +49,9 @@ def load(kind: str, settings: experiment.Settings, dataset: data.Dataset) -> Aut
     merged = base.bind(_merged, graph=graph)
     num_epochs = settings.pick(1, 25, 60) if settings.dataset == "digits" else settings.pick(1, 20, 20)
     x = dataset.x_train[:200] if settings.quick else dataset.x_train
-    plan = runs.Plan(
-        models.Model(merged, params, None), base.bind(_loss, merged=merged, kind=kind), optax.adam(1e-3), num_epochs, batch_size=100
-    )
-    params = runs.run(kind.lower(), plan, x, dataset.y_train[: len(x)], settings, kind=kind).last.params
+    loss = base.bind(_loss, merged=merged, kind=kind)
+    plan = runs.Plan(models.Model(merged, params, None), loss, optax.adam(1e-3), num_epochs, batch_size=100)
+    params = runs.train(kind.lower(), plan, x, dataset.y_train[: len(x)], settings, kind=kind).last.params
     return Autoencoder(jax.jit(lambda x: merged(params).encode(x)[0]), base.bind(_decoded, merged=merged, params=params))
 
 

@@ -56,15 +56,12 @@ def ensemble(settings: experiment.Settings) -> tuple[dict[str, base.Attack], dic
 
 def train(name: str, recipe: Recipe, settings: experiment.Settings, dataset: data.Dataset) -> ModelFn:
     """A victim, from its last checkpoint if there is one."""
-    model = models.build(recipe.architecture, settings.seed, int(dataset.y_train.max()) + 1, dataset.x_train.shape[1:])
-    num_batches = len(dataset.x_train) // recipe.batch_size
-    if recipe.eps == 0:
-        loss, ramp = base.bind(training.natural, apply_fn=model.apply_fn), None
-    else:
-        loss = base.bind(
-            training.adversarial, apply_fn=model.apply_fn, attack=training.inner_pgd(Linf(recipe.eps), num_steps=recipe.num_steps)
-        )
-        ramp = base.bind(training.eps_ramp, num_ramp_steps=max(recipe.num_ramp_epochs * num_batches, 1))
-    optimizer = runs.cosine_adam(recipe.learning_rate, len(dataset.x_train), recipe.num_epochs, recipe.batch_size)
-    plan = runs.Plan(model, loss, optimizer, recipe.num_epochs, recipe.batch_size, ramp)
-    return runs.classifier(plan, runs.run(name, plan, dataset.x_train, dataset.y_train, settings, recipe=list(recipe)).last)
+    x, y = dataset.x_train, dataset.y_train
+    model, ramp = models.for_data(recipe.architecture, settings.seed, x, y), None
+    loss = base.bind(training.natural, apply_fn=model.apply_fn)
+    if recipe.eps:
+        attack = training.inner_pgd(Linf(recipe.eps), num_steps=recipe.num_steps)
+        loss = base.bind(training.adversarial, apply_fn=model.apply_fn, attack=attack)
+        ramp = base.bind(training.eps_ramp, num_ramp_steps=max(recipe.num_ramp_epochs * (len(x) // recipe.batch_size), 1))
+    plan = runs.Plan(model, loss, recipe.learning_rate, recipe.num_epochs, recipe.batch_size, ramp)
+    return runs.classifier(name, plan, x, y, settings, recipe=list(recipe))

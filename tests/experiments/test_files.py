@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.lib import experiment, files, models, poisons, report, runs, votes
+from experiments.lib import experiment, files, models, pages, poisons, report, runs, votes
 from robustjax import base, training
 
 MODEL = models.Model(None, {"w": jnp.zeros((2, 3))}, None)
@@ -34,10 +34,6 @@ def cast(path):
     return votes.cast(path, POLL, linear, X, chunk_size=4)
 
 
-def read_page(path):
-    return report.replace_section(path, "# Head\n", "title", "body")
-
-
 def read_section(path):
     return report.read(path.parent, {})
 
@@ -48,7 +44,7 @@ READERS = {
     "poisons.npz": lambda path: poisons.kept(path, PROVENANCE, never),
     "section.json": read_section,
     "models/run.seconds.json": lambda path: runs.seconds_per_epoch(path.parents[1], "run"),
-    "page.md": read_page,
+    "page.json": lambda path: pages.read(path.with_suffix(".md")),
 }
 
 
@@ -83,10 +79,8 @@ FOREIGN = {
 }
 
 
-PAGES = ("not text", "text", "Python objects")  # in others no section would be lost
-
-
-@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in READERS for kind in (PAGES if name == "page.md" else FOREIGN)])
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("name", READERS)
 def test_foreign_and_cut_files_are_named_with_a_remedy(name, kind, tmp_path):
     path, content = tmp_path / name, FOREIGN[kind]
     path.parent.mkdir(exist_ok=True)
@@ -100,7 +94,7 @@ def test_foreign_and_cut_files_are_named_with_a_remedy(name, kind, tmp_path):
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("name", ["weights.npz", "poisons.npz", "models/run.seconds.json"])
+@pytest.mark.parametrize("name", ["weights.npz", "models/run.seconds.json"])
 def test_missing_files_are_named_with_a_remedy(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"cannot read .*{name}: No such file or directory. (Choose|Delete)"):
         READERS[name](tmp_path / name)
@@ -209,7 +203,7 @@ def test_the_folder_is_tried_before_the_work(blocked, monkeypatch):
         lambda: experiment.section(never, experiment.Settings(out=out)),
         lambda: cast(blocked / "votes.npz"),
         lambda: poisons.kept(blocked / "poisons.npz", PROVENANCE, never),
-        lambda: runs.run("run", plan(), X, np.zeros(2, int), experiment.Settings(out=out)),
+        lambda: runs.train("run", plan(), X, np.zeros(2, int), experiment.Settings(out=out)),
     ):
         with pytest.raises(OSError, match=r"cannot write .* in .*file.runs.*another place"):
             start()

@@ -57,20 +57,20 @@ def killed_after(num_epochs):
 
 
 def test_a_killed_run_resumes_to_the_same_end(tmp_path):
-    whole = runs.run("run", plan(), *data(), experiment.Settings(out=str(tmp_path / "whole")))
+    whole = runs.train("run", plan(), *data(), experiment.Settings(out=str(tmp_path / "whole")))
     settings = experiment.Settings(out=str(tmp_path / "cut"))
     with pytest.raises(KilledError):
-        runs.run("run", plan(score_fn=killed_after(2)), *data(), settings)
-    resumed = runs.run("run", plan(), *data(), settings)
+        runs.train("run", plan(score_fn=killed_after(2)), *data(), settings)
+    resumed = runs.train("run", plan(), *data(), settings)
     jax.tree.map(np.testing.assert_array_equal, resumed.last, whole.last)
     assert int(resumed.last.num_steps) == 16
     with pytest.raises(ValueError, match="other settings"):
-        runs.run("run", plan(num_epochs=5), *data(), settings)
+        runs.train("run", plan(num_epochs=5), *data(), settings)
 
 
 def test_the_best_epoch_is_kept_beside_the_last(tmp_path):
     scores = iter([0.1, 0.9, 0.3, 0.2])
-    trained = runs.run("run", plan(score_fn=lambda state: next(scores)), *data(), experiment.Settings(out=str(tmp_path)))
+    trained = runs.train("run", plan(score_fn=lambda state: next(scores)), *data(), experiment.Settings(out=str(tmp_path)))
     assert (int(trained.best.num_steps), int(trained.last.num_steps)) == (8, 16)
     np.testing.assert_allclose(trained.scores, [0.1, 0.9, 0.3, 0.2])
     left = models.read(runs.weights_file(tmp_path, "run"), models.Model(apply_fn, jnp.zeros((D, C)), None))
@@ -85,11 +85,11 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_and_the_last_good_chec
     settings = experiment.Settings(out=str(tmp_path))
     counted = plan(loss=base.bind(broken, start=10), schedule_fn=lambda loss, num_steps: base.bind(loss, count=num_steps))
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 10 \(epoch 2\); last good checkpoint: epoch 2 in .*run"):
-        runs.run("run", counted, *data(), settings)
+        runs.train("run", counted, *data(), settings)
     with pytest.raises(FloatingPointError, match=r"at step 10 \(epoch 2\); last good checkpoint: epoch 2 in .*run"):
-        runs.run("run", counted, *data(), settings)  # from epoch 2, which is whole
+        runs.train("run", counted, *data(), settings)  # from epoch 2, which is whole
     with pytest.raises(ValueError, match=r"other settings \(loss: "):
-        runs.run("run", counted._replace(loss=base.bind(broken, start=100)), *data(), settings)
+        runs.train("run", counted._replace(loss=base.bind(broken, start=100)), *data(), settings)
 
 
 def scaled(factor):
@@ -120,14 +120,14 @@ CHANGES = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     settings = experiment.Settings(out=str(tmp_path_factory.mktemp("finished")))
-    runs.run("run", plan(), *data(), settings)
+    runs.train("run", plan(), *data(), settings)
     return settings
 
 
 @pytest.mark.parametrize(("make", "names"), CHANGES.values(), ids=CHANGES)
 def test_a_run_of_something_else_is_refused_by_name(make, names, finished):
     with pytest.raises(ValueError, match=r"made with other settings .*Choose another folder, or delete it") as error:
-        runs.run("run", *make(), finished)
+        runs.train("run", *make(), finished)
     message = str(error.value).split("other settings (")[1].rpartition(")")[0]
     assert [part.split(": ")[0] for part in message.split("; ")] == names
 
@@ -166,7 +166,7 @@ def test_a_finished_run_whose_last_file_was_lost_in_a_kill_knows_its_seconds(tmp
     settings = experiment.Settings(out=str(tmp_path))
     monkeypatch.setattr(models, "write", killed)
     with pytest.raises(KilledError):
-        runs.run("run", plan(), *data(), settings)
+        runs.train("run", plan(), *data(), settings)
     assert runs.seconds_per_epoch(tmp_path, "run") > 0
 
 
@@ -175,4 +175,4 @@ def test_data_outside_the_box_is_refused_before_anything_is_trained(tmp_path):
     loss = base.bind(training.adversarial, apply_fn=apply_fn, attack=attack)
     x, y = data()
     with pytest.raises(ValueError, match="leave the box"):
-        runs.run("run", plan(loss=loss), 255 * x, y, experiment.Settings(out=str(tmp_path)))
+        runs.train("run", plan(loss=loss), 255 * x, y, experiment.Settings(out=str(tmp_path)))

@@ -156,9 +156,8 @@ def _makers(shape) -> dict[str, Callable[[nnx.Rngs], nnx.Module]]:
 def _train(module, dataset, settings):
     num_epochs, num_images = settings.pick((1, 200), (5, 4000), (6, 4000))
     x, y = dataset.x_train[:num_images], dataset.y_train[:num_images]
-    optimizer = runs.cosine_adam(2e-3, len(x), num_epochs, 100)
     options = {"seed": settings.seed, "num_epochs": num_epochs, "batch_size": 100}
-    return runs.fit(models.from_nnx(module), training.natural, optimizer, x, y, **options)
+    return runs.fit(models.from_nnx(module), training.natural, 2e-3, x, y, **options)
 
 
 def _small_digits():

@@ -58,7 +58,7 @@ def recipes(eps: float, num_epochs: int) -> dict[str, Recipe]:
 
 def train(name: str, recipe: Recipe, settings: experiment.Settings, x, y, held_out=None, batch_size: int = 100):
     """The model of a method as a callable pytree: its average, the best epoch on held-out data, or the last, as the recipe says."""
-    model = models.build(recipe.architecture, settings.seed, int(y.max()) + 1, x.shape[1:])
+    model = models.for_data(recipe.architecture, settings.seed, x, y)
     num_batches = len(x) // batch_size
     loss = base.bind(recipe.loss, apply_fn=model.apply_fn)
     num_steps = recipe.num_epochs * num_batches * recipe.num_replays
@@ -79,11 +79,11 @@ def train(name: str, recipe: Recipe, settings: experiment.Settings, x, y, held_o
     plan = runs.Plan(
         model, loss, optimizer, recipe.num_epochs, batch_size, ramp, recipe.num_replays, first_params, score_fn
     )  # fmt: skip
-    trained = runs.run(f"at-{name}", plan, x, y, settings, method=name, learning_rate=recipe.learning_rate)
+    trained = runs.train(f"at-{name}", plan, x, y, settings, method=name, learning_rate=recipe.learning_rate)
     if recipe.averaged:
         averaged = trained.last._replace(params=training.average(trained.last.opt_state))
-        return runs.classifier(plan, averaged)
-    return runs.classifier(plan, trained.best)
+        return runs.model_fn(plan, averaged)
+    return runs.model_fn(plan, trained.best)
 
 
 def judges(eps: float, less: int = 1) -> dict[str, base.Configured]:
