@@ -17,36 +17,32 @@ _OPENING = """<!-- Written by docs/methods.py from the docstrings: change those,
 # Methods
 
 Every function and class of the package that states where it comes from or what its result is worth, family by family, in the order of
-the [API](api/index.md). *Guarantee* is what holds whatever the model does. An attack shows that a model is *not* robust and never that it is; *feasibility*
-says that its result lies in the threat. A certificate by smoothing is about the smoothed classifier, not about its base, and does not cover
-floating point. What the code does differently from its source is under `Differs` in the API.
+the [API](api/index.md). *Guarantee* is what holds whatever the model does. An attack shows that a model is *not* robust and never that it
+is; *feasibility* says that its result lies in the threat. A certificate by smoothing is about the smoothed classifier, not about its base,
+and does not cover floating point. What the code does differently from its source is under `Differs` in the API.
 """
 
-# A page of docs/api: the title of the family, and what to read about it.
+# A page of docs/api: the title of the family, its concept, and how-tos.
 _FAMILIES = {
-    "attacks": (
-        "Attacks",
-        "[Concept](concepts/attacks.md), [how to choose one](how_to/choose_an_attack.md), [how to compose](how_to/compose.md)",
-    ),
-    "threats": ("Threats", "[Concept](concepts/threats.md), [how to make your own](how_to/own_threat.md)"),
-    "losses": ("Losses and goals", "[Concept](concepts/attacks.md)"),
-    "evaluation": ("Evaluation", "[Concept](concepts/evaluation.md), [how to evaluate a defense](how_to/evaluate_a_defense.md)"),
-    "training": (
-        "Training",
-        "[Concept](concepts/training.md), [how to train](how_to/adversarial_training.md), [Flax models](how_to/flax_models.md)",
-    ),
-    "smoothing": ("Smoothing", "[Concept](concepts/smoothing.md), [how to certify](how_to/certify.md)"),
-    "bilevel": ("Bilevel problems", "[Concept](concepts/bilevel.md), [for users of jaxopt](how_to/from_jaxopt.md)"),
-    "poisoning": ("Poisoning", "[Concept](concepts/poisoning.md), [how to poison a training set](how_to/poisoning.md)"),
-    "core": ("Gradients and speed", "[Concept](concepts/lowering.md), [how to be fast](how_to/speed.md)"),
+    "attacks": ("Attacks", "attacks", {"choose one": "choose_an_attack", "compose": "compose", "write your own": "own_attack"}),
+    "threats": ("Threats", "threats", {"make your own": "own_threat"}),
+    "losses": ("Losses and goals", "attacks", {}),
+    "evaluation": ("Evaluation", "evaluation", {"evaluate a defense": "evaluate_a_defense"}),
+    "training": ("Training", "training", {"train": "adversarial_training", "train Flax modules": "flax_models"}),
+    "smoothing": ("Smoothing", "smoothing", {"certify": "certify"}),
+    "bilevel": ("Bilevel problems", "bilevel", {"come from jaxopt": "from_jaxopt"}),
+    "poisoning": ("Poisoning", "poisoning", {"poison a training set": "poisoning"}),
+    "core": ("Gradients and speed", "lowering", {"be fast": "speed", "use several devices": "several_devices"}),
 }
 
 
 def page() -> str:
     """The text of docs/methods.md."""
     parts = [_OPENING]
-    for name, (title, reading) in _FAMILIES.items():
-        parts.append(f"## {title}\n\n{reading}, [API](api/{name}.md).\n")
+    for name, (title, concept, how_tos) in _FAMILIES.items():
+        how_to = ", ".join(f"[{what}](how_to/{path}.md)" for what, path in how_tos.items())
+        reading = [f"[Concept](concepts/{concept}.md)", *([f"how to {how_to}"] if how_to else []), f"[API](api/{name}.md)"]
+        parts.append(f"## {title}\n\n{'; '.join(reading)}.\n")
         for heading, entries in _sections((_DOCS / "api" / f"{name}.md").read_text()):
             if rows := [row for entry in entries if (row := _row(entry))]:
                 parts.append(f"### {heading}\n" if heading else "")

@@ -90,6 +90,20 @@ def test_the_skeleton_of_a_new_attack_passes_its_own_test(monkeypatch):
     tests[0]()
 
 
+def test_contributing_names_every_file_that_an_attack_touches():
+    # Those in which each of three attacks is named that nothing else is built on; its own file and the changelog beside them.
+    attacks_of_today = ("sigma_zero", "ead", "ddn")
+    files = [path for folder in ("robustjax", "docs", "tests", "experiments") for path in (_ROOT / folder).rglob("*.*")]
+    files = [path for path in files if path.suffix in (".py", ".md") and "_build" not in path.parts and "results" not in path.parts]
+    texts = {str(path.relative_to(_ROOT)): path.read_text() for path in files if path != _ROOT / "tests/test_docs.py"}
+    touched = {path for path, text in texts.items() if all(re.search(rf"\b{name}\b", text) for name in attacks_of_today)}
+    assert len(touched) > 5
+    section = (_ROOT / "CONTRIBUTING.md").read_text().partition("### The files of an attack\n")[2]
+    named = set(re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE))
+    touched |= {"robustjax/attacks/_frank_wolfe.py", "CHANGELOG.md"}
+    assert named == touched, f"the table of CONTRIBUTING.md lacks {sorted(touched - named)} and should not have {sorted(named - touched)}"
+
+
 def _blocks(path, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
 
@@ -162,8 +176,8 @@ def test_every_cited_paper_is_in_the_list_of_methods():
     for module in _MODULES:
         for number in re.findall(r"arXiv:(\d{4}\.\d{4,5})", inspect.getsource(module)):
             assert f"abs/{number})" in methods, (
-                f"{module.__name__} cites arXiv:{number}, and docs/methods.md does not: cite it under `Source:` in the docstring of a public "
-                f"function that has an entry in docs/api, and run `.venv/bin/python docs/methods.py`"
+                f"{module.__name__} cites arXiv:{number}, and docs/methods.md does not: cite it under `Source:` in the docstring of a "
+                f"public function that has an entry in docs/api, and run `.venv/bin/python docs/methods.py`"
             )
 
 
