@@ -27,7 +27,6 @@ _EPS = {  # radii at which accuracy is neither that of the clean set nor zero
     "masked": {"Linf": 0.08, "L2": 1.0},
 }
 _SHARPNESS = 30.0  # of the masked model's logits: for most images the cross-entropy and its gradient vanish in float32
-_THREATS = {"Linf": threats.Linf, "L2": threats.L2}
 _NUM_TARGETS = 9
 _LOST_BAR, _GAP_BAR, _SQUARE_BAR, _WORST_CASE_BAR = 0.01, 1e-5, 0.01, 0.005
 
@@ -110,7 +109,7 @@ def compare(case: Case, num_steps: int, num_queries: int, num_seeds: int, whole:
     """The rows of a case: every member alone, the union of the standard ones, and (`whole`) both ensembles by their front doors."""
     for norm in ("Linf", "L2"):
         eps = _EPS[case.name][norm]
-        threat, delta = _THREATS[norm](eps), _start(case.x, norm, eps)
+        threat, delta = getattr(threats, norm)(eps), _start(case.x, norm, eps)
         apgd = base.bind(attacks.apgd, threat=threat, num_steps=num_steps, delta=jnp.asarray(delta))
         label = f"{norm.lower()} {eps:g}"
         ce = _ours(case, apgd), reference.apgd(case, norm, eps, num_steps, delta, "ce")
