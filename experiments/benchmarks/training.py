@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.lib import bench, data, experiment, gates, models, pages, runs
+from experiments.lib import bench, data, experiment, gates, models, pages
 from robustjax import base, losses, training
 from robustjax.threats import Linf
 
