@@ -117,7 +117,7 @@ def pooled_runs(batch_size: int) -> dict[str, bench.Run]:
     for name, rewrite in (("plain", lambda function: function), ("rewritten", lowering.rewrite)):
         batch = jax.random.key(0), rewrite(model_fn), x, y
         runs[f"pooled net, {_PGD}, scan, {name}"] = bench.run(_PGD_STEPS, _compiled, attack, *batch)
-        step_fn = training.step(base.bind(training.natural, apply_fn=rewrite(model.apply_fn)), optimizer)
+        step_fn = training.step(base.bind(training.natural, apply_fn=rewrite(model.apply_fn)), optimizer, rewritten=False)
         options = {"step_fn": step_fn, "num_epochs": 1, "batch_size": batch_size}
         runs[f"pooled net, SGD epoch in scan, {name}"] = bench.run(_EPOCH_STEPS, _fit, *start, **options)
     return runs

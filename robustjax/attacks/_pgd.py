@@ -31,7 +31,8 @@ def pgd(
 
     Args:
       key: one key, or one per example [B].
-      model_fn: x [B, ...] -> logits [B, C].
+      model_fn: x [B, ...] -> logits [B, C]. Attacks run it as it is: pass `lowering.rewrite(model_fn)` if it has convolutions and runs on
+        CPU; `evaluate.evaluate` does so itself.
       x: inputs [B, ...], inside the threat's box.
       y: labels [B], or whatever the loss takes [B, C].
       threat: which perturbations are allowed, such as `threats.Linf(8 / 255)`.
