@@ -92,14 +92,19 @@ def attack_runs(names: Sequence[Library], budget: Budget, model_fn, x, y, thread
         return {}
     module = torch_convnet(nnx.state(model_fn, nnx.Param))
     x_torch, y_torch = to_torch(np.asarray(x)), to_torch(np.asarray(y))
-    makers = {"foolbox": _foolbox_runs, "torchattacks": _torchattacks_runs, "art": _art_runs, "autoattack": _autoattack_runs}
-    runs = _foolbox_on_jax_runs(budget, model_fn, x, y) if "foolbox" in names else {}
+    steps = {"PGD": budget.pgd_steps, "APGD": budget.apgd_steps}
+    runs = {}
+    if "foolbox" in names:
+        for kind, function in (("plain", lambda x: model_fn(x)), ("jitted", jax.jit(lambda x: model_fn(x)))):
+            runs[f"foolbox on JAX, {kind} model, PGD-{budget.pgd_steps}"] = bench.run(
+                budget.pgd_steps, _foolbox_on_jax(budget, function, x, y)
+            )
     for num_threads in thread_counts:
         for name in names:
-            for row, run in makers[name](budget, module, x_torch, y_torch).items():
-                runs[row + f", torch on {num_threads} thread(s)"] = run._replace(
-                    function=functools.partial(bench.on_threads, num_threads, run.function)
-                )
+            label, make = _ON_TORCH[name]
+            for kind, call in make(budget, module, x_torch, y_torch).items():
+                row = f"{label}, {kind}-{steps[kind]}, torch on {num_threads} thread(s)"
+                runs[row] = bench.Run(functools.partial(bench.on_threads, num_threads, call), steps[kind])
     return runs
 
 
@@ -124,42 +129,30 @@ def sampling_row(size: int, num_threads: int, is_channels_last: bool = False) ->
     return f"torch, batch {size}, {num_threads} thread(s)" + (", channels last" if is_channels_last else "")
 
 
-def _foolbox_on_jax_runs(budget, model_fn, x, y):
+def _foolbox_on_jax(budget, function, x, y):
     import foolbox
 
     attack = foolbox.attacks.LinfPGD(abs_stepsize=budget.step_size, steps=budget.pgd_steps)
-
-    def on_jax(function):
-        model = foolbox.JAXModel(function, bounds=(0, 1))
-        return bench.Run(lambda: jax.block_until_ready(attack.run(model, x, y, epsilon=budget.eps)), budget.pgd_steps)
-
-    jitted = jax.jit(lambda x: model_fn(x))
-    return {
-        f"foolbox on JAX, plain model, PGD-{budget.pgd_steps}": on_jax(lambda x: model_fn(x)),
-        f"foolbox on JAX, jitted model, PGD-{budget.pgd_steps}": on_jax(jitted),
-    }
+    return functools.partial(attack.run, foolbox.JAXModel(function, bounds=(0, 1)), x, y, epsilon=budget.eps)
 
 
-def _foolbox_runs(budget, module, x, y):
+def _foolbox(budget, module, x, y):
     import foolbox
 
     attack = foolbox.attacks.LinfPGD(abs_stepsize=budget.step_size, steps=budget.pgd_steps)
     model = foolbox.PyTorchModel(module, bounds=(0, 1), device="cpu")
-    return {f"foolbox on torch, PGD-{budget.pgd_steps}": bench.Run(lambda: attack.run(model, x, y, epsilon=budget.eps), budget.pgd_steps)}
+    return {"PGD": lambda: attack.run(model, x, y, epsilon=budget.eps)}
 
 
-def _torchattacks_runs(budget, module, x, y):
+def _torchattacks(budget, module, x, y):
     import torchattacks
 
     pgd = torchattacks.PGD(module, eps=budget.eps, alpha=budget.step_size, steps=budget.pgd_steps)
     apgd = torchattacks.APGD(module, eps=budget.eps, steps=budget.apgd_steps)
-    return {
-        f"torchattacks, PGD-{budget.pgd_steps}": bench.Run(lambda: pgd(x, y), budget.pgd_steps),
-        f"torchattacks, APGD-{budget.apgd_steps}": bench.Run(lambda: apgd(x, y), budget.apgd_steps),
-    }
+    return {"PGD": lambda: pgd(x, y), "APGD": lambda: apgd(x, y)}
 
 
-def _art_runs(budget, module, x, y):
+def _art(budget, module, x, y):
     import torch
     from art.attacks import evasion
     from art.estimators.classification import PyTorchClassifier
@@ -171,17 +164,22 @@ def _art_runs(budget, module, x, y):
         classifier, eps_step=2 * budget.eps, max_iter=budget.apgd_steps, nb_random_init=1, loss_type="cross_entropy", **common
     )
     x, y = x.numpy(), y.numpy()
-    return {
-        f"ART, PGD-{budget.pgd_steps}": bench.Run(lambda: pgd.generate(x=x, y=y), budget.pgd_steps),
-        f"ART, APGD-{budget.apgd_steps}": bench.Run(lambda: apgd.generate(x=x, y=y), budget.apgd_steps),
-    }
+    return {"PGD": lambda: pgd.generate(x=x, y=y), "APGD": lambda: apgd.generate(x=x, y=y)}
 
 
-def _autoattack_runs(budget, module, x, y):
+def _autoattack(budget, module, x, y):
     from pyautoattack import autopgd_base
 
     apgd = autopgd_base.APGDAttack(module, n_iter=budget.apgd_steps, eps=budget.eps, logger=logging.getLogger())
-    return {f"AutoAttack, APGD-{budget.apgd_steps}": bench.Run(lambda: apgd.perturb(x, y), budget.apgd_steps)}
+    return {"APGD": lambda: apgd.perturb(x, y)}
+
+
+_ON_TORCH = {  # (budget, module, x, y) -> calls by attack
+    "foolbox": ("foolbox on torch", _foolbox),
+    "torchattacks": ("torchattacks", _torchattacks),
+    "art": ("ART", _art),
+    "autoattack": ("AutoAttack", _autoattack),
+}
 
 
 def _sample(network, image, layout, size, sigma):
