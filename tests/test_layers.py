@@ -13,7 +13,7 @@ import pytest
 import robustjax
 
 _FLOORS = (
-    {"configured", "base", "arrays", "prng", "renamed", "checks", "fingerprint", "graph", "loops", "lowering", "parallel", "drivers"},
+    {"configured", "base", "arrays", "prng", "renamed", "checks", "fingerprint", "graph", "loops", "lowering", "parallel", "drivers", "hooks"},
     {"losses", "threats", "manifolds", "bilevel", "poisoned_sets"},
     {"attacks", "bounds", "smoothing", "corruptions", "backdoors"},
     {"training", "defenses", "flags"},
@@ -93,7 +93,7 @@ def test_the_package_offers_its_names_and_imports_none_before_its_use():
     code = "import sys, robustjax as rj; assert 'jax' not in sys.modules; [getattr(rj, name) for name in rj.__all__]; print(*dir(rj))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == sorted(robustjax.__all__)
-    internal = {"checks", "configured", "drivers", "fingerprint", "poisoned_sets", "renamed"}
+    internal = {"checks", "configured", "drivers", "fingerprint", "hooks", "poisoned_sets", "renamed"}
     assert {name.split(".")[1] for name in _MODULES if name.count(".") == 1} <= {*robustjax.__all__} | internal
     with pytest.raises(AttributeError, match="its names are"):
         robustjax.pgd  # noqa: B018

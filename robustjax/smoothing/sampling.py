@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from robustjax import base, checks, fingerprint, parallel, prng
+from robustjax import base, checks, fingerprint, hooks, parallel, prng
 from robustjax.base import Array, Key, ModelFn, NoiseFn, Numeric
 from robustjax.smoothing import counting, noise
 
@@ -82,6 +82,13 @@ def vote(
     )
 
 
+def _numbers(state):
+    drawn = np.where(counting.not_finite(state.estimation), 0, state.estimation.sum(axis=1))
+    complete = drawn == state.fingerprint["num_samples"]
+    return {"num_selected": np.any(state.selection != 0, axis=1).sum(), "num_complete": complete.sum(), "num_votes": drawn.sum()}
+
+
+@hooks.reporting(_numbers)
 def vote_dataset(
     key: Key,
     model_fn: ModelFn,
@@ -97,6 +104,7 @@ def vote_dataset(
     noise_fn: NoiseFn = noise.gaussian,
     mesh: Mesh | None = None,
     rewritten: bool = True,
+    on_step: hooks.OnStep | None = None,
     state: VoteState | None = None,
 ) -> Iterator[VoteState]:
     """Draws the votes of every image, and yields the state after every step.
@@ -116,6 +124,8 @@ def vote_dataset(
       noise_fn: (key, x [...], sigma) -> noisy x, of one example; see `noise`.
       mesh: devices to shard batches over (`parallel.data_mesh`), with the model replicated; None for one device.
       rewritten: whether convolutions are those of `lowering.rewrite`, as for `count_predictions`.
+      on_step: called before each state is yielded, with {"step": number of the state from 0, "seconds", "num_selected": images whose class
+        is chosen, "num_complete": images with all num_samples votes, "num_votes": estimation votes of all images}, plain Python numbers.
       state: where to resume; batch_size, chunk_size, undecided_fn, mesh and rewritten may differ from before.
 
     Yields:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from robustjax import base, checks, configured, drivers, threats
+from robustjax import base, checks, configured, drivers, hooks, threats
 from robustjax.attacks import combinators
 from robustjax.base import Array, Key
 from robustjax.training._dual_manifold import Coded
@@ -103,8 +103,9 @@ def fit(
     num_epochs: int,
     batch_size: int,
     place_fn: Callable[[Any], Any] | None = None,
+    on_step: hooks.OnStep | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Epochs of shuffled batches in one scan.
+    """Epochs of shuffled batches in one scan, or step by step from Python if a hook asks for the numbers of each.
 
     The permutation of an epoch and the key of a step depend on the key and the step's number alone, so that a run that is cut into
     several calls of whole epochs equals the uncut run. Fields of an attack that have one entry per example of the data set (eps, mask,
@@ -119,12 +120,14 @@ def fit(
       batch_size: B; the last N mod B examples of each permutation are left out of its epoch.
       place_fn: (x [B, ...], y [B]) -> the same batch, applied to each batch first, such as `jax.lax.with_sharding_constraint` with the
         shardings of several devices bound.
+      on_step: called after each step with {"step": number of steps so far, "seconds", and the metrics}, all plain Python numbers; the
+        steps are then compiled one by one and agree with those of the scan to rounding. None costs nothing.
 
     Returns:
       The state after the last step, and the metrics of all steps, stacked.
 
     Raises:
-      ValueError: arrays of different length, or fewer than B examples; outside jit, what `check` finds.
+      ValueError: arrays of different length, or fewer than B examples; a hook inside jit; outside jit, what `check` finds.
 
     Example:
       >>> apply_fn = lambda params, model_state, x, mode: (x @ params, model_state)
@@ -148,21 +151,19 @@ def fit(
     if num_batches == 0:
         raise ValueError(f"batch_size={batch_size} is larger than the data set of {num_examples}; pass at most {num_examples}.")
     first_epoch = state.num_steps // num_batches
-    rank = jax.tree.leaves(data[0])[0].ndim
 
-    def one_epoch(state, epoch):
+    def batches(epoch):
         order = jax.random.permutation(jax.random.fold_in(key, first_epoch + epoch), num_examples)
-        batches = order[: num_batches * batch_size].reshape(num_batches, batch_size)
+        return order[: num_batches * batch_size].reshape(num_batches, batch_size)
 
-        def one_batch(state, rows):
-            key_step = jax.random.fold_in(jax.random.fold_in(key, 2**31), state.num_steps)
-            batch = jax.tree.map(lambda array: array[rows], data)
-            own_step_fn = combinators.take_rows(step_fn, rows, num_examples, rank)
-            return own_step_fn(state, key_step, *(batch if place_fn is None else place_fn(batch)))
+    if on_step is not None:
+        rows = (rows for epoch in range(num_epochs) for rows in batches(epoch))
+        return _fit_from_host(state, key, data, rows, step_fn, place_fn, on_step)
 
-        return jax.lax.scan(one_batch, state, batches)
+    def one_batch(state, rows):
+        return _on_rows(step_fn, place_fn, key, data, state, rows)
 
-    state, metrics = jax.lax.scan(one_epoch, state, jnp.arange(num_epochs))
+    state, metrics = jax.lax.scan(lambda state, epoch: jax.lax.scan(one_batch, state, batches(epoch)), state, jnp.arange(num_epochs))
     return state, jax.tree.map(lambda m: m.reshape(-1, *m.shape[2:]), metrics)
 
 
@@ -183,6 +184,34 @@ def check(loss: TrainLoss | StepFn, x: Any) -> None:
             threat.check(inputs)
         if threat is not None and _starts_at_random(part) and _is_point(threat):
             raise ValueError(f"{part} starts at random in a ball of radius 0; pass eps > 0, or train with training.natural.")
+
+
+def _on_rows(step_fn, place_fn, key, data, state, rows):
+    key_step = jax.random.fold_in(jax.random.fold_in(key, 2**31), state.num_steps)
+    batch = jax.tree.map(lambda array: array[rows], data)
+    num_examples, *_ = jax.tree.leaves(data[1])[0].shape
+    own_step_fn = combinators.take_rows(step_fn, rows, num_examples, jax.tree.leaves(data[0])[0].ndim)
+    return own_step_fn(state, key_step, *(batch if place_fn is None else place_fn(batch)))
+
+
+_on_rows_compiled = jax.jit(_on_rows)
+
+
+def _fit_from_host(state, key, data, batches, step_fn, place_fn, on_step):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, key, data, step_fn))):
+        raise ValueError("on_step is called from Python after each step, and this fit is inside jit, vmap or grad; call it outside.")
+    step_fn, place_fn = base.bind(step_fn), place_fn and base.bind(place_fn)
+
+    def steps(state):
+        for rows in batches:
+            state, metrics = _on_rows_compiled(step_fn, place_fn, key, data, state, rows)
+            yield state, metrics
+
+    taken = []
+    for after, metrics in hooks.reported(steps(state), lambda step: {"step": step[0].num_steps} | step[1], on_step):
+        state = after
+        taken.append(metrics)
+    return state, jax.tree.map(lambda *each: jnp.stack(each), *taken)
 
 
 def _check_labels(step_fn, state, x, y):

@@ -1,0 +1,100 @@
+"""What a hook is told of each step: plain numbers that are true, outside of compiled programs, and the same face for every driver."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from robustjax import attacks, base, hooks, smoothing, threats, training
+
+N, D, C = 12, 4, 3
+KEY = jax.random.key(0)
+X = np.asarray(jax.random.uniform(jax.random.key(1), (N, D)))
+WEIGHT = jax.random.normal(jax.random.key(2), (D, C))
+MODEL = jax.tree_util.Partial(lambda w, x: x @ w, WEIGHT)
+Y = np.asarray(MODEL(X).argmax(axis=1))
+OPTIMIZER = optax.sgd(0.5, momentum=0.9)
+VOTES = {"sigma": 0.3, "num_selection": 20, "num_samples": 40, "num_step_samples": 20, "batch_size": 6, "chunk_size": 20}
+
+
+def apply_fn(params, model_state, x, mode):
+    return x @ params, model_state
+
+
+def step_fn():
+    attack = base.bind(attacks.pgd, threat=threats.Linf(jnp.full(N, 0.05)), step_size=0.03, num_steps=2)  # one eps for each example
+    return training.step(base.bind(training.adversarial, apply_fn=apply_fn, attack=attack), OPTIMIZER)
+
+
+def trained(state, on_step=None, num_epochs=2, **options):
+    return training.fit(state, KEY, X, Y, step_fn=step_fn(), num_epochs=num_epochs, batch_size=4, on_step=on_step, **options)
+
+
+def start():
+    return training.init(jnp.zeros((D, C)), None, OPTIMIZER)
+
+
+DRIVERS = {
+    "fit": trained,
+    "vote_dataset": lambda on_step: list(smoothing.vote_dataset(KEY, MODEL, X, on_step=on_step, **VOTES)),
+}
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_every_driver_tells_plain_numbers_of_every_step(name):
+    told = []
+    DRIVERS[name](start(), told.append) if name == "fit" else DRIVERS[name](told.append)
+    assert [list(numbers)[:2] for numbers in told] == [["step", "seconds"]] * len(told)
+    steps = [numbers["step"] for numbers in told]
+    assert steps == list(range(steps[0], steps[0] + len(steps))) and len(steps) > 2
+    assert all(type(value) in (int, float, str) for numbers in told for value in numbers.values())
+    assert all(json.loads(json.dumps(numbers)) == numbers and numbers["seconds"] > 0 for numbers in told)
+
+
+def test_a_run_with_a_hook_learns_what_the_scan_learns():
+    told = []
+    whole, metrics = trained(start())
+    state, ours = trained(start(), told.append, place_fn=lambda batch: batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), (state, ours), (whole, metrics))
+    assert [numbers["step"] for numbers in told] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose([numbers["loss"] for numbers in told], metrics["loss"], rtol=1e-5)
+    half, _ = trained(start(), told.append, num_epochs=1)
+    cut, _ = trained(half, told.append, num_epochs=1)
+    jax.tree.map(np.testing.assert_array_equal, cut, state)
+    assert [numbers["step"] for numbers in told[-3:]] == [4, 5, 6], "a run that goes on counts on"
+
+
+def test_steps_with_a_hook_are_compiled_once():
+    trained(start(), lambda numbers: None, num_epochs=1)
+    before = training.run._on_rows_compiled._cache_size()
+    trained(start(), lambda numbers: numbers, num_epochs=2)
+    assert training.run._on_rows_compiled._cache_size() == before
+
+
+def test_a_hook_inside_jit_is_named():
+    with pytest.raises(ValueError, match=r"on_step is called from Python .* call it outside"):
+        jax.jit(lambda state: trained(state, print))(start())
+
+
+def test_votes_that_are_told_are_those_of_the_state():
+    told = []
+    for state in smoothing.vote_dataset(KEY, MODEL, X, on_step=told.append, **VOTES):
+        assert told[-1]["num_votes"] == state.estimation.sum()
+        assert told[-1]["num_selected"] == (state.selection.sum(axis=1) == 20).sum()
+        assert told[-1]["num_complete"] == (state.estimation.sum(axis=1) == 40).sum()
+    assert told[-1] | {"seconds": 0, "step": 0} == {"step": 0, "seconds": 0, "num_selected": N, "num_complete": N, "num_votes": 40 * N}
+    *_, plain = smoothing.vote_dataset(KEY, MODEL, X, **VOTES)
+    np.testing.assert_array_equal(plain.estimation, state.estimation)
+
+
+def test_the_time_of_the_caller_is_not_that_of_the_step():
+    clock = iter([0.0, 1.0, 10.0, 12.0, 100.0])
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hooks, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+        assert list(hooks.reported(iter("ab"), lambda state: {"state": state}, told.append)) == ["a", "b"]
+    assert told == [{"step": 0, "seconds": 1.0, "state": "a"}, {"step": 1, "seconds": 2.0, "state": "b"}]
