@@ -4,7 +4,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ class Plan(NamedTuple):
 
     model: models.Model
     loss: base.Configured  # (params, model_state, key, x, y) -> (loss, (model_state, metrics))
-    optimizer: optax.GradientTransformation | float  # a number is the rate of Adam, along a cosine to zero over the whole run
+    optimizer: Any  # of optax; a number is the rate of Adam, along a cosine to zero over the whole run
     num_epochs: int
     batch_size: int
     schedule_fn: Callable | None = None  # as for training.step

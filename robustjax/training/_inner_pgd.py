@@ -3,17 +3,17 @@
 from typing import Any
 
 from robustjax import attacks, base, checks
-from robustjax.base import Threat
+from robustjax.base import NormThreat
 
 
-def inner_pgd(threat: Threat, *, num_steps: int, **options: Any) -> base.Configured:
+def inner_pgd(threat: NormThreat, *, num_steps: int, **options: Any) -> base.Configured:
     """PGD as the inner maximum of `training.adversarial` and its relatives: steps of 2.5 eps / num_steps, and no choice among iterates.
 
     Training wants the end of the ascent. The best iterate, which an evaluation wants, costs one more forward pass and lets the attack
     rest on an early success.
 
     Args:
-      threat: a ball, with its radius.
+      threat: a norm ball, or one in the codes of a decoder.
       num_steps: number of gradients.
       **options: other arguments of `attacks.pgd`, such as `delta=attacks.small_noise` for losses whose gradient vanishes at x.
 

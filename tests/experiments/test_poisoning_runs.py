@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.lib import data, evaluation, experiment, metapoison, models, pages, poisoned_certificates, poisons
+from experiments.lib import classical_learners, data, evaluation, experiment, metapoison, models, pages, poisoned_certificates, poisons
 from experiments.reproductions import certified_poisoning_gates, metapoison_gates
-from experiments.tutorial.part4 import classical_poisoning, influence_scatter, poison_frogs
+from experiments.tutorial.part4 import influence_scatter, poison_frogs
 from robustjax import base, poisoning
 from robustjax.base import Certificate
 from robustjax.poisoning import classical
@@ -87,17 +87,17 @@ def test_there_is_something_to_certify_of_the_smallest_data_set():
 
 
 def test_attacks_on_classical_learners_turn_the_model_and_random_moves_do_not():
-    for task, steps in ((classical_poisoning.wine(), 60), (classical_poisoning.tumours(), 60)):
+    for task, steps in ((classical_learners.wine(), 60), (classical_learners.tumours(), 60)):
         start = np.sqrt(task.outer_fn()(task.fit_fn(task.x, task.y))[0])
         for order, weights in task.weights.items():
-            found = classical_poisoning.attack(task, order, weights[2], steps)
+            found = classical_learners.attack(task, order, weights[2], steps)
             left = np.sqrt(found.loss[-1]) / start
             assert left < 0.75, (task.title, order, left)
-            assert classical_poisoning.random_distance(task, order, found.effort, 0) / start > 0.85
+            assert classical_learners.random_distance(task, order, found.effort, 0) / start > 0.85
 
 
 def test_predictions_are_ruined_by_few_points_and_not_by_random_moves_of_them():
-    found = [classical_poisoning.ruined(classical_poisoning.tumours(), 0.1, 40, seed) for seed in (0, 1)]
+    found = [classical_learners.ruined(classical_learners.tumours(), 0.1, 40, seed) for seed in (0, 1)]
     clean, moved, _, poisoned = np.mean(found, axis=0)  # random corners take more effort, and may do as much harm
     assert clean > 85 and moved > clean - 6 and poisoned < moved - 4
 

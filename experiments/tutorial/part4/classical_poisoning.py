@@ -1,137 +1,35 @@
 """Poisoning classical learners: which points an attacker moves, and how the model turns (Mei & Zhu, 2015)."""
 
-import functools
-from collections.abc import Callable
-from typing import NamedTuple
-
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from sklearn import datasets, svm
+from sklearn import datasets
 
+from experiments.lib import classical_learners as learners
 from experiments.lib import experiment, report, style
-from robustjax import poisoning
 from robustjax.poisoning import classical
-from robustjax.threats import L2
 
-SVM_C, LOGISTIC_REG = 1.0, 0.01
-_RUIN_STEP = 30.0
 _ORDERS = {1: "l1", 2: "l2"}
-
-
-class Task(NamedTuple):
-    """A learner of two features whose weight of one the attacker wants to be 0, the other one's to stay."""
-
-    title: str
-    features: tuple[str, str]
-    ignored: int  # the feature that is to lose its weight
-    x: np.ndarray  # [N, 2], standardised
-    y: np.ndarray  # [N], -1 or 1
-    fit_fn: Callable
-    pullback_fn: Callable
-    step_size: float
-    weights: dict[int, tuple[float, ...]]  # of the effort, by its order; the middle one is pictured
-
-    def outer_fn(self) -> Callable:
-        """|w - target|^2 of the weights, whatever the bias."""
-        target = self.fit_fn(self.x, self.y)[:2]
-        target = np.where(np.arange(2) == self.ignored, 0.0, target)
-        return lambda theta: (float(np.sum((theta[:2] - target) ** 2)), np.append(2.0 * (theta[:2] - target), 0.0))
 
 
 def run(settings: experiment.Settings) -> report.Section:
     """A figure for each learner."""
     num_steps = settings.pick(5, 150, 300)
-    figures, efforts = zip(*(_picture(task, num_steps, settings) for task in (wine(), tumours())), strict=True)
+    figures, efforts = zip(*(_picture(task, num_steps, settings) for task in (learners.wine(), learners.tumours())), strict=True)
     text = (
         "A learner is a function of its training set, and the attacker differentiates it: through the optimality conditions of an SVM or "
         "of logistic regression, or in closed form for least squares. Who pays for the sum of all moves (l1) moves few points far; who "
         "pays for their squares (l2) moves all of them a little; of an SVM, those that it stands on."
     )
-    items = [*figures, _labels(settings), _bought(efforts), _ruined(tumours(), num_steps, settings)]
+    items = [*figures, _labels(settings), _bought(efforts), _ruined(learners.tumours(), num_steps, settings)]
     more = "five prices of effort in place of three, twice the steps of every attack, ten splits of the last table."
     return report.Section("Poisoning classical learners", text, items, more=more)
-
-
-def wine() -> Task:
-    """Two sorts of wine, told apart by an SVM of scikit-learn, which is trained again after every step."""
-    features = ("alcohol", "color_intensity")
-    x, y = _binary(datasets.load_wine(), features)
-    weights = {1: (0.5, 0.3, 0.1, 0.03, 0.01), 2: (1.0, 0.5, 0.2, 0.05, 0.01)}
-    return Task("An SVM on wine", features, 0, x, y, svm_fit, svm_pullback, 0.04, weights)
-
-
-def tumours() -> Task:
-    """Tumours, told apart by logistic regression."""
-    features = ("mean radius", "mean texture")
-    x, y = _binary(datasets.load_breast_cancer(), features)
-    fit_fn = functools.partial(classical.logistic, reg=LOGISTIC_REG)
-    pullback_fn = functools.partial(classical.logistic_pullback, reg=LOGISTIC_REG)
-    weights = {1: (0.02, 0.01, 0.004, 0.001, 0.0003), 2: (0.08, 0.04, 0.02, 0.005, 0.001)}
-    return Task("Logistic regression on tumours", features, 1, x, y, fit_fn, pullback_fn, 5.0, weights)
-
-
-def svm_fit(x, y) -> np.ndarray:
-    """(w, b) of scikit-learn's SVC."""
-    return _theta(_machine(x, y))
-
-
-def svm_pullback(x, y, theta, v) -> classical.Pullback:
-    """Its gradient, from its multipliers."""
-    machine, dual = _machine(x, y), np.zeros(len(x))
-    dual[machine.support_] = np.abs(machine.dual_coef_[0])
-    return classical.svm_pullback(x, y, theta, v, dual=dual, c=SVM_C)
-
-
-def attack(task: Task, order: int, weight: float, num_steps: int) -> classical.Poisoned:
-    """The poisoned set for a price of effort."""
-    return classical.attack(
-        task.x, task.y, fit_fn=task.fit_fn, pullback_fn=task.pullback_fn, outer_fn=task.outer_fn(), effort_order=order, weight=weight,
-        step_size=task.step_size, num_steps=num_steps,
-    )  # fmt: skip
-
-
-def random_distance(task: Task, order: int, effort: float, seed: int) -> float:
-    """How near the model comes when every point moves at random, with the same effort in all."""
-    noise = np.random.default_rng(seed).normal(size=task.x.shape)
-    moved = task.x + noise * effort / np.linalg.norm(noise.ravel(), order)
-    return float(np.sqrt(task.outer_fn()(task.fit_fn(moved, task.y))[0]))
-
-
-def ruined(task: Task, share: float, num_steps: int, seed: int) -> tuple[float, float, float, float]:
-    """Accuracy in % on points that nobody saw: clean, after a share of the training points moved at random, to corners, and as chosen."""
-    train, mine, new = np.array_split(np.random.default_rng(seed).permutation(len(task.x)), 3)  # the second third is the attacker's
-    x, y, rows, box = task.x[train], task.y[train], np.arange(int(share * len(train))), (task.x.min(), task.x.max())
-    found = classical.attack(
-        x,
-        y,
-        fit_fn=task.fit_fn,
-        pullback_fn=task.pullback_fn,
-        outer_fn=classical.toward_errors(task.x[mine], task.y[mine], loss="logistic"),
-        effort_order=2,
-        weight=0.0,
-        step_size=_RUIN_STEP,
-        num_steps=num_steps,
-        rows=rows,
-        box=box,
-    )
-    rng = np.random.default_rng(seed)
-    noisy, cornered = x.copy(), x.copy()
-    together = x[rows].reshape(1, -1)  # one budget for all
-    noisy[rows] = poisoning.random_control(jax.random.key(seed), together, L2(found.effort, box=box)).reshape(len(rows), -1)
-    cornered[rows] = rng.choice(box, size=(len(rows), x.shape[1]))
-
-    def accuracy(theta):
-        return 100 * float(np.mean(np.sign(task.x[new] @ theta[:-1] + theta[-1]) == task.y[new]))
-
-    return accuracy(task.fit_fn(x, y)), accuracy(task.fit_fn(noisy, y)), accuracy(task.fit_fn(cornered, y)), accuracy(found.theta)
 
 
 def _ruined(task, num_steps, settings):
     splits = range(settings.seed, settings.seed + settings.pick(1, 4, 10))
     rows = []
     for share in (0.05, 0.1, 0.2):
-        found = np.array([ruined(task, share, num_steps // 3, seed) for seed in splits])
+        found = np.array([learners.ruined(task, share, num_steps // 3, seed) for seed in splits])
         rows.append([f"{100 * share:.0f} %", *(f"{mean:.1f}" for mean in found.mean(axis=0))])
     caption = (
         f"{task.title}, whose predictions the attacker wants wrong: accuracy in % on a third of the points, which neither learner nor "
@@ -156,7 +54,7 @@ def _picture(task, num_steps, settings):
     start = np.sqrt(task.outer_fn()(clean)[0])
     for axis, (order, weights) in zip(axes, task.weights.items(), strict=False):
         priced = settings.pick(weights[2:3], weights[::2], weights)
-        found = [attack(task, order, weight, num_steps) for weight in priced]
+        found = [learners.attack(task, order, weight, num_steps) for weight in priced]
         shown = found[len(found) // 2]
         _draw(axis, task, clean, shown)
         moved = [int((np.abs(one.x - task.x).max(axis=1) > 1e-6).sum()) for one in found]
@@ -166,7 +64,9 @@ def _picture(task, num_steps, settings):
         color = style.of(_ORDERS[order])
         left = [np.sqrt(one.loss[-1]) / start for one in found]
         axes[2].plot(efforts / size, [1.0, *left], "o-", color=color, label=f"{_ORDERS[order]}, attack")
-        control = [np.mean([random_distance(task, order, effort, settings.seed + i) for i in range(5)]) / start for effort in efforts]
+        control = [
+            np.mean([learners.random_distance(task, order, effort, settings.seed + i) for i in range(5)]) / start for effort in efforts
+        ]
         axes[2].plot(efforts / size, control, "x:", color=color, label=f"{_ORDERS[order]}, random moves")
         notes.append(f"{_ORDERS[order]} pictured: {left[len(found) // 2]:.2f} of the distance is left")
         for effort, count, share, at_random in zip(efforts[1:] / size, moved, left, control[1:], strict=True):
@@ -215,7 +115,7 @@ def _boundary(theta, low, high):
 def _labels(settings):
     """Least squares: labels move, in closed form."""
     found = datasets.load_diabetes()
-    x, y, name = _standardised(found.data), found.target - found.target.mean(), "bmi"
+    x, y, name = learners.standardised(found.data), found.target - found.target.mean(), "bmi"
     k = found.feature_names.index(name)
     clean = classical.ridge(x, y, reg=0.0)
     changes = {order: classical.least_label_change(x, y, coefficient=k, effort_order=order) for order in _ORDERS}
@@ -251,21 +151,3 @@ def _labels(settings):
         f"coefficient of {name} falls in a straight line to 0 with the effort of the attack, and stays where it was under random changes."
     )
     return report.figure("Least squares on diabetes", caption, plot, alt)
-
-
-def _machine(x, y):
-    return svm.SVC(kernel="linear", C=SVM_C, tol=1e-6).fit(x, y)
-
-
-def _theta(machine):
-    return np.append(machine.coef_[0], machine.intercept_[0])
-
-
-def _binary(found, features):
-    columns = [list(found.feature_names).index(feature) for feature in features]
-    rows = found.target < 2
-    return _standardised(found.data[rows][:, columns]), np.where(found.target[rows] == 0, 1, -1)
-
-
-def _standardised(x):
-    return (x - x.mean(axis=0)) / x.std(axis=0)
