@@ -44,11 +44,9 @@ def run(settings: Settings) -> None:
             if there is not None:
                 ratios.append((made.error / max(there, 1e-14), f"{row.label} on {name}"))
         lines.append([row.label, *cells])
-    for label, place, reference in (
-        ("forward, log mu, 200 steps: to the formula", 1, ""),
-        ("the same: to reverse mode", 0, "1e-15"),
-    ):
-        lines.append([label, *(cell for name in problems for cell in (f"{modes[name][at]:.2g}", reference))])
+    forward = {"forward, log mu, 200 steps: against the formula": (1, ""), "the same: against reverse mode": (0, "1e-15")}
+    for label, (place, reference) in forward.items():
+        lines.append([label, *(cell for name in problems for cell in (f"{modes[name][place]:.2g}", reference))])
     cg = {name: found[name][0]["CG 50"].error for name in problems}
     checked = [gates.Gate(f"CG 50 on {name}, relative error", cg[name], high=1e-8) for name in problems]
     checked += [gates.Gate(f"a Hessian product on {name}, in inner gradients", found[name][1], high=1.3) for name in problems]
