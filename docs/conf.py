@@ -15,6 +15,9 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "jupyter_execute"]
 html_theme = "furo"
 html_title = "robustjax"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+pygments_dark_style = "monokai"
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]
