@@ -72,7 +72,7 @@ def main(module: types.ModuleType, name: str, arguments: Sequence[str]) -> None:
     if hints.get("return") is not report.Section:
         module.run(settings)
         return
-    prepare()
+    prepare(settings.pick(0, 1, None))
     made = section(module.run, settings)
     if settings.page is not None:
         tables = [pages.table(item.header, item.rows, item.title, item.caption) for item in made.items if isinstance(item, report.Table)]
@@ -145,8 +145,15 @@ def publish(
         pages.replace(settings.page, page, made)
 
 
-def prepare() -> None:
-    """Two CPU devices where there are two cores, and a compilation cache; before JAX is used."""
+def prepare(optimization_level: int | None = None) -> None:
+    """Two CPU devices where there are two cores, and a compilation cache; before JAX is used.
+
+    Args:
+      optimization_level: of XLA's programs, less than its own where they are compiled for longer than they run.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if optimization_level is not None and "xla_backend_optimization_level" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level={optimization_level}"
     if jax.config.jax_num_cpu_devices == -1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", min(2, os.cpu_count() or 1))
     if not jax.config.jax_compilation_cache_dir:

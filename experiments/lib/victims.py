@@ -25,11 +25,11 @@ EPS = {"digits": 0.3, "mnist": 0.3, "fashion_mnist": 0.1, "cifar10": 8 / 255}
 
 def recipes(settings: experiment.Settings) -> dict[str, Recipe]:
     """The recipes of the two victims."""
-    num_epochs, num_ramp_epochs = settings.pick(16, 12, 16), 5
+    num_epochs, num_ramp_epochs = settings.pick((16, 5), (10, 4), (16, 5))
     if settings.dataset != "digits":
         num_epochs, num_ramp_epochs = 6, 2
     natural = Recipe(num_epochs=num_epochs // 2)
-    robust = Recipe(eps=EPS[settings.dataset], num_ramp_epochs=num_ramp_epochs, num_epochs=num_epochs, num_steps=settings.pick(7, 5, 7))
+    robust = Recipe(eps=EPS[settings.dataset], num_ramp_epochs=num_ramp_epochs, num_epochs=num_epochs, num_steps=settings.pick(7, 4, 7))
     if settings.quick:
         natural, robust = (recipe._replace(architecture=models.TINY, num_epochs=1, num_steps=1) for recipe in (natural, robust))
     return {"undefended": natural, "robust": robust}

@@ -25,11 +25,11 @@ def run(settings: experiment.Settings) -> report.Section:
 def rows(settings: experiment.Settings) -> dict[str, base.Configured]:
     """The attacks of the slide, in its order."""
     eps, anywhere = victims.EPS[settings.dataset], L2(jnp.inf)
-    num_quasi_newton, num_adam, num_steps, num_lagrangian = settings.pick((5, 20, 4, 40), (30, 100, 40, 200), (50, 200, 40, 400))
+    num_quasi_newton, num_adam, rate, num_lagrangian = settings.pick((5, 20, 0.02, 40), (30, 100, 0.05, 200), (50, 200, 0.02, 400))
     return {
         "L-BFGS": base.bind(attacks.lbfgs, threat=anywhere, num_binary_search_steps=6, num_steps=num_quasi_newton),
-        "C&W": base.bind(attacks.carlini_wagner, threat=anywhere, num_binary_search_steps=6, num_steps=num_adam, learning_rate=0.02),
-        "PGD": base.bind(attacks.pgd, threat=Linf(eps), step_size=eps / 10, num_steps=num_steps),
+        "C&W": base.bind(attacks.carlini_wagner, threat=anywhere, num_binary_search_steps=6, num_steps=num_adam, learning_rate=rate),
+        "PGD": base.bind(attacks.pgd, threat=Linf(eps), step_size=eps / 10, num_steps=settings.pick(4, 40, 40)),
         "L-aug": base.bind(attacks.alma, threat=anywhere, num_steps=num_lagrangian),
     }
 
