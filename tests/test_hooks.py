@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from robustjax import attacks, base, hooks, smoothing, threats, training
+from robustjax import attacks, base, evaluate, hooks, smoothing, threats, training
 
 N, D, C = 12, 4, 3
 KEY = jax.random.key(0)
@@ -18,6 +18,7 @@ WEIGHT = jax.random.normal(jax.random.key(2), (D, C))
 MODEL = jax.tree_util.Partial(lambda w, x: x @ w, WEIGHT)
 Y = np.asarray(MODEL(X).argmax(axis=1))
 OPTIMIZER = optax.sgd(0.5, momentum=0.9)
+PLAN = {f"fgsm {eps}": base.bind(attacks.fgsm, threat=threats.Linf(eps)) for eps in (0.02, 0.1)}
 VOTES = {"sigma": 0.3, "num_selection": 20, "num_samples": 40, "num_step_samples": 20, "batch_size": 6, "chunk_size": 20}
 
 
@@ -40,6 +41,7 @@ def start():
 
 DRIVERS = {
     "fit": trained,
+    "evaluate": lambda on_step: list(evaluate.evaluate(KEY, PLAN, MODEL, X, Y, batch_size=5, on_step=on_step)),
     "vote_dataset": lambda on_step: list(smoothing.vote_dataset(KEY, MODEL, X, on_step=on_step, **VOTES)),
 }
 
@@ -78,6 +80,19 @@ def test_steps_with_a_hook_are_compiled_once():
 def test_a_hook_inside_jit_is_named():
     with pytest.raises(ValueError, match=r"on_step is called from Python .* call it outside"):
         jax.jit(lambda state: trained(state, print))(start())
+
+
+def test_what_is_told_of_an_evaluation_is_that_of_its_states():
+    told = []
+    for state in evaluate.evaluate(KEY, PLAN, MODEL, X, Y, batch_size=5, on_step=told.append):
+        numbers = told[-1]
+        assert numbers["robust_accuracy"] == evaluate.accuracies(state)["worst case"]
+        ran = N if numbers["attack"] == "clean" else (state.success[state.names.index(numbers["attack"])] != evaluate.NOT_RUN).sum()
+        assert numbers["num_done"] == ran
+    survivors = (state.success[0] != 1).sum()
+    assert [told[i]["attack"] for i in (0, 1, -1)] == ["clean", "fgsm 0.02", "fgsm 0.1"]
+    assert (told[3]["num_done"], told[-1]["num_done"]) == (N, survivors) and 0 < survivors < N
+    assert told[-1]["robust_accuracy"] < told[0]["robust_accuracy"] == 1.0
 
 
 def test_votes_that_are_told_are_those_of_the_state():

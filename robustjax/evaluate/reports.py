@@ -71,6 +71,18 @@ def accuracies(state: EvaluationState, survivors_only: bool = True) -> dict[str,
     return table | {"worst case": float((state.correct & ~fooled.any(axis=0)).mean())}
 
 
+def progress(state: EvaluationState) -> dict[str, str | int | float]:
+    """How far an evaluation is: {"attack": the last that has begun, or "clean", "num_done": examples that it ran on, "robust_accuracy"}."""
+    num_done = (state.success != NOT_RUN).sum(axis=1)
+    begun = np.flatnonzero(num_done)
+    broken = (state.success == 1).any(axis=0)
+    return {
+        "attack": state.names[begun[-1]] if len(begun) else "clean",
+        "num_done": int(num_done[begun[-1]]) if len(begun) else len(broken),
+        "robust_accuracy": float((state.correct & ~broken).mean()),
+    }
+
+
 class Errors(NamedTuple):
     """The decomposition of robust error, example by example: each robust error is either natural or boundary."""
 

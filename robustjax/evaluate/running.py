@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from robustjax import base, checks, drivers, fingerprint, loops, losses, parallel, prng, threats
+from robustjax import base, checks, drivers, fingerprint, hooks, loops, losses, parallel, prng, threats
 from robustjax.attacks import combinators, kinds
 from robustjax.base import Attack, Key, ModelFn
 from robustjax.evaluate import programs, reports
 
 
+@hooks.reporting(reports.progress)
 def evaluate(
     key: Key,
     attacks: Mapping[str, Attack],
@@ -26,6 +27,7 @@ def evaluate(
     survivors_only: bool = True,
     mesh: Mesh | None = None,
     rewritten: bool = True,
+    on_step: hooks.OnStep | None = None,
     state: reports.EvaluationState | None = None,
 ) -> Iterator[reports.EvaluationState]:
     """Runs the attacks in order, and yields the state after the clean pass and after every batch.
@@ -47,6 +49,8 @@ def evaluate(
       mesh: devices to shard batches over (`parallel.data_mesh`), with the model replicated; None for one device.
       rewritten: whether the model runs with the convolutions and max-pools of `lowering.rewrite`, which are fast in loops on CPU; on
         other platforms it does nothing. Results agree to rounding, and a state may be resumed with another choice.
+      on_step: called before each state is yielded, with {"step": number of the state from 0, "seconds", "attack": the one that runs, or
+        "clean", "num_done": examples that it has run on, "robust_accuracy": so far}, plain Python numbers and a name.
       state: an earlier state to resume from.
 
     Yields:
