@@ -17,7 +17,7 @@ html_theme = "furo"
 html_title = "robustjax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-pygments_dark_style = "monokai"
+pygments_dark_style = "github-dark"
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]

@@ -78,6 +78,20 @@ def test_blocks_of_getting_started_print_what_the_page_shows(capsys):
         np.testing.assert_allclose(*values, atol=0.03, rtol=0.1, err_msg=f"block {number} printed:\n{printed}")
 
 
+def test_jaxopt_gives_the_gradient_that_its_page_shows():
+    jaxopt = pytest.importorskip("jaxopt")
+    page = _ROOT / "docs/how_to/from_jaxopt.md"
+    setting, ours = _blocks(page, r"\{code-cell\} python")
+    (theirs,) = _blocks(page, "python")
+    scope = {"jaxopt": jaxopt}
+    gradients = []
+    for block in (setting, ours, theirs):
+        exec(compile(block, page.name, "exec"), scope)
+        gradients.append(scope.get("grad"))
+    np.testing.assert_allclose(gradients[1], gradients[2], rtol=1e-4)
+    np.testing.assert_allclose(scope["result"].grad, gradients[2], rtol=1e-4)
+
+
 def test_the_skeleton_of_a_new_attack_passes_its_own_test(monkeypatch):
     test, attack = _blocks(_ROOT / "CONTRIBUTING.md", "python")
     module = types.ModuleType("robustjax.attacks._frank_wolfe")
