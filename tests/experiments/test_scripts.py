@@ -7,6 +7,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
+import types
 
 import matplotlib
 import pytest
@@ -94,3 +95,14 @@ def test_the_command_line_of_an_experiment_writes_what_made_it(tmp_path):
     subprocess.run(command, check=True, env=environment, cwd=ROOT)
     about = json.loads((tmp_path / "why_adversarial_examples" / "section.json").read_text())["about"]
     assert about["seed"] == 3 and about["dataset"] == "digits"
+
+
+def test_the_script_that_contributing_shows_runs_and_keeps_its_gate(tmp_path, monkeypatch):
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## A new experiment")[2]
+    script = types.ModuleType("linear_margin")
+    monkeypatch.setitem(sys.modules, "linear_margin", script)  # where its settings find their types
+    exec(compile(text.split("```python\n")[1].split("```")[0], "CONTRIBUTING.md", "exec"), script.__dict__)
+    monkeypatch.setitem(registry.ENTRIES, "linear_margin", registry.ENTRIES["synthetic_bilevel"])
+    page = tmp_path / "page.md"
+    experiment.main(script, "linear_margin", ["--quick", "--out", str(tmp_path), "--page", str(page)])
+    assert "| found to closed form, median | 1." in page.read_text() and page.read_text().count("| met |") == 1
