@@ -93,7 +93,7 @@ def test_jaxopt_gives_the_gradient_that_its_page_shows():
 
 
 def test_the_skeleton_of_a_new_attack_passes_its_own_test(monkeypatch):
-    test, attack = _blocks(_ROOT / "CONTRIBUTING.md", "python")
+    test, attack, _ = _blocks(_ROOT / "CONTRIBUTING.md", "python")  # the third is run by tests/experiments/test_scripts.py
     module = types.ModuleType("robustjax.attacks._frank_wolfe")
     exec(compile(attack, "_frank_wolfe.py", "exec"), vars(module))
     monkeypatch.setattr(attacks, "frank_wolfe", module.frank_wolfe, raising=False)
