@@ -49,7 +49,7 @@ def run(settings: Settings) -> None:
         if settings.peers and (settings.network, settings.dtype) != ("convnet", "float32"):
             raise ValueError("the peers are compared on --network convnet --dtype float32.")
     distributions = peers.require_attacks(settings.peers)
-    jax.config.update("jax_num_cpu_devices", 2)
+    experiment.two_devices()
     on_cpu, start = jax.default_backend() == "cpu", time.perf_counter()
     model_fn, x, y = make_model(settings.network, settings.dtype, settings.batch_size)
     compiled = compile_times(model_fn, x, y, num_rounds=1 if settings.network == "wrn-28-10" else 3)

@@ -154,11 +154,16 @@ def prepare(optimization_level: int | None = None) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if optimization_level is not None and "xla_backend_optimization_level" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level={optimization_level}"
-    if jax.config.jax_num_cpu_devices == -1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", min(2, os.cpu_count() or 1))
+    two_devices()
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "robustjax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def two_devices() -> None:
+    """Two CPU devices where there are two cores, unless somebody has chosen; before JAX is used."""
+    if jax.config.jax_num_cpu_devices == -1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", min(2, os.cpu_count() or 1))
 
 
 def mesh():
