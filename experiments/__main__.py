@@ -11,6 +11,8 @@ import rich.table
 
 from experiments import registry
 
+_CAPTION = "python -m experiments NAME --help says more; python -m experiments.tutorial makes one report of parts 1 to 4"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
@@ -28,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def table() -> rich.table.Table:
     """All experiments."""
-    made = rich.table.Table(box=rich.box.SIMPLE, caption="python -m experiments NAME --help says more")
+    made = rich.table.Table(box=rich.box.SIMPLE, caption=_CAPTION)
     made.add_column("name", no_wrap=True)
     for column in ("what it shows", "tutorial or source", "minutes", "data", "device"):
         made.add_column(column)

@@ -63,7 +63,7 @@ _REPORT = (  # in the report's order
     Entry("learned_regularization", _4, "A strength of regularization learned against poisons", "Learned regularization", 0.6, _ANY),
 )  # fmt: skip
 _OTHERS = (
-    Entry("parity_autoattack", _R, "Every member of AutoAttack in both packages on the same weights", "pyautoattack (torch)", None, _ANY),
+    Entry("parity_autoattack", _R, "Every member of AutoAttack in both packages on the same weights", "pyautoattack (torch)", 40, _ANY),
     Entry("training_gates", _R, "Adversarial training on digits, MNIST, Fashion-MNIST and CIFAR-10", "Madry, Wong, Rice, Lin", 89,
           "digits, and local MNIST, Fashion-MNIST, CIFAR-10"),
     Entry("smoothing_gates", _R, "Training for smoothing, sequential votes, votes in bfloat16", "Jeong & Shin's logs", None,

@@ -45,6 +45,8 @@ class Settings(experiment.Options):
 
 def run(settings: Settings) -> None:
     """Times, ratios and their gates."""
+    if settings.quick:
+        settings = dataclasses.replace(settings, rounds=1, batch_size=4)
     with experiment.refused():
         if settings.peers and (settings.network, settings.dtype) != ("convnet", "float32"):
             raise ValueError("the peers are compared on --network convnet --dtype float32.")

@@ -48,6 +48,10 @@ ACCELERATOR = Load(
     "wall", 0.95, 200_000, (2000, 10_000), ((2, 1000), (10, 1000)), ((10, 1000),), 10, 100_000,
     "Wall time. float32 is JAX's default precision, which on NVIDIA's GPUs multiplies in TF32. [On a CPU](benchmark_smoothing.md).",
 )  # fmt: skip
+FEW = {
+    "num_samples": 500, "forward_batches": (50, 100), "shapes": ((1, 50),), "driver_shapes": ((2, 50),), "driver_images": 2,
+    "driver_samples": 100,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,8 @@ def run(settings: Settings) -> None:
     """Times and their gates."""
     start, load = time.perf_counter(), CPU if jax.default_backend() == "cpu" else ACCELERATOR
     on_cpu = load.kind == "cpu"
+    if settings.quick:
+        settings, load = dataclasses.replace(settings, rounds=1), load._replace(**FEW)
     with experiment.refused():
         if settings.torch_threads and not on_cpu:
             raise ValueError("torch is compared with on CPU only; leave --torch-threads out")

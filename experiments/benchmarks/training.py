@@ -32,6 +32,8 @@ class Settings(experiment.Options):
 
 def run(settings: Settings) -> None:
     """Times, ratios and their gates."""
+    if settings.quick:
+        settings = dataclasses.replace(settings, rounds=1, batch_size=4)
     start, digits = time.perf_counter(), data.load("digits")
     x, y = jnp.asarray(digits.x_train[: settings.batch_size]), jnp.asarray(digits.y_train[: settings.batch_size])
     times = bench.measure(rows(x, y), settings.rounds)

@@ -85,6 +85,9 @@ class Case(NamedTuple):
 
 def run(settings: Settings) -> None:
     """Sections for each sigma."""
+    if settings.quick:
+        few = (("num_warm_epochs", 1), ("num_epochs", 1), *settings.effort)
+        settings = dataclasses.replace(settings, num_images=6, n=200, num_fixed=(0,), effort=few)
     efforts, dataset = EFFORTS[settings.dataset], settings.dataset
     sigmas = settings.sigmas or tuple(efforts)
     with experiment.refused():
@@ -97,6 +100,8 @@ def run(settings: Settings) -> None:
     experiment.prepare()
     made = experiment.Settings(dataset=dataset, seed=settings.seed, out=str(pathlib.Path(settings.out) / dataset))
     loaded = data.load(dataset)
+    if settings.quick:
+        loaded = loaded._replace(x_train=loaded.x_train[:200], y_train=loaded.y_train[:200])
     for sigma, num_fixed in zip(sigmas, settings.num_fixed * (len(sigmas) // len(settings.num_fixed)), strict=True):
         effort = efforts[sigma]._replace(**dict(settings.effort))
         case = Case(made, loaded, sigma, effort, settings.num_images, settings.images_per_device)

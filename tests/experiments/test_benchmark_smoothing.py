@@ -10,9 +10,6 @@ from experiments.lib import bench, experiment
 
 @pytest.mark.parametrize("kind", ["cpu", "wall"])
 def test_the_benchmark_fills_its_page(kind, tmp_path, monkeypatch):
-    few = {"num_samples": 500, "forward_batches": (50, 100), "shapes": ((1, 50),), "driver_shapes": ((2, 50),), "driver_images": 2}
-    for name in ("CPU", "ACCELERATOR"):
-        monkeypatch.setattr(smoothing, name, getattr(smoothing, name)._replace(**few, driver_samples=100))
     if kind == "wall":
         monkeypatch.setattr(smoothing.jax, "default_backend", lambda: "gpu")
         monkeypatch.setattr(smoothing, "count_compilations", lambda module, x: 0)  # the first run has compiled
@@ -22,7 +19,7 @@ def test_the_benchmark_fills_its_page(kind, tmp_path, monkeypatch):
         with pytest.raises(SystemExit):
             experiment.main(smoothing, "benchmark_smoothing", ["--torch-threads", "1", "--out", str(tmp_path)])
     page = tmp_path / "page.md"
-    options = ["--rounds", "1", "--out", str(tmp_path), "--page", str(page), *(["--torch-threads"] if kind == "cpu" else [])]
+    options = ["--quick", "--out", str(tmp_path), "--page", str(page), *(["--torch-threads"] if kind == "cpu" else [])]
     experiment.main(smoothing, "benchmark_smoothing", options)
     text = page.read_text()
     networks = ("",) if kind == "cpu" else ("convnet, ", "flat, ")

@@ -18,9 +18,12 @@ def cells(page, heading):
 
 def test_it_runs_and_compiles_a_run_once(tmp_path):
     page = tmp_path / "page.md"
-    arguments = ["--rounds", "1", "--batch-size", "4", "--out", str(tmp_path), "--page", str(page)]
+    arguments = ["--quick", "--out", str(tmp_path), "--page", str(page)]
     experiment.main(training, "benchmark_training", arguments)
-    assert f"\n    python -m experiments benchmark_training --out {tmp_path} --page {page} --rounds 1 --batch-size 4\n" in page.read_text()
+    assert (
+        f"\n    python -m experiments benchmark_training --out {tmp_path} --quick --page {page} --rounds 1 --batch-size 4\n"
+        in page.read_text()
+    )
     rows = cells(page, "| row |")
     assert list(rows) == ["input gradient", "parameter gradient", "PGD-7 step", "free-8 step"]
     assert all(float(value) > 0 for row in rows.values() for value in row)

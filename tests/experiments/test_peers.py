@@ -24,7 +24,7 @@ def test_the_benchmark_of_attacks_fills_its_page(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "compile_times", lambda *_, **__: {n: benchmark.bench.Times(*np.ones((2, 3))) for n in (20, 100)})
     monkeypatch.setattr(benchmark, "_APGD_STEPS", 100)
     page = tmp_path / "page.md"
-    experiment.main(benchmark, "benchmark_attacks", ["--rounds", "1", "--batch-size", "4", "--out", str(tmp_path), "--page", str(page)])
+    experiment.main(benchmark, "benchmark_attacks", ["--quick", "--out", str(tmp_path), "--page", str(page)])
     (section,) = pages.read(page)["sections"]
     rows = [row[0] for row in section["blocks"][1]["rows"]]
     assert rows[:2] == ["jitted step, plain", "loop of steps, plain"] and "PGD-40, scan, rewritten, 2 devices" in rows
