@@ -1,6 +1,8 @@
 """What a hook is told of each step: plain numbers that are true, outside of compiled programs, and the same face for every driver."""
 
 import json
+import pathlib
+import re
 import types
 
 import jax
@@ -18,7 +20,7 @@ WEIGHT = jax.random.normal(jax.random.key(2), (D, C))
 MODEL = jax.tree_util.Partial(lambda w, x: x @ w, WEIGHT)
 Y = np.asarray(MODEL(X).argmax(axis=1))
 OPTIMIZER = optax.sgd(0.5, momentum=0.9)
-PLAN = {f"fgsm {eps}": base.bind(attacks.fgsm, threat=threats.Linf(eps)) for eps in (0.02, 0.1)}
+PLAN = {name: base.bind(attacks.fgsm, threat=threats.Linf(eps)) for name, eps in (("weak", 0.02), ("strong", 0.1))}
 VOTES = {"sigma": 0.3, "num_selection": 20, "num_samples": 40, "num_step_samples": 20, "batch_size": 6, "chunk_size": 20}
 
 
@@ -90,7 +92,7 @@ def test_what_is_told_of_an_evaluation_is_that_of_its_states():
         ran = N if numbers["attack"] == "clean" else (state.success[state.names.index(numbers["attack"])] != evaluate.NOT_RUN).sum()
         assert numbers["num_done"] == ran
     survivors = (state.success[0] != 1).sum()
-    assert [told[i]["attack"] for i in (0, 1, -1)] == ["clean", "fgsm 0.02", "fgsm 0.1"]
+    assert [told[i]["attack"] for i in (0, 1, -1)] == ["clean", "weak", "strong"]
     assert (told[3]["num_done"], told[-1]["num_done"]) == (N, survivors) and 0 < survivors < N
     assert told[-1]["robust_accuracy"] < told[0]["robust_accuracy"] == 1.0
 
@@ -113,3 +115,16 @@ def test_the_time_of_the_caller_is_not_that_of_the_step():
         patch.setattr(hooks, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
         assert list(hooks.reported(iter("ab"), lambda state: {"state": state}, told.append)) == ["a", "b"]
     assert told == [{"step": 0, "seconds": 1.0, "state": "a"}, {"step": 1, "seconds": 2.0, "state": "b"}]
+
+
+def test_the_recipe_for_tensorboard_writes_curves(tmp_path):
+    pytest.importorskip("tensorboardX")
+    page = (pathlib.Path(__file__).parents[1] / "docs/how_to/log_metrics.md").read_text()
+    (recipe,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    scope = {}
+    exec(compile(recipe, "log_metrics.md", "exec"), scope)
+    for name, driver in DRIVERS.items():
+        on_step = scope["tensorboard"](str(tmp_path / name))
+        driver(start(), on_step) if name == "fit" else driver(on_step)
+        (events,) = (tmp_path / name).iterdir()
+        assert {"fit": b"metrics/loss", "evaluate": b"strong/robust_accuracy"}.get(name, b"metrics/num_votes") in events.read_bytes()
