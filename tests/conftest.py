@@ -1,16 +1,27 @@
-"""Four CPU devices, ranks that must match, and a compilation cache that outlives the run; all set before jax has a backend.
+"""Four CPU devices, ranks that must match, and programs that compile fast.
 
-LLVM optimises little (a third less time to compile, which is most of the suite's) unless XLA_FLAGS says otherwise.
-Compiled programs are let go after every module: each holds memory maps, of which a process has 65,530 by default, and XLA crashes beyond.
+Most of the suite's time goes into compilation: XLA optimises nothing and emits the simplest code, unless XLA_FLAGS says otherwise, and what
+was compiled outlives the run in a cache. Compiled programs are let go after many: each holds memory maps, of which a process has 65,530
+by default, and XLA crashes beyond.
 """
 
 import os
 
+import jaxlib
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
+    # Later versions lack this flag, and end the process at one that they do not know.
+    + ("--xla_cpu_use_fusion_emitters=false " if jaxlib.__version__.startswith("0.10.") else "")
+    + f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+)
 
 import jax
 import pytest
+
+_MANY = 2000  # programs of at most 30 memory maps each
+_kept = [0]
 
 
 def pytest_configure(config):
@@ -20,9 +31,17 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore:Error .* persistent compilation cache:UserWarning")  # two workers at one entry
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def _count(event, duration, **_):
+    if event == "/jax/core/compile/backend_compile_duration":  # also where the cache had the program
+        _kept[0] += 1
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_are_let_go():
     yield
-    jax.clear_caches()
+    if _kept[0] > _MANY:
+        jax.clear_caches()
+        _kept[0] = 0
