@@ -36,8 +36,8 @@ def run(settings: experiment.Settings) -> report.Section:
     )
     text = "The robust model was trained in linf alone: what it gains in the other norms is smaller."
     alt = (
-        f"A panel for each of {', '.join(threat.__name__.lower() for threat in shown)}: accuracy falls from near 1 toward 0 as eps grows. The line and the dots of the "
-        "undefended model fall first; those of the robust model stay high much longer in linf."
+        f"A panel for each of {', '.join(threat.__name__.lower() for threat in shown)}: accuracy falls from near 1 "
+        "toward 0 as eps grows. The line and the dots of the undefended model fall first; the robust model stays high much longer in linf."
     )
     more = "100 images, nine values of eps, more steps of both attacks."
     return report.Section("Accuracy against eps", text, [report.figure("Robustness curves", caption, plot, alt)], more=more)
