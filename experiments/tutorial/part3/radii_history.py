@@ -47,7 +47,7 @@ def run(settings: experiment.Settings) -> report.Section:
     )
     alt = (
         "Left: four rising curves of the certified radius against the probability of the predicted class; Cohen's lies above all others, "
-        "Lecuyer's far below. Right: on logarithmic axes the radius for p = 2 is level, and falls with the number of features for p = 3, 4 "
-        "and infinity, fastest for infinity."
+        "Li's a little lower, those of Salman and Lecuyer far below. Right: on logarithmic axes the radius for p = 2 is level, and falls "
+        "with the number of features for p = 3, 4 and infinity, fastest for infinity."
     )
     return report.Section("What a vote is worth", text, [report.figure("Radii", caption, plot, alt), table])
