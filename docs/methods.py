@@ -30,7 +30,7 @@ _FAMILIES = {
     "evaluation": ("Evaluation", "evaluation", {"evaluate a defense": "evaluate_a_defense"}),
     "training": ("Training", "training", {"train": "adversarial_training", "train Flax modules": "flax_models"}),
     "smoothing": ("Smoothing", "smoothing", {"certify": "certify"}),
-    "bilevel": ("Bilevel problems", "bilevel", {"come from jaxopt": "from_jaxopt"}),
+    "bilevel": ("Bilevel problems", "bilevel", {"solve one": "bilevel", "come from jaxopt": "from_jaxopt"}),
     "poisoning": ("Poisoning", "poisoning", {"poison a training set": "poisoning"}),
     "core": ("Gradients and speed", "lowering", {"be fast": "speed", "use several devices": "several_devices"}),
 }
