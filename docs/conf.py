@@ -27,6 +27,7 @@ nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove"
 
+nitpicky = True  # a reference to nothing is a warning, and an error with -W
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # shapes are in the docstrings

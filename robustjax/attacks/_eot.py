@@ -33,7 +33,7 @@ def eot(model_fn: ModelFn, *, num_samples: int, transform_fn: TransformFn | None
       transform_fn: (key, x [...]) -> transformed x, of one example; None where the model itself is random.
 
     Returns:
-      A randomised model: attacks and `evaluate` call its `draw(keys)` in every step.
+      A randomised model, whose `draw(keys)` attacks and `evaluate` call in every step.
 
     Example:
       >>> import jax, jax.numpy as jnp, robustjax as rj

@@ -32,7 +32,7 @@ class EvaluationState(NamedTuple):
 
     @property
     def flags(self) -> list[flagging.Flag]:
-        """Signs of a flawed evaluation, from numbers that were computed anyway: see `flags`. A flag that is not raised proves nothing."""
+        """Signs of a flawed evaluation, from numbers that were computed anyway (see `flags`). A flag that is not raised proves nothing."""
         return _flags(self)
 
 
@@ -116,7 +116,7 @@ def accuracy_curve(norms: np.ndarray, eps: Sequence[float]) -> np.ndarray:
       eps: sizes of perturbations [E].
 
     Returns:
-      [E] the fraction whose norm exceeds eps: an upper bound of the robust accuracy there.
+      [E] the fraction whose norm exceeds eps, an upper bound of the robust accuracy there.
 
     Raises:
       ValueError: a norm that is NaN or negative, or a norm of another shape.

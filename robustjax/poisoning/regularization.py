@@ -55,7 +55,7 @@ def learn_regularization(
       box: of the poisons. bounds: of Lambda.
 
     Returns:
-      The last iterates and their history: Lambda rises with the fraction of poisons.
+      The last iterates and their history; Lambda rises with the fraction of poisons.
 
     Raises:
       TypeError, ValueError: what the method names; poisons outside the box; steps below 0, or none; a strength outside its bounds.

@@ -47,7 +47,7 @@ def soft(
       noise_fn: (key, x [...], sigma) -> noisy x, of one example; see `noise`.
 
     Returns:
-      A randomised model: attacks and losses draw from it. `.draw(keys)` is one realisation, a ModelFn that keeps its noise.
+      A randomised model, from which attacks and losses draw. `.draw(keys)` is one realisation, a ModelFn that keeps its noise.
 
     Raises:
       ValueError: sigma, num_samples or temperature not positive; the gradient-free form with noise that is not Gaussian.
