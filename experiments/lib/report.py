@@ -158,7 +158,7 @@ def _contents_html(parts):
     lines = []
     for number, part in enumerate(parts):
         done = [f'<li><a href="#{html.escape(section.name)}">{html.escape(section.title)}</a></li>' for section in part.sections]
-        waiting = [f"<li class=waiting>{html.escape(name)}: still to come</li>" for name in part.waiting]
+        waiting = [f"<li class=waiting>{html.escape(name)} (to come)</li>" for name in part.waiting]
         lines.append(f'<li><a href="#part-{number}">{html.escape(part.title)}</a><ol>{"".join(done + waiting)}</ol></li>')
     return f"<nav aria-labelledby=contents><h2 id=contents>Contents</h2><ul>{''.join(lines)}</ul></nav>"
 

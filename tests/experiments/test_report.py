@@ -81,7 +81,7 @@ def test_the_page_names_slides_says_what_more_would_be_and_lists_what_waits(page
     text = pathlib.Path(page).read_text()
     assert text.count("slide &ldquo;A slide&rdquo;") == 2 and text.count("Tutorial: Part 1: why?") == 2
     assert "With more: more images. <code>python -m experiments x --full</code>, about 3.2 min" in text
-    assert "accuracy_curves: still to come" in text and 'href="#x"' in text and "Of &lt;two&gt; panels." in text
+    assert "accuracy_curves (to come)" in text and 'href="#x"' in text and "Of &lt;two&gt; panels." in text
     assert 'alt="A line that rises' in text and "http" not in text
 
 

@@ -138,7 +138,7 @@ def _architectures(settings):
     return report.figure("Architectures", caption, plot, alt)
 
 
-_FEW = ("linear", "MLP 25", "MLP 100", "MLP 400", "strided 8", "pooled 8", "SiLU 8")
+_FEW = ("linear", "MLP 25", "MLP 400", "strided 8", "pooled 8", "SiLU 8")
 
 
 def _makers(shape) -> dict[str, Callable[[nnx.Rngs], nnx.Module]]:

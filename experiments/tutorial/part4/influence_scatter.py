@@ -68,10 +68,11 @@ def scatter(x, y, x_test, y_test, num_top: int, num_random: int, seed: int) -> S
     test = int(np.argmax(np.where(test_losses < np.log(2.0), test_losses, -np.inf)))
     with jax.enable_x64(True):
         one = functools.partial(_loss, x=jnp.asarray(x_test[test]), y=jnp.asarray(y_test[test]))
-        found = poisoning.influence(
-            jnp.asarray(theta), jnp.asarray(x), jnp.asarray(y), loss_fn=_loss, test_loss_fn=one, regularizer_fn=_penalty,
+        influence = functools.partial(
+            poisoning.influence, loss_fn=_loss, test_loss_fn=one, regularizer_fn=_penalty,
             linear_fn=base.bind(bilevel.conjugate_gradient, num_steps=200, tolerance=1e-10),
         )  # fmt: skip
+        found = jax.jit(influence)(theta, x, y)
         predicted, residual = np.asarray(found.removal), float(found.residual)
     order = np.argsort(-np.abs(predicted))
     others = np.random.default_rng(seed).choice(order[num_top:], num_random, replace=False)
