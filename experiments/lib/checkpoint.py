@@ -29,7 +29,7 @@ class Checkpoints:
         """Writes a pytree of arrays with a description of what it belongs to, in place of damaged ones that `latest` has passed over."""
         while self._damaged:
             self._manager.delete(self._damaged.popitem()[0])
-        state = jax.tree.map(_stored, state)
+        state = jax.tree.map(files.stored, state)
         about = files.plain(about | {"shapes": files.shapes(state)})
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
         try:
@@ -50,7 +50,7 @@ class Checkpoints:
         Raises:
           ValueError: the checkpoint belongs to something else, and what differs is named; or there are some, and none is whole.
         """
-        like_stored = jax.tree.map(_stored, like)
+        like_stored = jax.tree.map(files.stored, like)
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 self._require_whole(step)
@@ -61,7 +61,7 @@ class Checkpoints:
                 continue
             if self._damaged:
                 experiment.console.print(f"warning: {self._problems()}; going on from checkpoint {step}.", markup=False, soft_wrap=True)
-            return step, state if like is None else jax.tree.map(_typed, state, like)
+            return step, state if like is None else jax.tree.map(files.typed, state, like)
         if self._damaged:
             raise ValueError(f"no checkpoint is whole: {self._problems()}. {_REMEDY}")
         return None, like
@@ -113,15 +113,3 @@ def _digests(folder):
         with path.open("rb") as file:
             digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
-
-
-def _stored(leaf):
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _typed(stored, leaf):
-    return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else stored
-
-
-def _is_key(leaf):
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

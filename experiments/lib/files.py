@@ -184,8 +184,8 @@ def digest(tree) -> str:
 
 
 def named(tree) -> dict[str, np.ndarray]:
-    """The arrays of a pytree by their places in it."""
-    return {jax.tree_util.keystr(place): np.asarray(leaf) for place, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """The arrays of a pytree by their places in it; typed PRNG keys as their data."""
+    return {jax.tree_util.keystr(place): np.asarray(stored(leaf)) for place, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def placed(arrays: dict[str, np.ndarray], like, path: pathlib.Path):
@@ -199,9 +199,19 @@ def placed(arrays: dict[str, np.ndarray], like, path: pathlib.Path):
     Raises:
       ValueError: places, shapes or types differ; they are named.
     """
-    if changed := differences({place: _kind(array) for place, array in arrays.items()}, shapes(like)):
+    if changed := differences({place: _kind(array) for place, array in arrays.items()}, shapes(jax.tree.map(stored, like))):
         raise ValueError(f"{path} holds another architecture than this one ({changed}); pass the one that its weights were trained with.")
-    return jax.tree_util.tree_map_with_path(lambda place, _: arrays[jax.tree_util.keystr(place)], like)
+    return jax.tree_util.tree_map_with_path(lambda place, leaf: typed(arrays[jax.tree_util.keystr(place)], leaf), like)
+
+
+def stored(leaf):
+    """What is stored of a leaf: of a typed PRNG key its data."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def typed(data, like):
+    """The inverse of `stored`, of the type of another leaf."""
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like)) if _is_key(like) else data
 
 
 def shapes(tree) -> dict[str, str]:
@@ -237,3 +247,7 @@ def _is_running(process):
 def _shown(name, values):
     text = str(values[name]) if name in values else "nothing"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_key(leaf):
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -85,10 +85,14 @@ def train(name: str, plan: Plan, x, y, settings: experiment.Settings, **about) -
                 done, saved = epoch + 1, time.monotonic()
             bar.advance(task)
     states.close()
-    free = lambda leaf: jnp.asarray(np.asarray(leaf))  # noqa: E731  (of the mesh: results go where they are used)
-    trained = Trained(jax.tree.map(free, state), jax.tree.map(free, best), scores)
+    trained = Trained(jax.tree.map(_freed, state), jax.tree.map(_freed, best), scores)
     models.write(weights_file(settings.out, name), _params(trained.best), trained.best.model_state)
     return trained
+
+
+def _freed(leaf):
+    # Of the mesh: results go where they are used.
+    return files.typed(jnp.asarray(np.asarray(files.stored(leaf))), leaf)
 
 
 def identity(plan: Plan, state: training.TrainState, x, y) -> dict:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lib import checkpoint
+from experiments.lib import checkpoint, files
 
 RANDOM = np.random.default_rng(0).normal(size=3000).astype(np.float32)
 STATE = {"w": jnp.asarray(RANDOM), "key": jax.random.key(7, impl="rbg"), "host": {"n": np.full(3, 2**40, np.uint64)}, "none": None}
@@ -60,7 +60,7 @@ DAMAGE = {
 def test_what_is_whole_comes_back(run, capfd):
     step, state = latest(run)
     assert step == 3
-    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(checkpoint._stored, state), jax.tree.map(checkpoint._stored, numbered(3)))
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(files.stored, state), jax.tree.map(files.stored, numbered(3)))
     step, plain = latest(run, like=None)
     assert step == 3 and plain["host"]["n"].dtype == np.uint64 and plain["none"] is None
     np.testing.assert_array_equal(plain["w"], RANDOM + 3)
