@@ -4,9 +4,6 @@ import inspect
 import pathlib
 import re
 
-from docutils import nodes
-from sphinx import addnodes
-
 project = "robustjax"
 author = "the robustjax authors"
 copyright = author
@@ -108,6 +105,9 @@ def _skip(app, what, name, obj, skip, options):
 
 def _link(app, doctree):
     """Code in a page that names an entry of the API pages, as `attacks.pgd` does, becomes a reference to it."""
+    from docutils import nodes  # here: a test reads this file where there is no Sphinx
+    from sphinx import addnodes
+
     for literal in list(doctree.findall(nodes.literal)):
         entry = f"robustjax.{literal.astext()}"
         if entry in _ENTRIES and not isinstance(literal.parent, nodes.reference | nodes.title | addnodes.pending_xref):
