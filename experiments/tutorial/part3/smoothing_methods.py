@@ -16,12 +16,13 @@ def run(settings: experiment.Settings) -> report.Section:
     dataset, effort = smoothed.images(settings), smoothed.effort_of(settings)
     x, y = certification.spread(dataset.x_test, dataset.y_test, settings.pick(8, 50, 100))
     num_samples = settings.pick(100, 500, 1000)
+    methods = settings.pick(("Gaussian", "SmoothAdv"), smoothed.METHODS, smoothed.METHODS)
     sigmas = settings.pick((0.25,), (0.5,), smoothed.SIGMAS)
     plot, axes = plt.subplots(1, len(sigmas), figsize=(3.5 + 4 * len(sigmas), 4.4), sharey=True, squeeze=False)
     axes, rows = axes[0], []
     for axis, sigma in zip(axes, sigmas, strict=True):
         models = {
-            name: smoothed.train(name, sigma, settings, dataset.x_train, dataset.y_train, effort) for name in smoothed.METHODS
+            name: smoothed.train(name, sigma, settings, dataset.x_train, dataset.y_train, effort) for name in methods
         } | denoisers.classifiers(sigma, settings, dataset, effort)
         poll = votes.Poll(sigma, num_samples=num_samples, num_step_samples=num_samples, seed=settings.seed)
         for name, model_fn in models.items():
