@@ -63,6 +63,16 @@ def margin(logits: Array, y: Array) -> Array:
     return jnp.max(jnp.where(_one_hot(logits, y), -jnp.inf, logits), axis=-1) - _at(logits, y)
 
 
+def probability_margin(logits: Array, y: Array) -> Array:
+    """max_{c != y} p_c - p_y of the probabilities p = softmax(z): the sign of `margin`, and its largest gradients near the boundary.
+
+    Source: Xie et al., CVPR 2025, arXiv:2411.15210.
+    """
+    logits, y = _checked(logits, y)
+    probs = jax.nn.softmax(logits)
+    return jnp.max(jnp.where(_one_hot(logits, y), 0.0, probs), axis=-1) - _at(probs, y)
+
+
 def runner_up(logits: Array, y: Array) -> Array:
     """max_{c != y} log softmax(z)_c, which is at most 0: minus the cross-entropy to the most likely wrong label."""
     logits, y = _checked(logits, y)

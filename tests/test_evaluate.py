@@ -7,7 +7,7 @@ import optax
 import pytest
 import scipy.stats
 
-from robustjax import attacks, base, evaluate, fingerprint, loops, losses, parallel, threats
+from robustjax import attacks, base, drivers, evaluate, fingerprint, loops, losses, parallel, threats
 from robustjax.evaluate import running
 from robustjax.threats import L2, Linf
 
@@ -65,6 +65,54 @@ def test_batch_size_compaction_and_devices_never_change_a_result():
         np.testing.assert_allclose(other.x, reference.x, atol=1e-6)
 
 
+def test_later_rounds_leave_out_what_an_earlier_one_fooled(monkeypatch):
+    model_fn, x, y = problem()
+    plan = {
+        "restarts": attacks.restarts(suite(0.02)["apgd"], 3),
+        "targets": attacks.over_targets(base.bind(attacks.apgd, threat=Linf(0.025), num_steps=8), 4),
+        "fab": attacks.over_targets(base.bind(attacks.fab, threat=Linf(0.026), num_steps=8), 4),
+    }
+    rows, programs, compiled = [], set(), running._compiled
+
+    def watched(attack, key, index, model_fn, batch, *data):
+        rows.append(len(np.unique(batch)))
+        programs.add((jax.tree.structure(attack), batch.shape))
+        return compiled(attack, key, index, model_fn, batch, *data)
+
+    monkeypatch.setattr(running, "_compiled", watched)
+    state = last(plan, model_fn, x, y, batch_size=N)
+    num_programs = len(programs)
+    rounds = np.split(np.array(rows[1:]), [3, 7])
+    for index, name in enumerate(plan):
+        whole = last({other: plan[other] for other in list(plan)[: index + 1]}, model_fn, x, y, batch_size=N, survivors_only=False)
+        ran = state.success[index] != evaluate.NOT_RUN
+        np.testing.assert_array_equal(state.success[index][ran], whole.success[index][ran])  # the same keys, so the same flags
+        robust = state.success[index] == 0
+        np.testing.assert_allclose(state.loss[index][robust], whole.loss[index][robust], rtol=1e-5)
+        assert list(rounds[index]) == sorted(rounds[index], reverse=True)
+        assert rounds[index][0] == ran.sum() > rounds[index][-1] >= robust.sum() > 0
+    assert num_programs <= 1 + 2 * len(plan)  # that of the clean pass, and per attack few sizes for all rounds
+
+
+def test_the_smallest_norm_is_looked_for_in_every_round():
+    model_fn, x, y = problem()
+    plan = {"fab": attacks.over_targets(base.bind(attacks.fab, threat=Linf(np.inf), num_steps=5), 4)}
+    cut, whole = (last(plan, model_fn, x, y, batch_size=N, survivors_only=only) for only in (True, False))
+    np.testing.assert_array_equal(cut.loss, whole.loss)
+
+
+def test_padding_is_small_and_programs_are_few():
+    for num_devices in (1, 2):
+        alone = [running._num_rows(n, set(), 128, num_devices) for n in range(1, 129)]
+        for n, size in zip(range(1, 129), alone, strict=True):
+            assert n <= size <= max(1.25 * n, n + num_devices - 1) and size % num_devices == 0
+        assert len(set(alone)) <= 24
+    sizes: set[int] = set()
+    falling = [running._num_rows(n, sizes, 128, 2) for n in range(128, 0, -1)]
+    assert all(n <= size <= 2 * n for n, size in zip(range(128, 0, -1), falling, strict=True))
+    assert len(sizes) <= 7
+
+
 def test_every_attack_runs_on_all_when_asked():
     model_fn, x, y = problem()
     state = last(suite(), model_fn, x, y, batch_size=40, survivors_only=False)
@@ -90,10 +138,11 @@ def test_a_run_cut_at_any_state_resumes_to_the_same_result():
 def test_a_new_eps_and_a_new_model_compile_nothing():
     model_fn, x, y = problem()
     last(suite(), model_fn, x, y, batch_size=8, survivors_only=False)
-    before = running._compiled._cache_size()
+    compiled = drivers._jitted(running._call, jax.default_backend())
+    before = compiled._cache_size()
     other = jax.tree.map(lambda w: 0.5 * w, model_fn)
     last(suite(0.01), other, x, y, batch_size=8, survivors_only=False)
-    assert running._compiled._cache_size() == before
+    assert compiled._cache_size() == before
 
 
 def test_host_driven_attacks_equal_compiled_ones():

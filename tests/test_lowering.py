@@ -61,6 +61,9 @@ _CASES = {
     "three dimensions": _case((2, 4, 3, 5, 8), (2, 2, 3, 8, 2), "SAME", (2, 1, 1)),
     "1x1 window with stride": _case((2, 5, 5, 8), (1, 1, 8, 4), "VALID", (2, 2)),
     "window larger than the input": _case((2, 2, 3, 8), (5, 5, 8, 2), "SAME"),
+    "many outputs": _case((2, 5, 6, 3), (3, 3, 3, 65), "SAME", (1, 2)),
+    "many inputs, places that do not fill the last group": _case((2, 4, 7, 17), (3, 3, 17, 12), "VALID"),
+    "few channels, wide stride, places beyond the input": _case((2, 5, 11, 2), (2, 2, 2, 5), ((0, 0), (1, 0)), (1, 4)),
     "empty batch": _case((0, 5, 5, 3), (3, 3, 3, 4)),
 }
 _ALL_DERIVATIVES = {"valid, strides, 1 channel", "transposed", "depthwise"}

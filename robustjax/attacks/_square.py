@@ -137,11 +137,17 @@ def _stripes(keys, x, frame, threat):
 
 def _squares(keys, x, delta, size, threat):
     frame = _frame(x)
-    inside, _ = _window(prng.fold_in(keys, 0), frame, size)
-    signs = jax.vmap(lambda k: jax.random.rademacher(jax.random.fold_in(k, 1), (1, 1, frame.channels), x.dtype))(keys)
+    place, signs = _draws(keys, 2, frame)
+    inside, _ = _window(place, frame, size)
     # Algorithm 2 of the paper: one sign for each channel of the square, and a change of 2 eps, which the projection cuts to +-eps.
-    change = jnp.where(inside, signs, 0.0).reshape(x.shape)
+    change = jnp.where(inside, signs, 0.0).astype(x.dtype).reshape(x.shape)
     return threat.project(delta + 2.0 * _whole(change, x, threat), x)
+
+
+def _draws(keys, num_values, frame):
+    # All that a proposal draws, at once: uniform values [B, num_values], and a sign for every channel [B, 1, 1, C].
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (num_values + frame.channels,)))(keys)
+    return uniform[:, :num_values], jnp.where(uniform[:, None, None, num_values:] < 0.5, -1.0, 1.0)
 
 
 def _whole(signs, x, threat):
@@ -149,10 +155,10 @@ def _whole(signs, x, threat):
     return threat.from_unit(arrays.per_example(threat.finite_radius(x), x) * signs)
 
 
-def _window(keys, frame, size):
-    # Masks [B, H, W, 1] of a random window of `size` per example, and its corner. The size may be traced, so that masks stand for slices.
+def _window(uniform, frame, size):
+    # Masks [B, H, W, 1] of a window of `size` per example at a place drawn as uniform [B, 2], and its corner. The size may be traced, so
+    # that masks stand for slices.
     height, width = frame.side(size)
-    uniform = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys)
     places = jnp.asarray([frame.height - height + 1, frame.width - width + 1]).astype(uniform.dtype)  # the last one included
     top, left = jnp.floor(uniform * places[None]).astype(jnp.int32).T
     rows = jnp.arange(frame.height)[None, :] - top[:, None]
@@ -208,17 +214,17 @@ def _windows(keys, x, delta, size, threat):
     frame = _frame(x)
     order = _order(threat)
     current = frame.view(threat.to_unit(delta))
-    into, corner = _window(prng.fold_in(keys, 0), frame, size)
-    out, _ = _window(prng.fold_in(keys, 1), frame, size)
+    places, signs = _draws(keys, 5, frame)
+    into, corner = _window(places[:, :2], frame, size)
+    out, _ = _window(places[:, 2:4], frame, size)
     pyramid = _pyramid(size, frame).astype(x.dtype)
-    flip = jax.vmap(lambda k: jax.random.bernoulli(jax.random.fold_in(k, 2)))(keys)
-    signs = jax.vmap(lambda k: jax.random.rademacher(jax.random.fold_in(k, 3), (1, 1, frame.channels), x.dtype))(keys)
+    flip = places[:, 4] < 0.5
 
     def place(flipped, top, left):
         turned = jnp.where(flipped, pyramid.T, pyramid) if frame.height == frame.width else pyramid
         return jnp.roll(turned, (top, left), (0, 1))
 
-    bump = jax.vmap(place)(flip, *corner)[..., None] * signs
+    bump = jax.vmap(place)(flip, *corner)[..., None] * signs.astype(x.dtype)
 
     def mass(values, axes):
         return jnp.sum(jnp.abs(values) ** order, axis=axes, keepdims=True)

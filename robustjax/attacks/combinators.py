@@ -10,10 +10,11 @@ import numpy as np
 
 from robustjax import arrays, base, checks, loops, losses, prng
 from robustjax.attacks import objective
-from robustjax.base import Array, Attack, AttackInfo, AttackResult, ModelFn
+from robustjax.base import Array, Attack, AttackInfo, AttackResult, Key, ModelFn
 
 _PER_EXAMPLE = ("step_size", "delta", "target")  # what may have an entry for every example, beside a threat's fields
 _EXPANSIONS: dict[Callable, Callable[..., Attack]] = {}  # see `expands_to`
+_ROUNDS: dict[Callable, Callable[..., list[Attack]]] = {}  # see `runs_rounds`
 
 
 def restarts(attack: Attack, num_restarts: int) -> Attack:
@@ -207,6 +208,37 @@ def expanded(attack: Attack) -> Attack:
     return attack.call_with(_EXPANSIONS[attack.function])
 
 
+def rounds(attack: Attack, num_classes: int) -> list[Attack]:
+    """The attacks that a combination runs one after the other, with the keys that they have in it.
+
+    A driver that wants the worst case alone leaves out of a round what an earlier one has fooled. Restarts and targets differ in a traced
+    number, so that one compiled program runs all of them.
+
+    Args:
+      attack: an attack or a combination; a plain attack is its own only round.
+      num_classes: of the model: no more targets than there are wrong classes.
+    """
+    attack = expanded(attack)
+    if not isinstance(attack, base.Configured) or attack.function not in _ROUNDS:
+        return [attack]
+    return attack.call_with(lambda **options: _ROUNDS[attack.function](num_classes, **options))
+
+
+def runs_rounds(attack: Callable, make_fn: Callable[..., list[Attack]]) -> None:
+    """Registers a combination whose result is the best of several runs, so that `rounds` finds them.
+
+    Args:
+      attack: the function (key, model_fn, x, y, *, ...).
+      make_fn: takes the number of classes and the options bound to it, and returns the runs, best made of `member`.
+    """
+    _ROUNDS[attack] = make_fn
+
+
+def member(key: Key, model_fn: ModelFn, x: Array, y: Array, *, attack: Attack, number: Array | int) -> AttackResult:
+    """One of several attacks of a combination: `number` is its place there, and is folded into the keys."""
+    return attack(prng.fold_in(prng.example_keys(key, x.shape[0]), number), model_fn, x, y)
+
+
 def logits_at_x(attack: Attack, keys: Array, model_fn: ModelFn, x: Array) -> Array:
     """The logits where the attack has perturbed nothing: those of x, or of what its threat makes of x, such as a decoder of a code."""
     threat = next(iter(threats_of(attack)), None)
@@ -239,17 +271,24 @@ def _success_of(attack):
 
 
 def _restarts(key, model_fn, x, y, *, attack, num_restarts):
-    keys = prng.example_keys(key, x.shape[0])
-    return best_of(lambda i: attack(prng.fold_in(keys, i), model_fn, x, y), num_restarts, attack)
+    return best_of(lambda i: member(key, model_fn, x, y, attack=attack, number=i), num_restarts, attack)
 
 
 def _worst_case(key, model_fn, x, y, *, attacks):
-    keys = prng.example_keys(key, x.shape[0])
     worst = None
     for index, attack in enumerate(attacks):
-        result = attack(prng.fold_in(keys, index), model_fn, x, y)._replace(info=AttackInfo())  # attacks have different things to say
+        # Attacks have different things to say in their info.
+        result = member(key, model_fn, x, y, attack=attack, number=index)._replace(info=AttackInfo())
         worst = result if worst is None else arrays.where_example(~worst.success & result.success, result, worst)
     return worst
+
+
+def _rounds_of(num_classes, attack, number):
+    return [base.bind(member, attack=part, number=np.int32(number)) for part in rounds(attack, num_classes)]
+
+
+runs_rounds(_restarts, lambda n, attack, num_restarts: [part for i in range(num_restarts) for part in _rounds_of(n, attack, i)])
+runs_rounds(_worst_case, lambda n, attacks: [part for i, attack in enumerate(attacks) for part in _rounds_of(n, attack, i)])
 
 
 def _better(best, result):

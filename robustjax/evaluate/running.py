@@ -41,11 +41,11 @@ def evaluate(
       model_fn: the model, x [B, ...] -> logits [B, C]; a randomised model is evaluated on one draw (`attacks.eot` evaluates its mean).
       x: inputs [N, ...]. y: labels [N]; if all attacks are targeted and `targets` is None, the target labels: "accuracy" is then the
         fraction that is not classified as its target.
-      batch_size: rows that an attack gets at once; the last batch is padded to this size or to a quarter of it.
+      batch_size: rows that an attack gets at once, at most. Fewer are padded to one of few sizes, so that few programs are compiled.
       targets: [N] labels that targeted attacks aim at, if y are the true labels. Such attacks run on examples that are classified
         correctly, and not as the target.
-      survivors_only: whether an attack skips examples that an earlier one has fooled (worst case, as in AutoAttack); False runs every
-        attack on all correctly classified examples, for a table by attack.
+      survivors_only: whether an attack skips examples that an earlier one has fooled (worst case, as in AutoAttack), and so do the
+        restarts and targets of one attack; False runs every attack whole on all correctly classified examples, for a table by attack.
       mesh: devices to shard batches over (`parallel.data_mesh`), with the model replicated; None for one device.
       rewritten: whether the model runs with the convolutions and max-pools of `lowering.rewrite`, which are fast in loops on CPU; on
         other platforms it does nothing. Results agree to rounding, and a state may be resumed with another choice.
@@ -91,25 +91,49 @@ def evaluate(
         fingerprint.require_resumable(state, reports.EvaluationState, identity, "evaluation")
         state = jax.tree.map(np.array, state._replace(names=()))._replace(names=tuple(attacks))
     yield state
+    num_classes = jax.eval_shape(_logits, prng.example_keys(key, 1), base.bind(model_fn), x[:1], y[:1]).shape[1]
     for index, attack in enumerate(attacks.values()):
         rows = np.flatnonzero(state.pending(index, survivors_only))
+        rounds = combinators.rounds(attack, num_classes) if survivors_only and _stops_at_success(attack) else [attack]
+        sizes: set[int] = set()
         for batch in np.split(rows, range(batch_size, len(rows), batch_size)) if len(rows) else ():
-            result = run(attack, index, batch, targets if aimed[index] else y)
-            fooled = result.success & np.isfinite(result.x).reshape(len(batch), -1).all(axis=1)
-            state.success[index, batch] = fooled
-            state.loss[index, batch] = result.loss
-            state.x[batch[fooled]] = result.x[fooled]
+            for round_ in rounds:
+                left = batch[state.success[index, batch] != 1]
+                if len(left) == 0:
+                    break
+                _keep(state, index, left, run(round_, index, left, targets if aimed[index] else y, sizes))
             yield state
 
 
-def _run(run, key, attack, index, rows, y):
-    quarter = run.batch_size // 4
-    is_small = 0 < len(rows) <= quarter and (run.mesh is None or quarter % run.mesh.size == 0)
-    num_rows = quarter if is_small else run.batch_size
+def _stops_at_success(attack):
+    # With an infinite radius every norm is a success, and the smallest is what a minimum-norm attack is for.
+    parts = [part for part in combinators.parts(attack) if kinds.minimised_norm(part) is not None]
+    return all(np.isfinite(threat.radius()).all() for part in parts for threat in combinators.threats_of(part))
+
+
+def _keep(state, index, rows, result):
+    fooled = result.success & np.isfinite(result.x).reshape(len(rows), -1).all(axis=1)
+    better = fooled | (state.success[index, rows] == reports.NOT_RUN) | (result.loss > state.loss[index, rows])
+    state.success[index, rows] = fooled
+    state.loss[index, rows[better]] = result.loss[better]
+    state.x[rows[fooled]] = result.x[fooled]
+
+
+def _run(run, key, attack, index, rows, y, sizes):
+    num_rows = _num_rows(len(rows), sizes, run.batch_size, 1 if run.mesh is None else run.mesh.size)
     attack = attack if isinstance(attack, base.Configured) else base.bind(attack)
     attack = combinators.take_rows(attack, parallel.pad_to(rows, num_rows), len(run.x), run.x.ndim)
     call = functools.partial(_call if loops.is_host(attack) else _compiled, attack, key, np.int32(index))
     return run(call, rows, y[rows], num_rows=num_rows)
+
+
+def _num_rows(num_left, sizes, batch_size, num_devices):
+    """The rows that a batch is padded to: the least size of a compiled program that is at least half full, else a new one, of few."""
+    if fitting := [size for size in sizes if num_left <= size <= 2 * num_left]:
+        return min(fitting)
+    step = max(num_devices, 2 ** max((num_left - 1).bit_length() - 3, 0))  # four sizes an octave
+    sizes.add(size := min(-(-num_left // step) * step, batch_size))
+    return size
 
 
 def _call(attack, key, index, model_fn, rows, x, y):
@@ -117,7 +141,7 @@ def _call(attack, key, index, model_fn, rows, x, y):
     return attack(keys, model_fn, x, y)
 
 
-_compiled = jax.jit(_call)
+_compiled = drivers.jit(_call)
 
 
 def _logits(keys, model_fn, x, y):
@@ -128,7 +152,8 @@ def _logits(keys, model_fn, x, y):
 def _clean(run, x, batch_size, names, y, targets, aimed, kinds, identity):
     num_examples = len(x)
     rows = np.split(np.arange(num_examples), range(batch_size, num_examples, batch_size))
-    logits = np.concatenate([run(_logits, len(names), batch, y) for batch in rows])
+    sizes: set[int] = set()
+    logits = np.concatenate([run(_logits, len(names), batch, y, sizes) for batch in rows])
     unusable = (~(logits < np.inf)).any(axis=1) | ~np.isfinite(logits).any(axis=1)  # -inf masks a class
     if unusable.any():
         raise ValueError(
