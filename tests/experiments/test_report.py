@@ -1,6 +1,8 @@
 """The page of the report in a browser, and its figures: nothing wider than the page, nothing broken, colours that can be told apart."""
 
 import itertools
+import json
+import os
 import pathlib
 
 import matplotlib
@@ -8,7 +10,9 @@ import matplotlib.colors
 import numpy as np
 import pytest
 
-from experiments.lib import report, style
+from experiments import registry
+from experiments.lib import experiment, report, style
+from experiments.tutorial import __main__ as tutorial
 from tests.experiments import browser
 
 matplotlib.use("agg")
@@ -146,3 +150,53 @@ def test_a_section_is_read_back_with_both_pictures(tmp_path):
     made = section()
     report.write(tmp_path, made, {"seed": 0})
     assert report.read(tmp_path, {"seed": 0}) == made
+
+
+def entries(**minutes):
+    return [registry.Entry(name, "tutorial.part3.", name, "", value, "none") for name, value in minutes.items()]
+
+
+def test_the_clock_goes_by_the_last_run_and_else_by_the_registry(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(tutorial.time, "monotonic", lambda: now[0])
+    path = tmp_path / "seconds.json"
+    clock = tutorial.Clock(path, entries(a=1, b=2, c=None))
+    assert clock.left() == 60 + 120 + 30
+    now[0] = 40.0
+    assert clock.left() == 20 + 120 + 30
+    now[0] = 100.0
+    assert clock.left() == 120 + 30  # longer than expected
+    clock.ended("a", 100.0)
+    now[0] = 110.0
+    assert clock.left() == 110 + 30
+    assert tutorial.Clock(path, entries(a=1, b=2)).left() == 100 + 120
+    path.write_text("{")
+    assert tutorial.Clock(path, entries(a=1)).left() == 60
+
+
+def test_the_report_grows_and_keeps_the_seconds_of_its_sections(tmp_path, monkeypatch):
+    made = [entry for entry in registry.of_part(3) if entry.name == "radii_history"]
+    monkeypatch.setattr(registry, "of_part", lambda number: made if number == 3 else [])
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    tutorial.main(["--part", "3", "--quick", "--out", str(tmp_path)])
+    text = (tmp_path / "index.html").read_text()
+    assert 'href="#radii_history"' in text and "(to come)" not in text and "Part 1" not in text
+    assert json.loads((tmp_path / "seconds.json").read_text())["radii_history"] > 0
+
+
+def test_two_efforts_are_refused_and_each_has_a_folder(capsys):
+    with pytest.raises(SystemExit):
+        experiment.parse(experiment.Settings, "margins", None, ["--quick", "--full"])
+    assert "pass one of them" in " ".join(capsys.readouterr().err.split())
+    efforts = {"--quick": 1, "--full": 3}
+    assert {flag: experiment.Settings(**{flag.strip("-"): True}).pick(1, 2, 3) for flag in efforts} == efforts
+    assert experiment.Settings().pick(1, 2, 3) == 2
+
+
+def test_a_bar_inside_another_adds_lines_and_takes_them_away():
+    with experiment.progress() as outer:
+        outer.add_task("sections", total=2, left_fn=lambda: 5.0)
+        with experiment.status("one"), experiment.progress() as inner:
+            inner.add_task("steps", total=3)
+            assert inner is outer and len(outer.task_ids) == 3
+        assert len(outer.task_ids) == 1

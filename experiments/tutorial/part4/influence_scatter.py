@@ -162,8 +162,8 @@ def _pictures(found, x, x_test, side):
             style.picture(axis, x[member].reshape(side), f"{name}: {found.predicted[member]:+.3f}", fontsize=9)
     caption = "The most helpful and the most harmful training images, with the change of the test loss that leaving them out would make."
     alt = (
-        f"A digit of the test set, beside four training digits that help and four that harm. The helpful ones look like it and "
-        f"carry its label; the harmful ones look like it and carry the other of {CLASSES[0]} and {CLASSES[1]}."
+        "A digit of the test set. Beside it four training digits that help, which change its loss by up to "
+        f"{found.predicted[order[-1]]:+.3f} when they are left out, and below these four that harm, up to {found.predicted[order[0]]:+.3f}."
     )
     return report.figure("Who helps, who harms", caption, plot, alt)
 
