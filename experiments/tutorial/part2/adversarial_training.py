@@ -149,7 +149,7 @@ def run(settings: experiment.Settings) -> report.Section:
         "cosine",
     ]
     stopped = ", ".join(name for name in chosen if all_recipes[name].stopped_early and name not in known)
-    shared = f" {' and '.join(known)} are the two models of part 1." if known else ""
+    shared = f" The models of {' and '.join(known)} are those of part 1." if known else ""
     caption = (
         f"Accuracy in % on {num_images} test images at linf eps {eps:.3g}; AutoAttack ({', '.join(ensemble)}) and the decomposition of "
         f"robust error are on the first {num_strong} alone, where accuracies may differ. Cosine: of input gradients at x and at "
