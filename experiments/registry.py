@@ -75,6 +75,8 @@ _OTHERS = (
     Entry("untargeted_poisoning_gates", _R, "Learned poisons at full length on MNIST", "Mehra & Hamm", 165, "local MNIST"),
     Entry("metapoison_gates", _R, "Success over many trials, recoloured poisons too", "MetaPoison, Witches' Brew", None, _ANY),
     Entry("certified_poisoning_gates", _R, "ACR of a poisoned class for three victims", "PACD", 21, "local MNIST", "CPU; --whole: GPU"),
+    Entry("benchmark_autoattack", _B, "AutoAttack from a cold start, member by member", "pyautoattack (torch)", None,
+          "digits, and local ResNet-20"),
     Entry("benchmark_attacks", _B, "What an attack costs beyond its gradients", "Bare gradients; peers", None, "digits", "any"),
     Entry("benchmark_smoothing", _B, "What a vote costs beyond its forward pass", "Bare passes; torch", None, "digits", "any"),
     Entry("benchmark_training", _B, "What a training step costs beyond its gradients", "Bare gradients", None, "digits"),

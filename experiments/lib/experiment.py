@@ -40,12 +40,18 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Options):
+class DataOptions(Options):
+    """What a script is told that runs on a data set of choice."""
+
+    dataset: data.Name = "digits"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(DataOptions):
     """How a section of the report is made; what is equal but for its folder and page gives equal results."""
 
     out: str = "runs/tutorial"
-    dataset: data.Name = "digits"
-    seed: int = 0
     full: bool = False
     """More of everything: examples, steps, trials, models."""
 

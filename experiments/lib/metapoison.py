@@ -68,7 +68,7 @@ class Trial(NamedTuple):
 
 
 def successes(
-    dataset: data.Dataset, settings: experiment.Settings, size: Size, first: int = 0, every: int = 1
+    dataset: data.Dataset, settings: experiment.DataOptions, size: Size, first: int = 0, every: int = 1
 ) -> dict[tuple[str, int], np.ndarray]:
     """Whether the target of each trial is read as the attacker wants, by (column, budget); found once, a trial is kept on file.
 
@@ -109,7 +109,7 @@ def choose(dataset: data.Dataset, x, y, logits, num_poisons: int, seed: int) -> 
     return Trial(poisoning.Task(x, y, rows, dataset.x_test[[row]], np.array([wanted], np.int32)), seed)
 
 
-def judge(trial: Trial, settings: experiment.Settings, size: Size) -> np.ndarray:
+def judge(trial: Trial, settings: experiment.DataOptions, size: Size) -> np.ndarray:
     """Success [COLUMNS] of victims trained from scratch, with the same weights and batches, on the clean, noisy and poisoned sets."""
     (x, y, rows, x_target, y_target), threat, key = trial.task, size.threat, jax.random.key(trial.seed)
     changed = {"clean": x[rows], "random noise": np.asarray(poisoning.random_control(key, x[rows], threat))}

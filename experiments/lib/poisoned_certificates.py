@@ -89,7 +89,7 @@ def split_of(train, rest, num_val: int, size: Size) -> Split:
     return Split(x, y, x_val, x_test[rows], y_test[rows])
 
 
-def judge(name: str, split: Split, settings: experiment.Settings, size: Size) -> dict[str, Judged]:
+def judge(name: str, split: Split, settings: experiment.DataOptions, size: Size) -> dict[str, Judged]:
     """A victim trained from scratch on each of the three sets, by name of the set."""
     rows = np.flatnonzero(split.y == LABEL)
     threat = Linf(size.eps)
@@ -112,7 +112,7 @@ def judge(name: str, split: Split, settings: experiment.Settings, size: Size) ->
     return {label: _judged(name, x, y, split, settings, size) for label, (x, y) in zip(SETS, sets, strict=True)}
 
 
-def craft(name: str, split: Split, settings: experiment.Settings, size: Size) -> poisons.Crafted:
+def craft(name: str, split: Split, settings: experiment.DataOptions, size: Size) -> poisons.Crafted:
     """Every training image of the class, changed within the threat."""
     network = models.stateless(size.architecture, 10, split.x.shape[1:])
     rows = np.flatnonzero(split.y == LABEL)

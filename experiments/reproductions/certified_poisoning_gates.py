@@ -19,7 +19,7 @@ _COLUMNS = (f"ACR of class {LABEL} (by seed)", f"certified accuracy of class {LA
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(experiment.Settings):
+class Settings(experiment.DataOptions):
     """Which victims, how often, on what."""
 
     out: str = "runs/certified_poisoning"

@@ -13,7 +13,7 @@ from experiments.lib.metapoison import ATTACKS, COLUMNS, Size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(experiment.Settings):
+class Settings(experiment.DataOptions):
     """How large, how often, of what."""
 
     out: str = "runs/metapoison"

@@ -25,7 +25,7 @@ BOUNDS = {"random flips": {"low": 85.0}, "ApproxGrad": {"high": 70.0}, "penalty"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(experiment.Settings):
+class Settings(experiment.DataOptions):
     """How many poisons, how long, how often."""
 
     out: str = "runs/untargeted_poisoning"

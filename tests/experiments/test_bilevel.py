@@ -48,7 +48,7 @@ def test_synthetic_problems_in_small():
 
     assert distance("SMD20", "ApproxGrad", 3000) < 0.05
     assert distance("SMD23", "penalty", 3000) < synthetic_bilevel.BAR
-    assert distance("SMD23", "implicit, CG", 1500) > 1.0
+    assert not distance("SMD23", "implicit, CG", 1500) <= 1.0  # NaN neither: the system is singular, and rounding decides where it goes
 
 
 @pytest.mark.parametrize("method", [learned_poisons.approximate(3), learned_poisons.penalty(3), learned_poisons.backward(2)])

@@ -93,10 +93,12 @@ def test_a_page_that_is_none_is_refused_before_anything_is_computed(content, wor
 
 def test_the_tables_of_a_section_become_a_page(tmp_path, monkeypatch):
     def run(settings: experiment.Settings) -> report.Section:
-        return report.Section("Title", "What it shows.", [report.Figure("F", "c", b"\x89PNG"), report.Table("T", "c", ["a"], [["1"]])])
+        return report.Section(
+            "Title", "What it shows.", [report.Figure("F", "c", "a line", b"\x89PNG", b"\x89PNG"), report.Table("T", "c", ["a"], [["1"]])]
+        )
 
     run.__module__ = "experiments.tutorial.part1.margins"
-    monkeypatch.setattr(experiment, "prepare", lambda: None)
+    monkeypatch.setattr(experiment, "prepare", lambda *_: None)
     script = type("Script", (), {"run": staticmethod(run), "__doc__": "Script."})
     for _ in range(2):  # made, then kept
         experiment.main(script, "margins", ["--out", str(tmp_path), "--seed", "2", "--page", str(tmp_path / "page.md")])

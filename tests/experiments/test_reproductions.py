@@ -21,7 +21,7 @@ OPTIONS = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_reproduction_runs_for_a_few_steps_and_is_kept(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "prepare", lambda: None)  # the devices and the cache of the tests stay
+    monkeypatch.setattr(experiment, "prepare", lambda *_: None)  # the devices and the cache of the tests stay
     script, page = importlib.import_module(registry.ENTRIES[name].module), tmp_path / "page.md"
     options = ["--quick", "--out", str(tmp_path / "runs"), "--page", str(page), *OPTIONS[name]]
     texts = []

@@ -43,7 +43,7 @@ def tiny_data(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         np.savez(tmp_path / name / "all.npz", x_train=x[:240], y_train=y[:240], x_test=x, y_test=y)
     monkeypatch.setenv("ROBUSTJAX_DATA", str(tmp_path))
-    monkeypatch.setattr(experiment, "prepare", lambda: None)  # the devices and the cache of the tests stay
+    monkeypatch.setattr(experiment, "prepare", lambda *_: None)  # the devices and the cache of the tests stay
 
 
 def run(page, *arguments):
