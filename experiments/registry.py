@@ -78,6 +78,7 @@ _OTHERS = (
     Entry("benchmark_autoattack", _B, "AutoAttack from a cold start, member by member", "pyautoattack (torch)", None,
           "digits, and local ResNet-20"),
     Entry("benchmark_attacks", _B, "What an attack costs beyond its gradients", "Bare gradients; peers", None, "digits", "any"),
+    Entry("benchmark_first_call", _B, "Tracing, lowering and compiling of attacks, votes, training steps", "Bare gradients", None, "made"),
     Entry("benchmark_smoothing", _B, "What a vote costs beyond its forward pass", "Bare passes; torch", None, "digits", "any"),
     Entry("benchmark_training", _B, "What a training step costs beyond its gradients", "Bare gradients", None, "digits"),
 )  # fmt: skip

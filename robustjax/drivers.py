@@ -37,7 +37,12 @@ def jit(function: Callable) -> Callable:
     Args:
       function: a function of pytrees alone.
     """
-    return lambda *args: _jitted(function, jax.default_backend())(*args)
+    return lambda *args: jitted(function)(*args)
+
+
+def jitted(function: Callable):
+    """What `jit` calls, with the methods of `jax.jit`'s result."""
+    return _jitted(function, jax.default_backend())
 
 
 @functools.cache

@@ -138,7 +138,7 @@ def test_a_run_cut_at_any_state_resumes_to_the_same_result():
 def test_a_new_eps_and_a_new_model_compile_nothing():
     model_fn, x, y = problem()
     last(suite(), model_fn, x, y, batch_size=8, survivors_only=False)
-    compiled = drivers._jitted(running._call, jax.default_backend())
+    compiled = drivers.jitted(running._call)
     before = compiled._cache_size()
     other = jax.tree.map(lambda w: 0.5 * w, model_fn)
     last(suite(0.01), other, x, y, batch_size=8, survivors_only=False)
