@@ -89,7 +89,7 @@ def manifold(options) -> Iterator[gates.Gate]:
     tables = [manifolds.accuracies(projected, seed, num_epochs, num_steps, names) for seed in range(options.seeds)]
     value = lambda name, column: np.array([table[name][column] for table in tables])  # noqa: E731
     for name in names:
-        for column, panel in enumerate(manifolds.PANELS):
+        for column, panel in enumerate(("standard accuracy", "PGD-50", "OM-PGD-50")):
             yield over_seeds(f"{name}, {panel}", value(name, column), **_MANIFOLD_BARS.get((name, panel), {}))
     yield over_seeds("DMAT less AT, standard accuracy", value("DMAT", 0) - value("AT", 0), 5)
     yield over_seeds("OM-AT less normal, OM-PGD-50", value("OM-AT", 2) - value("normal", 2), 10)
