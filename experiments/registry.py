@@ -64,6 +64,8 @@ _REPORT = (  # in the report's order
 )  # fmt: skip
 _OTHERS = (
     Entry("parity_autoattack", _R, "Every member of AutoAttack in both packages on the same weights", "pyautoattack (torch)", 40, _ANY),
+    Entry("quick_ensemble", _R, "AutoAttack's standard plan against a quick one", "Melamed et al., Xie et al.", None,
+          "digits, and local ResNet-20"),
     Entry("training_gates", _R, "Adversarial training on digits, MNIST, Fashion-MNIST and CIFAR-10", "Madry, Wong, Rice, Lin", 89,
           "digits, and local MNIST, Fashion-MNIST, CIFAR-10"),
     Entry("smoothing_gates", _R, "Training for smoothing, sequential votes, votes in bfloat16", "Jeong & Shin's logs", None,

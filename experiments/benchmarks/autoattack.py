@@ -33,7 +33,7 @@ _BATCHES = (8, 16, 50, 100)  # of the bare passes
 class Settings(experiment.Options):
     """Which networks, and how the torch package runs."""
 
-    networks: tuple[Literal["convnet", "resnet20"], ...] = two_frameworks.NAMES
+    networks: tuple[two_frameworks.Name, ...] = two_frameworks.NAMES
     torch_threads: int = 2
     side: Literal["both", "ours", "torch"] = "both"
     """One package alone, in this process, for one network: its outcome goes to OUT/outcome.json."""

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from experiments.lib import data, files, local_data, pyautoattack
 from robustjax import attacks, base, losses, lowering
 from robustjax.threats import Linf
 
-NAMES = ("convnet", "resnet20")
+Name = Literal["convnet", "resnet20"]
+NAMES: tuple[Name, ...] = ("convnet", "resnet20")
 _EPS = 0.3  # of the network that FGSM trains
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DIMENSIONS = ("NHWC", "OIHW", "NHWC")  # weights in torch's layout, as public networks come

@@ -93,16 +93,22 @@ def make_cases(dataset: str, num_images: int, names) -> Iterator[Case]:
         raise ValueError(f"num_images={num_images} is not between 1 and the {len(digits.x_test)} test images of {dataset}.")
     x, y = digits.x_test[:num_images], digits.y_test[:num_images]
     for name in names:
-        model = models.build("convnet", input_shape=x.shape[1:])
-        params = _trained(model, digits, robust=name == "robust")
-        if name == "masked":
-            params = jax.tree_util.tree_map_with_path(lambda path, p: _SHARPNESS * p if "head" in str(path[0]) else p, params)
-        model_fn, module = training.classifier(model.apply_fn, params, model.model_state), peers.torch_convnet(params)
+        model_fn, params = network(name, digits)
+        module = peers.torch_convnet(params)
         ours, theirs = np.asarray(model_fn(jnp.asarray(x))), module(peers.to_torch(x)).numpy()
         correct = (ours.argmax(axis=1) == y) & (theirs.argmax(axis=1) == y)
         gap = np.abs(ours - theirs).max() / np.abs(theirs).max()
         print(f"{name}: accuracy {np.mean(ours.argmax(axis=1) == y):.3f}, logits equal up to {gap:.0e} of the largest", flush=True)
         yield Case(name, model_fn, module, x[correct], y[correct], num_images)
+
+
+def network(name: str, digits):
+    """The model by name, "plain", "robust" or "masked", trained here, as a function and as parameters."""
+    model = models.build("convnet", input_shape=digits.x_test.shape[1:])
+    params = _trained(model, digits, robust=name == "robust")
+    if name == "masked":
+        params = jax.tree_util.tree_map_with_path(lambda path, p: _SHARPNESS * p if "head" in str(path[0]) else p, params)
+    return training.classifier(model.apply_fn, params, model.model_state), params
 
 
 def compare(case: Case, num_steps: int, num_queries: int, num_seeds: int, whole: bool) -> Iterator[Row]:
