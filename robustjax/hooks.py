@@ -8,6 +8,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 
+from robustjax import checks
+
 OnStep = Callable[[dict[str, Any]], None]  # what the drivers call `on_step`
 
 _T = TypeVar("_T")
@@ -22,8 +24,14 @@ def reported(states: Iterator[_T], numbers_fn: Callable[[_T], Mapping[str, Any]]
       numbers_fn: state -> numbers and arrays by name; arrays on a device are waited for.
       on_step: gets {"step", "seconds", ...}: the number of the step from 0 unless `numbers_fn` has its own, the time that the driver
         took for it, without what its caller did in between, and all numbers as Python's. None returns the states as they are.
+
+    Raises:
+      TypeError: a hook that cannot be called.
     """
-    return states if on_step is None else _reported(states, numbers_fn, on_step)
+    if on_step is None:
+        return states
+    checks.functions(on_step=on_step)
+    return _reported(states, numbers_fn, on_step)
 
 
 def reporting(numbers_fn: Callable[[_T], Mapping[str, Any]]) -> Callable[[Callable[_P, Iterator[_T]]], Callable[_P, Iterator[_T]]]:

@@ -97,6 +97,12 @@ def test_what_is_told_of_an_evaluation_is_that_of_its_states():
     assert told[-1]["robust_accuracy"] < told[0]["robust_accuracy"] == 1.0
 
 
+def test_what_is_no_function_is_named_before_anything_runs():
+    for driver in (lambda on_step: trained(start(), on_step), DRIVERS["evaluate"], DRIVERS["vote_dataset"]):
+        with pytest.raises(TypeError, match="expected on_step as a function, got 'log'"):
+            driver("log")
+
+
 def test_votes_that_are_told_are_those_of_the_state():
     told = []
     for state in smoothing.vote_dataset(KEY, MODEL, X, on_step=told.append, **VOTES):
