@@ -70,7 +70,7 @@ def _of(settings):
     budget = {"num_steps": 2, "num_targets": 2, "num_queries": 3} if settings.quick else {}
     if settings.side == "ours":
         experiment.prepare(None)
-    case = two_frameworks.case(name, num_images, num_epochs=1 if settings.quick else 60, in_torch=settings.side == "torch")
+    case = two_frameworks.case(name, num_images, num_epochs=1 if settings.quick else 30, in_torch=settings.side == "torch")
     if settings.side == "torch":
         return {"torch": _torch(case, eps, settings.torch_threads, settings.quick), "bare": _bare_torch(case)}
     plan = attacks.ensemble(Linf(eps), **budget)
@@ -111,7 +111,7 @@ def _torch(case, eps, num_threads, is_quick):
         ran[member], wall, cpu = int(left.sum()), time.perf_counter(), time.process_time()
         whole = package.AutoAttack(case.module, norm="Linf", eps=eps, seed=0, version="standard")
         whole.attacks_to_run = [member]
-        found = whole.run_standard_evaluation(x[left], y[left], batch_size=int(left.sum()))
+        found, _ = whole.run_standard_evaluation(x[left], y[left], batch_size=int(left.sum()))
         with torch.no_grad():
             stands = (case.module(found).argmax(dim=1) == y[left]).numpy()
         seconds[member] = [time.perf_counter() - wall, time.process_time() - cpu]

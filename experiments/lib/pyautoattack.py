@@ -66,7 +66,7 @@ def ensemble(case: Case, norm: str, eps: float) -> Outcome:
     import pyautoattack
 
     whole = pyautoattack.AutoAttack(case.module, norm=norm, eps=eps, seed=0, version="standard")
-    return _perturbed(case, lambda x, y: whole.run_standard_evaluation(x, y, batch_size=len(y)))
+    return _perturbed(case, lambda x, y: whole.run_standard_evaluation(x, y, batch_size=len(y))[0])
 
 
 def _from_start(attack, case, delta, targets):

@@ -62,7 +62,7 @@ def _cases(settings) -> Iterator[tuple[str, Any, np.ndarray, np.ndarray, float]]
         yield name, parity_autoattack.network(name, digits)[0], x, y, _RADII[name]
     if settings.quick:
         return
-    fgsm = two_frameworks.case("convnet", settings.images, num_epochs=60, in_torch=False)
+    fgsm = two_frameworks.case("convnet", settings.images, num_epochs=30, in_torch=False)
     yield "trained by FGSM", fgsm.model_fn, fgsm.x, fgsm.y, 0.3
     if "ROBUSTJAX_DATA" in os.environ:
         public = two_frameworks.case("resnet20", settings.resnet_images, num_epochs=0, in_torch=False)
