@@ -43,7 +43,7 @@ def environment(num_devices):
 
 def run(weights, out, *more, num_devices=1):
     return subprocess.run(
-        command(weights, out, *more), env=environment(num_devices), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        command(weights, out, *more), env=environment(num_devices), cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
     )
 
 
@@ -102,7 +102,7 @@ def test_two_processes_count_as_one_and_the_first_writes(weights, whole, tmp_pat
         for rank, out in enumerate(outs)
     ]
     for process in both:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=400)
         assert process.returncode == 0, errors
     assert outs[0].exists() and not outs[1].exists()
     for two, one in zip(counts(outs[0]), counts(whole[0]), strict=True):

@@ -31,12 +31,12 @@ def test_a_row_of_the_methods_is_what_the_votes_say():
 def test_the_curve_falls_at_every_radius_of_a_right_image():
     certificate = Certificate(np.array([0, 0, 1, -1]), np.array([0.3, 0.7, 0.9, 0.0]), np.array([True, True, True, False]))
     plot, axis = plt.subplots()
-    smoothing_methods.curve(axis, certificate, np.zeros(4, int), "name")
+    smoothing_methods.curve(axis, certificate, np.zeros(4, int), "Gaussian")
     x, height = axis.lines[0].get_data()
     np.testing.assert_allclose(x, [0.0, 0.3, 0.7, 0.7])
     np.testing.assert_allclose(height, [0.5, 0.5, 0.25, 0.0])
     assert axis.lines[0].get_drawstyle() == "steps-pre"
-    smoothing_methods.curve(axis, certificate, np.full(4, 3), "nothing certified")
+    smoothing_methods.curve(axis, certificate, np.full(4, 3), "MACER")  # nothing certified
     plt.close(plot)
 
 
