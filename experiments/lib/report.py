@@ -191,7 +191,7 @@ def _table_html(item, slide):
     def row(cells, tag):
         return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
 
-    head = "".join(f"<th scope=col>{html.escape(cell)}</th>" for cell in item.header)
+    head = "".join(f"<th scope=col>{html.escape(cell).replace('-', '&#8209;')}</th>" for cell in item.header)  # no line ends in PGD-
     rows = "".join(row(cells, "td") for cells in item.rows)
     box = f"<div class=box tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     return f"<figure>{box}{_caption_html(item, slide)}</figure>"

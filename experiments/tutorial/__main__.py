@@ -21,6 +21,7 @@ INTRODUCTION = (
     "made by one command, which stands below it; the data are 5,000 handwritten digits unless it says otherwise. Times are of the machine "
     "that made this page."
 )
+QUICK = " This page was made with --quick, to see that everything runs: it does not show what its texts say."
 INTRODUCTIONS = {
     1: "A naive model is trained on images as they are. An attacker changes an image within a limit eps: in linf no pixel moves by more "
     "than eps, in l2 the change as a whole is no longer than eps. These sections show what such changes look like, which attack finds the "
@@ -88,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 made[number].append(section)
                 clock.ended(entry.name, section.seconds)
                 bar.advance(task)
-                report.page(page, TITLE, INTRODUCTION, [_part(number, chosen, made) for number in chosen])
+                report.page(
+                    page, TITLE, INTRODUCTION + (QUICK if settings.quick else ""), [_part(number, chosen, made) for number in chosen]
+                )
     experiment.console.print(f"report: {page}")
 
 

@@ -48,7 +48,7 @@ def picture(name: str, model_fn, dataset: data.Dataset, settings: experiment.Set
         f"{len(images)} rows of ten handwritten digits: the originals, and what {', '.join(list(images)[1:])} make of them against the "
         f"{name} model. {sum(int((part != y).sum()) for part in predictions.values())} of the predictions above them are wrong."
     )
-    caption = f"Predictions above, wrong ones in red. Median l2 distances from the original: {distances}."
+    caption = f"Predictions above, wrong ones in orange. Median l2 distances from the original: {distances}."
     return report.figure(f"The {name} model", caption, plot, alt)
 
 

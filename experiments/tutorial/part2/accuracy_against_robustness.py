@@ -128,7 +128,7 @@ def _architectures(settings):
     axis.set_ylabel("median l2 distance of the nearest error (FMN)")
     caption = (
         f"{len(labels)} naturally trained architectures: accuracy on {len(x)} test images, and the median of the smallest perturbations "
-        f"that FMN finds on {num_images} of them (upper bounds). Red: the Pareto front."
+        f"that FMN finds on {num_images} of them (upper bounds). Orange: the Pareto front."
     )
     alt = (
         f"A scatter of {len(labels)} named networks: clean accuracy from {min(accuracy):.2f} to {max(accuracy):.2f} against a median "

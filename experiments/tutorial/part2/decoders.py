@@ -60,7 +60,7 @@ def _picture(kind, autoencoder, model_fn, dataset, settings):
     caption = (
         f"Test images, what the decoder makes of their codes (median l2 error {np.median(error):.2f}) and of the codes that inversion "
         f"finds ({np.median(np.asarray(inverted.error)):.2f}), on-manifold adversarial examples of the undefended model, and samples. "
-        "Predictions above, wrong ones in red."
+        "Predictions above, wrong ones in orange."
     )
     alt = (
         f"Five rows of ten digits: test images, the {kind}'s reconstructions of them from the encoder's codes and from inverted codes, "
