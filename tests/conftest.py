@@ -1,9 +1,9 @@
 """Four CPU devices, ranks that must match, and programs that compile fast.
 
-Most of the suite's time goes into compilation: XLA optimises little and emits the simplest code, unless XLA_FLAGS says otherwise, and what
-was compiled outlives the run in a cache. Level 0 takes half the time of level 1, but jaxlib 0.10.2 then gets a projection onto L0 wrong that
-is mapped over eps. Compiled programs are let go after many: each holds memory maps, of which a process has 65,530 by default, and XLA
-crashes beyond.
+Most of the suite's time goes into compilation: XLA optimises little and emits the simplest code, unless XLA_FLAGS says otherwise, and
+what was compiled outlives the run in a cache. Level 0 takes half the time of level 1, but jaxlib 0.10.2 then gets a projection onto L0
+wrong that is mapped over eps. Compiled programs are let go after many: each holds memory maps, of which a process has 65,530 by default,
+and XLA crashes beyond.
 """
 
 import os
