@@ -1,5 +1,7 @@
 """Laws over the whole family of attacks: the scale of a loss, mirror images, and what is not finite."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,8 @@ from robustjax.threats import L0, L1, L2, Linf
 
 KEY = jax.random.key(0)
 B, D, C = 4, 6, 4
-_HIDDEN, _HEAD = jax.random.normal(jax.random.key(1), (D, 8)), jax.random.normal(jax.random.key(2), (8, C))
+_RNG = np.random.default_rng(0)
+_HIDDEN, _HEAD = _RNG.normal(size=(D, 8)).astype(np.float32), _RNG.normal(size=(8, C)).astype(np.float32)
 
 
 def _network(mirrored, x):
@@ -19,9 +22,21 @@ def _network(mirrored, x):
     return jnp.tanh((x - 0.5) @ _HIDDEN) @ _HEAD
 
 
+def _broken(y, x):
+    """Right everywhere; the gradient of an example whose first feature is 1/2 is NaN there, its logits are not."""
+    bad = jnp.where(x[:, 0] == 0.5, jnp.sqrt(jnp.abs(x[:, 0] - x[:, 0])), 0.0)
+    return 10.0 * jax.nn.one_hot(y, C) + 0.0 * x.sum(axis=1, keepdims=True) + bad[:, None]
+
+
+def _network_or_broken(is_broken, mirrored, y, x):
+    return jax.lax.cond(is_broken, lambda: _broken(y, x), lambda: _network(mirrored, x))
+
+
+@functools.cache
 def _data():
-    x = jax.random.uniform(jax.random.key(3), (B, D), minval=0.2, maxval=0.8).at[0, 0].set(0.0).at[1, 1].set(1.0)
-    return x, _network(False, x).argmax(axis=1)
+    x = np.random.default_rng(3).uniform(0.2, 0.8, size=(B, D)).astype(np.float32)
+    x[0, 0], x[1, 1] = 0.0, 1.0
+    return x, np.asarray(jax.jit(_network)(False, x)).argmax(axis=1)
 
 
 def _times(logits, y, *, value_fn, scale):
@@ -111,31 +126,41 @@ MIRRORED = SCALE_FREE | {
 _RANDOM = ("pgd-l2", "pgd-l1", "pgd-l0", "apgd-linf", "apgd-l2", "apgd-l1")  # unless they start at x
 
 
+@jax.jit
+def _attacked(attack, is_broken, mirrored, x, y):
+    # One program for both laws below: the first asks the network, the second what has no gradient.
+    return attack(KEY, Partial(_network_or_broken, is_broken, mirrored, y), x, y)
+
+
+def _from_x(name):
+    attack, threat = MIRRORED.get(name, (base.bind(attacks.rs_fgsm), Linf(0.1)))
+    return base.bind(attack, threat=threat, **({"delta": 0.0} if name in _RANDOM else {}))
+
+
 @pytest.mark.parametrize("name", [name for name in MIRRORED if name != "square"])
 def test_mirror_images_are_attacked_alike(name):
-    attack, threat = MIRRORED[name]
-    attack = base.bind(attack, threat=threat, **({"delta": 0.0} if name in _RANDOM else {}))
     x, y = _data()
-    run = jax.jit(lambda mirrored, x: attack(KEY, Partial(_network, mirrored), x, y))
-    plain, mirror = run(False, x), run(True, 1.0 - x)
+    plain, mirror = _attacked(_from_x(name), False, False, x, y), _attacked(_from_x(name), False, True, 1 - x, y)
     np.testing.assert_allclose(mirror.delta, -plain.delta, atol=2e-3)
     np.testing.assert_array_equal(mirror.success, plain.success)
 
 
-@pytest.mark.parametrize("order", [0, 1, 2, jnp.inf])
+@pytest.mark.parametrize("order", [0, 1, 2, np.inf])
 def test_the_gradient_of_every_norm_at_zero_is_zero(order):
-    for gradient in (jax.jacrev, jax.jacfwd):
-        slopes = gradient(lambda x: arrays.norm(x, order))(jnp.zeros((2, 3)))
+    norm = functools.partial(arrays.norm, order=order)
+    for slopes in jax.jit(lambda x: (jax.jacrev(norm)(x), jax.jacfwd(norm)(x)))(np.zeros((2, 3), np.float32)):
         np.testing.assert_array_equal(slopes, 0.0)
 
 
 @pytest.mark.parametrize("order", [1, 2, jnp.inf])
 def test_norms_and_directions_hold_at_any_scale(order):
     x = np.array([[3.0, -4.0, 0.0], [1.0, 1.0, -1.0], [0.0, 0.0, 0.0]], np.float32)
-    plain = arrays.normalize(x, order)
+    both = jax.jit(lambda x: (arrays.normalize(x, order), arrays.norm(x, order)))
+    plain, norm = map(np.asarray, both(x))
     for scale in (1e-36, 1e-20, 1e20, 1e37):
-        np.testing.assert_allclose(arrays.normalize(np.float32(scale) * x, order), plain, rtol=1e-5)
-        np.testing.assert_allclose(arrays.norm(np.float32(scale) * x, order), scale * arrays.norm(x, order), rtol=1e-5)
+        scaled_plain, scaled_norm = both(np.float32(scale) * x)
+        np.testing.assert_allclose(scaled_plain, plain, rtol=1e-5)
+        np.testing.assert_allclose(scaled_norm, scale * norm, rtol=1e-5)
     np.testing.assert_array_equal(plain[2], 0.0)
 
 
@@ -144,16 +169,9 @@ def test_norms_and_directions_hold_at_any_scale(order):
 
 @pytest.mark.parametrize("name", [*MIRRORED, "rs_fgsm"])
 def test_nan_is_no_success_and_a_gradient_that_is_not_finite_is_no_robustness(name):
-    attack, threat = MIRRORED.get(name, (base.bind(attacks.rs_fgsm), Linf(0.1)))
     x, y = _data()
-    x = x.at[3].set(0.5)
-
-    def broken(x):  # right everywhere; the last example's gradient is NaN, its logits are not
-        logits = 10.0 * jax.nn.one_hot(y, C) + 0.0 * x.sum(axis=1, keepdims=True)
-        bad = jnp.where(jnp.arange(B) == 3, jnp.where(x[:, 0] == 0.5, jnp.sqrt(jnp.abs(x[:, 0] - x[:, 0])), 0.0), 0.0)
-        return logits + bad[:, None]
-
-    result = jax.jit(lambda x: base.bind(attack, threat=threat)(KEY, broken, x, y))(x)
+    x = np.concatenate([x[:3], np.full((1, D), 0.5, np.float32)])
+    result = _attacked(_from_x(name), True, False, x, y)
     assert np.isfinite(result.x).all()
     assert not result.success.any()
     if name not in ("square", "rs_fgsm"):
