@@ -87,9 +87,9 @@ def test_hypergradients_have_the_types_of_their_variables(name):
     for dtype in (jnp.float32, jnp.bfloat16):
         _check(name, dtype, float)
     with jax.enable_x64(True):
-        for dtype in (jnp.float32, jnp.float64):
-            for number in (float, np.float64, lambda value: jnp.asarray(value)):
-                _check(name, dtype, number)
+        for number in (float, np.float64, lambda value: jnp.asarray(value)):
+            _check(name, jnp.float32, number)
+        _check(name, jnp.float64, np.float64)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "adam"])  # optax's own does not
@@ -115,8 +115,7 @@ def test_solutions_and_penalties_keep_their_types():
 
     check(jnp.float32, float)
     with jax.enable_x64(True):
-        for dtype in (jnp.float32, jnp.float64):
-            for number in (float, np.float64):
-                check(dtype, number)
+        for dtype, number in ((jnp.float32, float), (jnp.float32, np.float64), (jnp.float64, np.float64)):
+            check(dtype, number)
     with jax.numpy_dtype_promotion("strict"):
         check(jnp.float32, float)
