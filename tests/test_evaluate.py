@@ -83,7 +83,7 @@ def test_later_rounds_leave_out_what_an_earlier_one_fooled(monkeypatch):
     state = last(plan, model_fn, x, y, batch_size=N)
     num_programs = len(programs)
     rounds = np.split(np.array(rows[1:]), [3, 7])
-    for index, name in enumerate(plan):
+    for index in range(len(plan)):
         whole = last({other: plan[other] for other in list(plan)[: index + 1]}, model_fn, x, y, batch_size=N, survivors_only=False)
         ran = state.success[index] != evaluate.NOT_RUN
         np.testing.assert_array_equal(state.success[index][ran], whole.success[index][ran])  # the same keys, so the same flags

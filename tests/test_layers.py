@@ -13,7 +13,21 @@ import pytest
 import robustjax
 
 _FLOORS = (
-    {"configured", "base", "arrays", "prng", "renamed", "checks", "fingerprint", "graph", "loops", "lowering", "parallel", "drivers", "hooks"},
+    {
+        "configured",
+        "base",
+        "arrays",
+        "prng",
+        "renamed",
+        "checks",
+        "fingerprint",
+        "graph",
+        "loops",
+        "lowering",
+        "parallel",
+        "drivers",
+        "hooks",
+    },
     {"losses", "threats", "manifolds", "bilevel", "poisoned_sets"},
     {"attacks", "bounds", "smoothing", "corruptions", "backdoors"},
     {"training", "defenses", "flags"},
