@@ -1,4 +1,4 @@
-"""Four CPU devices, ranks that must match, and programs that compile fast.
+"""Four CPU devices, ranks that must match, programs that compile fast, and a table of how many each module may ask for.
 
 Most of the suite's time goes into compilation: XLA optimises little and emits the simplest code, unless XLA_FLAGS says otherwise, and
 what was compiled outlives the run in a cache. Level 0 takes half the time of level 1, but jaxlib 0.10.2 then gets a projection onto L0
@@ -6,7 +6,9 @@ wrong that is mapped over eps. Compiled programs are let go after many: each hol
 and XLA crashes beyond.
 """
 
+import json
 import os
+import pathlib
 
 import jaxlib
 
@@ -21,8 +23,14 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import pytest
 
+_TABLE = pathlib.Path(__file__).with_name("programs.json")
 _MANY = 2000  # programs of at most 30 memory maps each
-_kept = [0]
+_asked = {"module": 0, "kept": 0}
+
+
+def pytest_addoption(parser):
+    told = "write how many programs each module that runs asks for into tests/programs.json; together with -n 0"
+    parser.addoption("--write-programs", action="store_true", help=told)
 
 
 def pytest_configure(config):
@@ -36,13 +44,30 @@ def pytest_configure(config):
 
 
 def _count(event, duration, **_):
-    if event == "/jax/core/compile/backend_compile_duration":  # also where the cache had the program
-        _kept[0] += 1
+    if event == "/jax/core/compile/backend_compile_duration":  # also where the cache on disk had the program
+        _asked["module"] += 1
+        _asked["kept"] += 1
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _programs_are_let_go():
-    yield
-    if _kept[0] > _MANY:
+def _programs_are_counted_and_let_go(request):
+    is_written = request.config.getoption("--write-programs")
+    if is_written:  # as many as it asks for where nothing ran before it
         jax.clear_caches()
-        _kept[0] = 0
+    _asked["module"] = 0
+    yield
+    num_asked = _asked["module"]
+    if _asked["kept"] > _MANY:
+        jax.clear_caches()
+        _asked["kept"] = 0
+    module, table = request.node.path.relative_to(_TABLE.parent).as_posix(), json.loads(_TABLE.read_text())
+    rounded = -(-num_asked // 10) * 10
+    if is_written:
+        _TABLE.write_text(json.dumps(dict(sorted((table | {module: rounded}).items())), indent=2) + "\n")
+    elif jaxlib.__version__.startswith("0.10.") and num_asked > table.get(module, num_asked):
+        pytest.fail(
+            f"{module} asked XLA for {num_asked} programs, and tests/programs.json allows {table[module]}. An operation outside jax.jit "
+            "is a program by itself: set tests up in numpy, and let them share one jitted function. If the new tests are worth it, "
+            f'write "{module}": {rounded} into that table.',
+            pytrace=False,
+        )
