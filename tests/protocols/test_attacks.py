@@ -1,5 +1,7 @@
 """Laws of every attack x threat: eager = jit = vmap, feasible, differentiable, blind to its neighbours, traced once."""
 
+import collections
+import functools
 import inspect
 
 import chex
@@ -47,18 +49,24 @@ ENTIRE = ("apgd", "fab", "square", "fmn", "carlini_wagner", "lbfgs")
 CASES = [pytest.param(name, threat, id=f"{name}-{threat.__name__}") for name, (_, kinds) in ATTACKS.items() for threat in kinds]
 
 
+@functools.cache
 def model():
-    weights = jax.random.normal(jax.random.key(3), (D, C))
-    return jax.tree_util.Partial(forward, weights)
+    return jax.tree_util.Partial(forward, np.random.default_rng(3).normal(size=(D, C)).astype(np.float32))
 
 
 def forward(weights, x):
     return jnp.tanh(x.reshape(x.shape[0], -1)) @ weights
 
 
+@functools.cache
 def data():
-    x = jax.random.uniform(jax.random.key(4), (B, 2, 2, 3), minval=0.2, maxval=0.8)
-    return x, model()(x).argmax(axis=1)
+    """Inputs, the labels that the model gives them, and a key each."""
+    x = np.random.default_rng(4).uniform(0.2, 0.8, size=(B, 2, 2, 3)).astype(np.float32)
+    return x, predictions(model(), x), jax.random.split(jax.random.key(5), B)
+
+
+predictions = jax.jit(lambda model_fn, x: model_fn(x).argmax(axis=1))
+norms = jax.jit(lambda ball, x, delta: (ball.apply(x, delta), ball.norm(delta), ball.within(delta)))
 
 
 def bound(name, threat):
@@ -68,11 +76,13 @@ def bound(name, threat):
     return base.bind(attack, threat=threat)
 
 
-def run(attack, model_fn, x, y, key=None):
-    return attack(jax.random.key(5) if key is None else key, model_fn, x, y)
+traces = collections.Counter()  # of what runs, by the attack and its threat
 
 
-jitted = jax.jit(run)
+@jax.jit
+def jitted(attack, model_fn, x, y, keys):
+    traces[jax.tree.structure(attack)] += 1
+    return attack(keys, model_fn, x, y)
 
 
 def test_every_attack_is_in_the_table():
@@ -90,7 +100,7 @@ def test_every_attack_is_in_the_table():
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_the_kind_of_an_attack_is_what_its_results_say(name):
-    x, y = data()
+    x, y, _ = data()
     attack = bound(name, ATTACKS[name][1][0](EPS[ATTACKS[name][1][0]]))
     info = jax.eval_shape(attack, jax.random.key(0), model(), x, y).info
     (function,) = {part.function for part in attacks.parts(attack)}
@@ -102,95 +112,108 @@ def test_the_kind_of_an_attack_is_what_its_results_say(name):
         assert has_it == (function in names), f"{function.__name__}: {verb} {kind} in robustjax/attacks/kinds.py."
 
 
+# Four laws run two programs of an attack: the batch, and one of its examples alone, mapped over eps and differentiated.
+
+
+def grid(threat):
+    return np.array([2.0, EPS[threat]] if threat is L0 else [0.5 * EPS[threat], EPS[threat]], np.float32)
+
+
+@functools.cache
+def of_one_example(name, threat):
+    """Results of the second example by itself for each eps, and the gradients of a function of them in the model's weights."""
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None, None, None, None))
+    @functools.partial(jax.grad, argnums=1, has_aux=True)
+    def of_eps(eps, model_fn, x, y, keys):
+        result = bound(name, threat(eps))(keys, model_fn, x, y)
+        return jnp.sum(jnp.sin(result.x)) + jnp.sum(losses.margin(model_fn(result.x), y)), result
+
+    return of_eps(grid(threat), model(), *(value[1:2] for value in data()))
+
+
 @pytest.mark.parametrize(("name", "threat"), CASES)
 def test_result_is_feasible_and_as_reported(name, threat):
-    x, y = data()
-    ball = threat(EPS[threat])
-    result = jitted(bound(name, ball), model(), x, y)
+    x, y, keys = data()
+    ball = threat(grid(threat)[1])
+    result = jitted(bound(name, ball), model(), x, y, keys)
     chex.assert_shape([result.loss, result.success], (B,))
     chex.assert_equal_shape([result.x, x])
-    assert bool((result.x >= 0).all() & (result.x <= 1).all())
-    np.testing.assert_allclose(result.x, ball.apply(x, result.delta), atol=1e-7)
-    fooled = model()(result.x).argmax(axis=1) != y
-    minimum_norm = bool(jnp.isin(result.loss, jnp.array([-jnp.inf])).any() | jnp.allclose(-result.loss, ball.norm(result.delta)))
+    assert (result.x >= 0).all() and (result.x <= 1).all()
+    applied, norm, within = map(np.asarray, norms(ball, x, result.delta))
+    np.testing.assert_allclose(result.x, applied, atol=1e-7)
+    fooled, loss = np.asarray(predictions(model(), result.x) != y), np.asarray(result.loss)
+    minimum_norm = np.isneginf(loss).any() or np.allclose(-loss, norm)
     if minimum_norm:
-        np.testing.assert_array_equal(result.success, fooled & ball.within(result.delta))
+        np.testing.assert_array_equal(result.success, fooled & within)
     else:
-        assert bool(ball.within(result.delta).all())
+        assert within.all()
         np.testing.assert_array_equal(result.success, fooled)
 
 
 @pytest.mark.parametrize(("name", "threat"), CASES)
 def test_vmap_over_eps_equals_a_loop_and_a_new_eps_does_not_trace_again(name, threat):
-    x, y = data()
-    traces = []
-
-    @jax.jit
-    def single(eps, model_fn):
-        traces.append(eps)
-        return run(bound(name, threat(eps)), model_fn, x, y)
-
-    grid = jnp.array([0.5, 1.0]) * EPS[threat] if threat is not L0 else jnp.array([2.0, 3.0])
-    mapped = jax.jit(jax.vmap(lambda eps, model_fn: run(bound(name, threat(eps)), model_fn, x, y), (0, None)))(grid, model())
-    for index, eps in enumerate(grid):
-        one = single(eps, model())
-        np.testing.assert_array_equal(one.success, mapped.success[index])
-        np.testing.assert_allclose(one.delta, mapped.delta[index], atol=2e-4)
-    assert len(traces) == 1
+    _, mapped = of_one_example(name, threat)
+    for index, eps in enumerate(grid(threat)):
+        attack = bound(name, threat(eps))
+        one = jitted(attack, model(), *data())
+        np.testing.assert_array_equal(one.success[1:2], mapped.success[index])
+        np.testing.assert_allclose(one.delta[1:2], mapped.delta[index], atol=2e-4)
+    assert traces[jax.tree.structure(attack)] == 1
 
 
 @pytest.mark.parametrize(("name", "threat"), CASES)
 def test_an_example_never_sees_its_neighbours(name, threat):
-    x, y = data()
-    keys = jax.random.split(jax.random.key(6), B)
-    attack = bound(name, threat(EPS[threat]))
-    together = jitted(attack, model(), x, y, keys)
-    alone = jitted(attack, model(), x[1:2], y[1:2], keys[1:2])
-    np.testing.assert_allclose(together.delta[1], alone.delta[0], atol=1e-5)
-    assert bool(together.success[1] == alone.success[0])
+    # With neighbours of other values, other labels and other keys; the test above has it without any.
+    attack, (x, y, keys) = bound(name, threat(grid(threat)[1])), data()
+    is_second = np.arange(B) == 1
+    changed = (
+        np.where(is_second[:, None, None, None], x, 1 - x),
+        np.where(is_second, y, (y + 1) % C),
+        jax.random.split(jax.random.key(6), B).at[1].set(keys[1]),
+    )
+    together, among_others = jitted(attack, model(), x, y, keys), jitted(attack, model(), *changed)
+    np.testing.assert_array_equal(among_others.delta[1], together.delta[1])
+    assert among_others.success[1] == together.success[1]
+    assert (among_others.delta[0] != together.delta[0]).any() or not (together.delta[0] != 0).any()
 
 
 @pytest.mark.parametrize(("name", "threat"), CASES)
 def test_reverse_mode_gradient_is_finite(name, threat):
-    x, y = data()
-
-    @jax.jit
-    @jax.grad
-    def through(model_fn, eps):
-        result = run(bound(name, threat(eps)), model_fn, x, y)
-        return jnp.sum(jnp.sin(result.x)) + jnp.sum(losses.margin(model_fn(result.x), y))
-
-    chex.assert_tree_all_finite(through(model(), EPS[threat]))
+    gradient, _ = of_one_example(name, threat)
+    chex.assert_tree_all_finite(gradient)
 
 
 @pytest.mark.parametrize("name", ENTIRE)
 def test_all_loops_agree(name):
-    x, y = data()
-    attack = bound(name, L2(EPS[L2]))
-    expected = jitted(attack, model(), x, y)
-    host = run(base.bind(attack, loop_fn=loops.host), model(), x, y)
-    early = jitted(base.bind(attack, loop_fn=loops.while_), model(), x, y)
+    x, y, keys = data()
+    attack = bound(name, L2(grid(L2)[1]))
+    expected = jitted(attack, model(), x, y, keys)
+    host = base.bind(attack, loop_fn=loops.host)(keys, model(), x, y)
+    early = jitted(base.bind(attack, loop_fn=loops.while_), model(), x, y, keys)
     np.testing.assert_allclose(host.delta, expected.delta, atol=1e-5)
     np.testing.assert_array_equal(early.success, expected.success)
 
 
 def test_eager_equals_jit():
-    x, y = data()
+    x, y, keys = data()
     for name in ("pgd", "fmn"):
-        attack = bound(name, Linf(EPS[Linf]))
-        np.testing.assert_allclose(run(attack, model(), x, y).delta, jitted(attack, model(), x, y).delta, atol=1e-6)
+        attack = bound(name, Linf(grid(Linf)[1]))
+        np.testing.assert_allclose(attack(keys, model(), x, y).delta, jitted(attack, model(), x, y, keys).delta, atol=1e-6)
 
 
 def test_mask_and_per_coordinate_eps_reach_every_attack():
-    x, y = data()
-    mask = jnp.zeros((1, 2, 2, 3), bool).at[:, 0].set(True)
+    mask = np.zeros((1, 2, 2, 3), bool)
+    mask[:, 0] = True
     for name, threat in (("pgd", Linf), ("apgd", L2), ("apgd", L1), ("fab", L2), ("square", Linf), ("carlini_wagner", L2), ("fmn", L0)):
-        result = jitted(bound(name, threat(EPS[threat], mask=mask)), model(), x, y)
-        assert bool((result.delta[:, 1] == 0).all()), name
-    eps = jnp.full((1, 2, 2, 3), 0.1).at[0, 0, 0].set(0.0)
+        result = jitted(bound(name, threat(EPS[threat], mask=mask)), model(), *data())
+        assert (result.delta[:, 1] == 0).all(), name
+    eps = np.full((1, 2, 2, 3), 0.1, np.float32)
+    eps[0, 0, 0] = 0.0
     for name in ("pgd", "apgd", "fab", "fmn"):
-        result = jitted(bound(name, Linf(eps)), model(), x, y)
-        assert bool((result.delta[:, 0, 0] == 0).all()), name
+        result = jitted(bound(name, Linf(eps)), model(), *data())
+        assert (result.delta[:, 0, 0] == 0).all(), name
 
 
 NOT_LATENT = ("rs_fgsm", "fab", "fab_t", "square")  # they need the ball of the inputs themselves
@@ -204,7 +227,7 @@ def _decoder(z):
 def test_a_threat_of_codes_is_decoded_wherever_the_model_is_asked(name, threat):
     def result():
         attack = bound(name, Latent(_decoder, threat(EPS[threat], box=(-1.0, 1.0))))
-        return jax.eval_shape(attack, jax.random.key(0), model(), jnp.zeros((B, 4)), data()[1])
+        return jax.eval_shape(attack, jax.random.key(0), model(), np.zeros((B, 4), np.float32), data()[1])
 
     if name in NOT_LATENT:
         with pytest.raises(ValueError, match="works in"):
