@@ -72,9 +72,9 @@ def test_the_schedule_is_the_one_by_hand():
 
 def test_the_weight_acts_on_theta_alone():
     algorithm = METHOD(SCALAR, rho=RHO, weight=0.0, tolerance=0.0, num_inner_steps=0)
-    state = algorithm.init(jnp.ones(1), jnp.zeros(1))
-    plain, _ = algorithm.step(state)
-    weighted, _ = algorithm.step(state._replace(weight=jnp.float32(100.0)))
+    state, step = algorithm.init(jnp.ones(1), jnp.zeros(1)), jax.jit(algorithm.step)
+    plain, _ = step(state)
+    weighted, _ = step(state._replace(weight=jnp.float32(100.0)))
     np.testing.assert_array_equal(plain.phi, weighted.phi)
     assert float(plain.num_raised) == 0
 
@@ -94,8 +94,8 @@ def test_it_finds_the_ridge_parameter_of_the_closed_form():
         def solved(phi):
             return jnp.linalg.solve(x.T @ x / len(x) + jnp.exp(phi) * jnp.eye(6), x.T @ y / len(x))
 
-        grid = jnp.linspace(-4, 3, 701)
-        values = jax.vmap(lambda phi: ridge.outer_loss(solved(phi), phi, batch))(grid)
+        grid = np.linspace(-4, 3, 701)
+        values = jax.jit(jax.vmap(lambda phi: ridge.outer_loss(solved(phi), phi, batch)))(grid)
         best = float(grid[values.argmin()])
         assert -3.5 < best < 2.5
         algorithm = by_adam(ridge, 0.02, 0.02, rho=1.0, weight=1.0, tolerance=1e-5, num_inner_steps=10)
@@ -172,13 +172,15 @@ def test_the_check_passes_what_curves_down_only_near_its_start():
         lambda theta, phi, batch: cross_entropy(theta, x + phi, y) + 0.01 * jnp.sum(theta**2),
         lambda theta, phi, batch: -cross_entropy(theta, x, 1 - y),
     )
+
+    @jax.jit
+    @jax.hessian
+    def curvature(theta, rho):
+        return problem.outer_loss(theta, 0.0, None) + rho / 2 * jnp.sum(jax.grad(problem.inner_loss)(theta, 0.0, None) ** 2)
+
     for rho in (10.0, 1e3, 1e5):
         state = METHOD(problem, rho=rho, weight=0.0).init(jnp.zeros((30, 5)), 4.0 * jnp.ones(5))
-
-        def penalised(theta, rho=rho):
-            return problem.outer_loss(theta, 0.0, None) + rho / 2 * jnp.sum(jax.grad(problem.inner_loss)(theta, 0.0, None) ** 2)
-
-        assert np.linalg.eigvalsh(jax.hessian(penalised)(state.theta)).min() < 0
+        assert np.linalg.eigvalsh(curvature(state.theta, rho)).min() < 0
         bilevel.penalty_check(problem, state)
 
 
@@ -215,18 +217,19 @@ def test_a_start_that_falls_without_curvature_is_named():
 
 
 def test_jit_and_vmap_give_the_eager_steps_and_stages_end_once_an_update_at_most():
-    starts = jnp.array([[0.4], [-0.9], [0.1]])
-
+    starts = np.array([[0.4], [-0.9], [0.1]], np.float32)
     algorithm = METHOD(SCALAR, rho=RHO, weight=WEIGHT, tolerance=TOLERANCE)
 
     def whole(phi):
         return run(algorithm, algorithm.init(phi, 2 * phi), None, 12)
 
-    many = jax.jit(jax.vmap(whole))(starts)
+    many, step = jax.jit(jax.vmap(whole))(starts), jax.jit(algorithm.step)
+    eager, _ = algorithm.step(algorithm.init(starts[0], 2 * starts[0]))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), eager, step(algorithm.init(starts[0], 2 * starts[0]))[0])
     for index, phi in enumerate(starts):
         state = algorithm.init(phi, 2 * phi)
         for _ in range(12):
-            state, _ = algorithm.step(state)
+            state, _ = step(state)
         jax.tree.map(lambda a, b, i=index: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), many, state)
     assert ((many.num_raised >= 1) & (many.num_raised <= 12)).all()
     np.testing.assert_allclose(many.rho, RHO * 1.1**many.num_raised, rtol=1e-5)
@@ -236,6 +239,6 @@ def test_jit_and_vmap_give_the_eager_steps_and_stages_end_once_an_update_at_most
 def test_types_are_kept_and_the_multiplier_is_wide():
     phi, theta = jnp.ones(1, jnp.bfloat16), jnp.zeros(1, jnp.bfloat16)
     algorithm = METHOD(SCALAR, rho=RHO, weight=WEIGHT, tolerance=100.0)
-    after, _ = algorithm.step(algorithm.init(phi, theta))
+    after, _ = jax.jit(algorithm.step)(algorithm.init(phi, theta))
     assert after.phi.dtype == after.theta.dtype == jnp.bfloat16 and after.multiplier.dtype == jnp.float32
     assert int(after.num_raised) == 1 and float(jnp.abs(after.multiplier).max()) > 0
