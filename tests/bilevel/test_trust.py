@@ -1,5 +1,7 @@
 """What is reported is true: residuals, checks, and errors where a hypergradient would be wrong without a sign."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +15,18 @@ _FLAT = Bilevel(lambda theta, phi, batch: jnp.sum((theta[:1] - phi) ** 2), lambd
 _QUADRATIC = Bilevel(
     lambda theta, phi, batch: 0.5 * jnp.sum(batch * (theta - phi) ** 2), lambda theta, phi, batch: 0.5 * jnp.sum((theta - 2.0) ** 2)
 )
-_CURVES = jnp.array([1.0, 0.3, 0.05])
-_X, _Y = jax.random.normal(jax.random.key(0), (4, 2)), jnp.array([0, 1, 2, 1])
+_CURVES = np.array([1.0, 0.3, 0.05], np.float32)
+_X, _Y = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32), np.array([0, 1, 2, 1])
+_ONES, _ZEROS = np.ones(3, np.float32), np.zeros(3, np.float32)
 
 
 def at(theta):
     return lambda phi, theta0, batch: jnp.asarray(theta)
+
+
+def compiled(method, *static):
+    """The method with its problem and its solver, as one program."""
+    return jax.jit(functools.partial(method, *static))
 
 
 def descent(num_steps, **options):
@@ -27,10 +35,9 @@ def descent(num_steps, **options):
 
 @pytest.mark.parametrize("linear_fn", [bilevel.dense, _CG])
 def test_a_singular_hessian_is_not_called_solved(linear_fn):
-    result = bilevel.implicit(_FLAT, at([1.0, 1.0]), jnp.ones(1), jnp.zeros(2), linear_fn=linear_fn)
-    assert not float(result.info.residual) < 0.1
-    damped = bilevel.implicit(_FLAT, at([1.0, 1.0]), jnp.ones(1), jnp.zeros(2), linear_fn=linear_fn, damping=1e-3)
-    assert float(damped.info.residual) > 0.5
+    run = jax.jit(lambda damping: bilevel.implicit(_FLAT, at([1.0, 1.0]), _ONES[:1], _ZEROS[:2], linear_fn=linear_fn, damping=damping))
+    assert not float(run(0.0).info.residual) < 0.1
+    assert float(run(1e-3).info.residual) > 0.5
 
 
 def test_a_solver_that_broke_down_is_not_called_stationary():
@@ -39,27 +46,28 @@ def test_a_solver_that_broke_down_is_not_called_stationary():
 
 
 def test_damping_counts_in_the_residual():
-    phi, theta0 = jnp.ones(3), jnp.zeros(3)
+    method = functools.partial(bilevel.implicit, _QUADRATIC, at(_ONES), _ONES, _ZEROS, _CURVES, linear_fn=bilevel.dense)
+    run = jax.jit(lambda damping: method(damping=damping))
     for damping in (0.0, 0.1, 1.0):
-        result = bilevel.implicit(_QUADRATIC, at(phi), phi, theta0, _CURVES, linear_fn=bilevel.dense, damping=damping)
-        missing = jnp.linalg.norm(damping / (_CURVES + damping)) / jnp.sqrt(3.0)  # v = -1, p = v / (curve + damping)
-        np.testing.assert_allclose(result.info.residual, missing, atol=1e-6)
+        missing = np.linalg.norm(damping / (_CURVES + damping)) / np.sqrt(3.0)  # v = -1, p = v / (curve + damping)
+        np.testing.assert_allclose(run(damping).info.residual, missing, atol=1e-6)
 
 
 def test_conjugate_gradients_go_past_convergence_and_solve_for_nothing():
-    matrix = 1e-3 * jnp.diag(jnp.array([1.0, 0.3, 0.03])) + 1e-4
-    v = jnp.array([0.1, -0.1, 0.6])
-    for rhs, start in ((v, jnp.zeros(3)), (v, v), (jnp.zeros(3), v)):
+    matrix = (1e-3 * np.diag([1.0, 0.3, 0.03]) + 1e-4).astype(np.float32)
+    v = np.array([0.1, -0.1, 0.6], np.float32)
+    solve = jax.jit(
+        lambda rhs, start, num_steps: bilevel.conjugate_gradient(lambda p: matrix @ p, rhs, start, num_steps=num_steps), static_argnums=2
+    )
+    for rhs, start in ((v, _ZEROS), (v, v), (_ZEROS, v)):
         for num_steps in (10, 50, 500):
-            p = bilevel.conjugate_gradient(lambda p: matrix @ p, rhs, start, num_steps=num_steps)
-            np.testing.assert_allclose(p, jnp.linalg.solve(matrix, rhs), rtol=1e-3)
+            np.testing.assert_allclose(solve(rhs, start, num_steps), np.linalg.solve(matrix, rhs), rtol=1e-3)
 
 
 def test_the_value_function_reports_the_worse_of_its_two_solutions():
-    phi, theta0 = jnp.ones(3), jnp.zeros(3)
-    result = bilevel.value_function(_QUADRATIC, descent(60), phi, theta0, _CURVES, weight=1e6)
-    first = jnp.linalg.norm(jax.grad(_QUADRATIC.inner_loss)(result.theta, phi, _CURVES))
-    assert float(first) > 1e-4 and float(result.info.stationarity) >= float(first)
+    result = compiled(base.bind(bilevel.value_function, weight=1e6), _QUADRATIC, descent(60))(_ONES, _ZEROS, _CURVES)
+    first = np.linalg.norm(jax.jit(jax.grad(_QUADRATIC.inner_loss))(result.theta, _ONES, _CURVES))
+    assert first > 1e-4 and float(result.info.stationarity) >= first
 
 
 def ridge(condition, seed, dtype):
@@ -119,14 +127,12 @@ def test_the_stationarity_of_the_value_function_tells_what_its_weight_does_to_ro
     # 0-d and converged, with |d theta / d phi| = .76: what is wrong is the bias, below 3 / weight, and what the weight makes of rounding.
     scalar = Bilevel(lambda theta, phi, batch: 0.5 * (theta - jnp.sin(phi)) ** 2, lambda theta, phi, batch: 0.5 * (theta - 2.0) ** 2)
     solve = base.bind(bilevel.descend, inner_loss=scalar.inner_loss, step_size=0.3, num_steps=100)
-    phi = jnp.float32(0.7)
-    result = bilevel.value_function(scalar, solve, phi, jnp.float32(0.1), weight=weight)
+    result = compiled(base.bind(bilevel.value_function, weight=weight), scalar, solve)(np.float32(0.7), np.float32(0.1))
     wrong = abs(float(result.grad) - (np.sin(0.7) - 2.0) * np.cos(0.7))
     assert wrong <= 3 / weight + 4 * weight * max(float(result.info.stationarity), float(jnp.finfo(jnp.float32).eps))
 
 
 def test_a_gradient_at_a_detached_solution_refuses_to_be_differentiated():
-    phi, theta0 = jnp.ones(3), jnp.zeros(3)
     direct = _QUADRATIC._replace(outer_loss=lambda theta, phi, batch: jnp.sum(theta * phi))
     for method in (
         base.bind(bilevel.implicit, linear_fn=_CG),
@@ -136,11 +142,11 @@ def test_a_gradient_at_a_detached_solution_refuses_to_be_differentiated():
     ):
 
         def of_value(phi, method=method):
-            return method(direct, descent(20), phi, theta0, _CURVES).value
+            return method(direct, descent(20), phi, _ZEROS, _CURVES).value
 
         with pytest.raises(ValueError, match="no derivatives of its own"):
-            jax.jit(jax.grad(of_value))(phi)
-        jax.grad(lambda phi, of_value=of_value: phi.sum() + of_value(jax.lax.stop_gradient(phi)))(phi)  # as a monitor
+            jax.jit(jax.grad(of_value)).trace(_ONES)
+        jax.jit(jax.grad(lambda phi, of_value=of_value: phi.sum() + of_value(jax.lax.stop_gradient(phi)))).trace(_ONES)  # as a monitor
 
 
 def softmax_loss(theta, x, y):
@@ -166,14 +172,14 @@ def test_a_way_through_theta_must_be_open_at_both_ends(changed_fn, outer, messag
     solve = base.bind(bilevel.descend, inner_loss=problem.inner_loss, step_size=0.5, num_steps=3)
     for method in (base.bind(bilevel.implicit, linear_fn=_CG), bilevel.unrolled, bilevel.back_gradient, bilevel.forward):
         with pytest.raises(ValueError, match=f"phi has no effect.*{message}"):
-            method(problem, solve, _X, jnp.zeros(6))
+            compiled(method, problem, solve)(_X, np.zeros(6, np.float32))
 
 
 def test_first_order_refuses_what_it_would_call_zero():
     with pytest.raises(ValueError, match="through theta alone"):
-        bilevel.first_order(_QUADRATIC, descent(3), jnp.ones(3), jnp.zeros(3), _CURVES)
+        bilevel.first_order(_QUADRATIC, descent(3), _ONES, _ZEROS, _CURVES)
     direct = _QUADRATIC._replace(outer_loss=lambda theta, phi, batch: jnp.sum(theta * phi))
-    result = bilevel.first_order(direct, descent(3), jnp.ones(3), jnp.zeros(3), _CURVES)
+    result = compiled(bilevel.first_order, direct, descent(3))(_ONES, _ZEROS, _CURVES)
     np.testing.assert_allclose(result.grad, result.theta)
 
 
@@ -200,23 +206,24 @@ def test_an_effect_is_looked_for_through_theta_keys_and_closures():
 
 
 def test_a_step_size_of_another_type_keeps_the_type_of_theta():
-    phi, theta0, curves = (jnp.asarray(a, jnp.bfloat16) for a in (jnp.ones(3), jnp.zeros(3), _CURVES))
-    solve = descent(3, step_size=jnp.float32(0.5))
-    assert solve(phi, theta0, curves).dtype == jnp.bfloat16
+    phi, theta0, curves = (a.astype(jnp.bfloat16) for a in (_ONES, _ZEROS, _CURVES))
+    solve = descent(3, step_size=np.float32(0.5))
+    assert jax.eval_shape(solve, phi, theta0, curves).dtype == jnp.bfloat16
     for stored in (True, False):
-        assert bilevel.back_gradient(_QUADRATIC, solve, phi, theta0, curves, stored=stored).grad.dtype == jnp.bfloat16
+        method = functools.partial(bilevel.back_gradient, _QUADRATIC, solve, stored=stored)
+        assert jax.eval_shape(method, phi, theta0, curves).grad.dtype == jnp.bfloat16
 
 
 def test_back_gradient_reverses_the_solver_that_it_was_given():
     with jax.enable_x64(True):
-        phi, theta0, curves = jnp.ones(3), jnp.zeros(3), jnp.asarray(_CURVES, jnp.float64)
+        given = np.ones(3), np.zeros(3), _CURVES.astype(float)
 
         def other(theta, phi, batch):
             return _QUADRATIC.inner_loss(theta, phi, batch) + jnp.sum(theta**2 * phi)
 
         solve = descent(5, inner_loss=other, step_size=0.2)
-        ours = bilevel.back_gradient(_QUADRATIC, solve, phi, theta0, curves, stored=True)
-        np.testing.assert_allclose(ours.grad, bilevel.unrolled(_QUADRATIC, solve, phi, theta0, curves).grad, rtol=1e-12)
+        ours = compiled(base.bind(bilevel.back_gradient, stored=True), _QUADRATIC, solve)(*given)
+        np.testing.assert_allclose(ours.grad, compiled(bilevel.unrolled, _QUADRATIC, solve)(*given).grad, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -227,13 +234,21 @@ def test_back_gradient_reverses_the_solver_that_it_was_given():
 def test_extreme_eigenvalues(spectrum):
     spectrum = np.asarray(spectrum, np.float32)
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(len(spectrum),) * 2))[0]
-    matrix = jnp.asarray((basis * spectrum) @ basis.T, jnp.float32)
-    smallest, largest = jax.jit(lambda like: bilevel.extreme_eigenvalues(lambda p: matrix @ p, like))(jnp.zeros(len(spectrum)))
-    np.testing.assert_allclose([smallest, largest], [spectrum.min(), spectrum.max()], atol=2e-4)
-    direction = jax.jit(lambda like: bilevel.linear.lowest_eigenvector(lambda p: matrix @ p, like))(jnp.zeros(len(spectrum)))
-    np.testing.assert_allclose(jnp.linalg.norm(direction), 1.0, rtol=1e-5)
+    matrix = ((basis * spectrum) @ basis.T).astype(np.float32)
+
+    @jax.jit
+    def found(matrix, like):
+        multiply = lambda p: matrix @ p  # noqa: E731
+        return bilevel.extreme_eigenvalues(multiply, like), bilevel.linear.lowest_eigenvector(multiply, like)
+
+    extremes, direction = found(matrix, np.zeros(len(spectrum), np.float32))
+    np.testing.assert_allclose(extremes, [spectrum.min(), spectrum.max()], atol=2e-4)
+    np.testing.assert_allclose(np.linalg.norm(direction), 1.0, rtol=1e-5)
     np.testing.assert_allclose(direction @ matrix @ direction, spectrum.min(), atol=2e-4)
-    scalar = bilevel.extreme_eigenvalues(lambda p: -2 * p, jnp.zeros(()))
+
+
+def test_the_extreme_eigenvalues_of_a_number_are_itself():
+    scalar = jax.jit(lambda like: bilevel.extreme_eigenvalues(lambda p: -2 * p, like))(np.float32(0))
     np.testing.assert_allclose(scalar, (-2.0, -2.0), rtol=1e-6)
 
 
@@ -241,12 +256,12 @@ def test_extreme_eigenvalues(spectrum):
     "linear_fn", [bilevel.dense, _CG, base.bind(bilevel.neumann, step_size=1.0, num_steps=300)], ids=["dense", "cg", "neumann"]
 )
 def test_the_scale_of_the_outer_loss_scales_the_hypergradient_and_no_residual(linear_fn):
-    phi, theta0 = jnp.array([1.0, -2.0, 0.5]), jnp.zeros(3)
+    phi = np.array([1.0, -2.0, 0.5], np.float32)
 
     @jax.jit
     def run(scale):
         problem = _QUADRATIC._replace(outer_loss=lambda theta, phi, batch: scale * 0.5 * jnp.sum((theta - 2.0) ** 2))
-        return bilevel.implicit(problem, lambda phi, theta0, batch: phi, phi, theta0, _CURVES, linear_fn=linear_fn)
+        return bilevel.implicit(problem, lambda phi, theta0, batch: phi, phi, _ZEROS, _CURVES, linear_fn=linear_fn)
 
     for scale in (1e-25, 1.0, 1e25):
         found = run(scale)
