@@ -12,7 +12,7 @@ import scipy.stats
 from flax import linen, nnx
 from jax.tree_util import Partial
 
-from robustjax import arrays, attacks, base, losses, parallel, prng, smoothing, training
+from robustjax import attacks, base, losses, parallel, prng, smoothing, training
 from robustjax.smoothing import counting
 from robustjax.threats import L2
 from robustjax.training import _smooth_adv
@@ -50,8 +50,11 @@ def by_hand(params, x):
     return scipy.special.log_softmax(logits, axis=-1)
 
 
+_noisy = jax.jit(counting.noisy, static_argnums=3)
+
+
 def copies(key, x=X, num_noise=S):
-    return counting.noisy(prng.example_keys(key, B), x, SIGMA, num_noise)[0]
+    return np.asarray(_noisy(prng.example_keys(key, B), x, SIGMA, num_noise)[0])
 
 
 def cross_entropy(log_probs):
@@ -82,15 +85,16 @@ def finite(grad):
 
 def test_gaussian_and_stability():
     log_probs = by_hand(PARAMS, copies(KEY))
-    loss, (state, metrics) = training.gaussian(PARAMS, 0, KEY, X, Y, apply_fn=apply_fn, **NOISE)
+    compiled = jax.jit(lambda loss_fn: loss_fn(PARAMS, 0, KEY, X, Y))
+    loss, (state, metrics) = compiled(base.bind(training.gaussian, apply_fn=apply_fn, **NOISE))
     np.testing.assert_allclose(loss, cross_entropy(log_probs), rtol=1e-5)
     assert state == 1 and metrics["loss"] == loss
     clean = by_hand(PARAMS, X)
     change = -(np.exp(clean)[:, None] * log_probs).sum(axis=-1).mean()
-    loss, (state, _) = training.stability(PARAMS, 0, KEY, X, Y, apply_fn=apply_fn, weight=2.0, **NOISE)
+    loss, (state, _) = compiled(base.bind(training.stability, apply_fn=apply_fn, weight=2.0, **NOISE))
     np.testing.assert_allclose(loss, -clean[np.arange(B), Y].mean() + 2.0 * change, rtol=1e-5)
     assert state == 2
-    laplace = training.gaussian(PARAMS, 0, KEY, X, Y, apply_fn=apply_fn, noise_fn=smoothing.noise.laplace, **NOISE)[0]
+    laplace, _ = compiled(base.bind(training.gaussian, apply_fn=apply_fn, noise_fn=smoothing.noise.laplace, **NOISE))
     assert not np.isclose(laplace, cross_entropy(log_probs), rtol=1e-3)
 
 
@@ -107,7 +111,7 @@ def test_consistency_also_where_probabilities_are_zero(scale):
     if scale > 1:
         assert (np.exp(np.float32(by_hand(params, copies(KEY)))) == 0).any()
     bound = base.bind(training.consistency, apply_fn=apply_fn, weight=5.0, **NOISE)
-    loss, grad = jax.value_and_grad(lambda p: bound(p, 0, KEY, X, Y)[0])(params)
+    loss, grad = jax.jit(jax.value_and_grad(lambda p: bound(p, 0, KEY, X, Y)[0]))(params)
     np.testing.assert_allclose(loss, consistency(params), rtol=1e-5)
     assert finite(grad)
 
@@ -126,7 +130,7 @@ def macer(params, weight, beta, gamma):
 def test_macer_and_its_gradient_against_finite_differences():
     options = {"weight": 3.0, "beta": 2.0, "gamma": 1.5}
     bound = base.bind(training.macer, apply_fn=apply_fn, **NOISE, **options)
-    (loss, (_, metrics)), grad = jax.value_and_grad(lambda p: bound(p, 0, KEY, X, Y), has_aux=True)(PARAMS)
+    (loss, (_, metrics)), grad = jax.jit(jax.value_and_grad(lambda p: bound(p, 0, KEY, X, Y), has_aux=True))(PARAMS)
     value, counted = macer(PARAMS, **options)
     assert 0 < counted.sum() < B, "some examples are right and near the boundary, others are not"
     np.testing.assert_allclose(loss, value, rtol=1e-5)
@@ -137,28 +141,28 @@ def test_macer_and_its_gradient_against_finite_differences():
 
 
 def test_macer_drops_what_is_wrong_or_saturated_and_has_no_nan():
-    probs = jnp.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [1.0, 0.0, 0.0], [1.0, 1e-45, 0.0], [0.4, 0.4, 0.2], [0.9, 1e-39, 0.1]])
+    probs = np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [1.0, 0.0, 0.0], [1.0, 1e-45, 0.0], [0.4, 0.4, 0.2], [0.9, 1e-39, 0.1]], np.float32)
 
     def hinge(probs, y):
         margin, counted = training.radius_margin(probs, y)
         return jnp.where(counted, 8.0 - margin, 0.0).sum(), (margin, counted)
 
-    (_, (margin, counted)), grad = jax.value_and_grad(hinge, has_aux=True)(probs, jnp.zeros(6, int))
+    (_, (margin, counted)), grad = jax.jit(jax.value_and_grad(hinge, has_aux=True))(probs, np.zeros(6, int))
     np.testing.assert_array_equal(counted, [True, False, False, False, True, True])
     np.testing.assert_allclose(margin[0], scipy.stats.norm.ppf(0.7) - scipy.stats.norm.ppf(0.2), rtol=1e-5)
     assert margin[4] == 0 and np.isfinite(margin).all() and np.isfinite(grad).all()
     np.testing.assert_array_equal(grad[1:4], 0.0)
     assert not training.radius_margin(probs[4:5], jnp.array([1]))[1][0], "a tie belongs to the first class"
+    slope = jax.jit(jax.grad(lambda p: training.macer(p, 0, KEY, X, Y, apply_fn=apply_fn, weight=3.0, **NOISE)[0]))
     for scale in (0.0, 1e4):
-        grad = jax.grad(lambda p: training.macer(p, 0, KEY, X, Y, apply_fn=apply_fn, weight=3.0, **NOISE)[0])(make_params(scale))
-        assert finite(grad)
+        assert finite(slope(make_params(scale)))
 
 
 def test_smooth_mix():
     _, key_noise, key_mix = jax.random.split(KEY, 3)
     x_adv = jnp.clip(X + 0.3, max=1.0)
     bound = base.bind(training.smooth_mix, apply_fn=apply_fn, attack=base.bind(given, x_adv=x_adv), weight=5.0, **NOISE)
-    (loss, (state, _)), grad = jax.value_and_grad(lambda p: bound(p, 0, KEY, X, Y), has_aux=True)(PARAMS)
+    (loss, (state, _)), grad = jax.jit(jax.value_and_grad(lambda p: bound(p, 0, KEY, X, Y), has_aux=True))(PARAMS)
     share = np.array([jax.random.uniform(k, (), X.dtype, 0.0, 0.5) for k in prng.example_keys(key_mix, B)], np.float64)[:, None]
 
     def mixed(params):
@@ -175,14 +179,15 @@ def test_smooth_mix():
     assert state == 2 and finite(grad)
     expected, found = slopes(mixed, "head", grad)  # the soft label moves with the parameters, as in the reference
     np.testing.assert_allclose(found, expected, rtol=1e-3)
-    sharp = jax.grad(lambda p: bound(p, 0, KEY, X, Y)[0])(make_params(1e4))
+    sharp = jax.jit(jax.grad(lambda p: bound(p, 0, KEY, X, Y)[0]))(make_params(1e4))
     assert finite(sharp)
 
 
 def test_smooth_mix_runs_without_a_ball():
     free = base.bind(attacks.pgd, threat=L2(jnp.inf), step_size=0.5, num_steps=3, delta=0.0, keep_fn=attacks.keep_last)
-    x_adv = _smooth_adv.craft_smoothed(free, KEY, prng.example_keys(KEY, B), apply_fn, PARAMS, 0, X, Y, "eval", SIGMA, S)
-    size = arrays.norm(x_adv - X, 2)
+    craft = functools.partial(_smooth_adv.craft_smoothed, free, KEY, prng.example_keys(KEY, B), apply_fn)
+    x_adv = np.asarray(jax.jit(lambda x: craft(PARAMS, 0, x, Y, "eval", SIGMA, S))(X))
+    size = np.linalg.norm(x_adv - X, axis=1)
     assert size.max() > 0.5 and x_adv.min() >= 0 and x_adv.max() <= 1
 
 
@@ -228,9 +233,11 @@ def test_smooth_adv_is_the_loss_at_the_attacked_inputs_under_the_noise_of_the_at
     assert state == 1
 
 
-def crafted(attack, keys=None, sigma=SIGMA, num_noise=S, **options):
-    keys = prng.example_keys(jax.random.key(3), B) if keys is None else keys
-    return _smooth_adv.craft_smoothed(attack, KEY, keys, apply_fn, PARAMS, 0, X, Y, "eval", sigma, num_noise, **options)
+_craft = jax.jit(lambda attack, keys: _smooth_adv.craft_smoothed(attack, KEY, keys, apply_fn, PARAMS, 0, X, Y, "eval", SIGMA, S))
+
+
+def crafted(attack, keys=None):
+    return np.asarray(_craft(attack, prng.example_keys(jax.random.key(3), B) if keys is None else keys))
 
 
 def test_fresh_noise_gives_another_attack_than_kept_noise():
@@ -238,8 +245,9 @@ def test_fresh_noise_gives_another_attack_than_kept_noise():
     model_fn = training.classifier(apply_fn, PARAMS, 0)
     smoothed = smoothing.soft(model_fn, sigma=SIGMA, num_samples=S)
     kept = crafted(PGD)
-    np.testing.assert_allclose(kept, PGD(KEY, smoothed.draw(keys), X, Y).x, atol=1e-6)
-    assert np.abs(kept - PGD(KEY, smoothed, X, Y).x).max() > 1e-3
+    attack = jax.jit(lambda model_fn: PGD(KEY, model_fn, X, Y).x)
+    np.testing.assert_allclose(kept, attack(smoothed.draw(keys)), atol=1e-6)
+    assert np.abs(kept - attack(smoothed)).max() > 1e-3
     assert np.abs(kept - crafted(PGD, prng.example_keys(jax.random.key(4), B))).max() > 1e-3
 
 
@@ -322,8 +330,9 @@ def test_warm_up_scales_the_attack():
         state, metrics = run(state, KEY, X, Y)
         grown.append(float(metrics["loss"]))
     quarter = base.bind(bound, attack=base.bind(PGD, threat=L2(EPS / 4), step_size=EPS / 6))
-    np.testing.assert_allclose(grown[0], quarter(PARAMS, 0, KEY, X, Y)[0], rtol=1e-5)
-    np.testing.assert_allclose(grown[3:], bound(PARAMS, 0, KEY, X, Y)[0], rtol=1e-5)
+    value = jax.jit(lambda loss_fn: loss_fn(PARAMS, 0, KEY, X, Y)[0])
+    np.testing.assert_allclose(grown[0], value(quarter), rtol=1e-5)
+    np.testing.assert_allclose(grown[3:], value(bound), rtol=1e-5)
     assert grown[0] < grown[1] < grown[2] < grown[3] and run._cache_size() == 1
 
 
@@ -352,7 +361,8 @@ def test_the_three_objectives_of_a_denoiser():
         ("stability", (FROZEN, other), -(seen[rows, own].mean() + other_seen[rows, other_own].mean()) / 2),
     ):
         bound = base.bind(training.denoise, apply_fn=denoiser_fn, sigma=SIGMA, objective=objective, model_fns=model_fns)
-        (loss, (state, metrics)), grad = jax.value_and_grad(lambda p, bound=bound: bound(p, 0, KEY, X, Y), has_aux=True)(DENOISER)
+        run = jax.jit(jax.value_and_grad(lambda p, bound=bound: bound(p, 0, KEY, X, Y), has_aux=True))
+        (loss, (state, metrics)), grad = run(DENOISER)
         np.testing.assert_allclose(loss, expected, rtol=1e-5)
         np.testing.assert_allclose(metrics["error"], error, rtol=1e-5)
         assert state == 1 and finite(grad) and np.abs(grad).max() > 0
