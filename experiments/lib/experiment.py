@@ -78,7 +78,7 @@ def main(module: types.ModuleType, name: str, arguments: Sequence[str]) -> None:
     if hints.get("return") is not report.Section:
         module.run(settings)
         return
-    prepare(settings.pick(0, 1, None))
+    prepare(settings.pick(1, 1, None))
     made = section(module.run, settings)
     if settings.page is not None:
         tables = [pages.table(item.header, item.rows, item.title, item.caption) for item in made.items if isinstance(item, report.Table)]
@@ -155,7 +155,8 @@ def prepare(optimization_level: int | None = None) -> None:
     """Two CPU devices where there are two cores, and a compilation cache; before JAX is used.
 
     Args:
-      optimization_level: of XLA's programs, less than its own where they are compiled for longer than they run.
+      optimization_level: of XLA's programs, less than its own where they are compiled for longer than they run. Not 0: jaxlib 0.10.2
+        then gets a projection onto L0 wrong that is mapped over eps.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if optimization_level is not None and "xla_backend_optimization_level" not in flags:

@@ -74,7 +74,7 @@ class Clock:
 def main(arguments: Sequence[str] | None = None) -> None:
     """python -m experiments.tutorial [--part N] [--quick | --full]."""
     options = experiment.parse(Report, "experiments.tutorial", __doc__, arguments)
-    experiment.prepare(options.pick(0, 1, None))
+    experiment.prepare(options.pick(1, 1, None))
     fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(experiment.Settings)}
     settings = experiment.Settings(**fields)
     chosen = {number: registry.of_part(number) for number in registry.PARTS if options.part in (None, number)}
