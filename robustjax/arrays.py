@@ -131,11 +131,15 @@ def top_k_mask(scores: Array, k) -> Array:
     def count(mask):
         return mask.sum(axis=1, keepdims=True).astype(real.dtype)
 
-    def set_bit(i, threshold):
+    def set_bit(i, carry):
+        threshold, ordered = carry
         raised = threshold | (top >> i.astype(word))
-        return jnp.where(count(ordered >= raised) >= k, raised, threshold)
+        nothing = i.astype(word) >> (num_bits - 1)
+        return jnp.where(count(ordered >= raised) >= k, raised, threshold), ordered ^ nothing
 
-    threshold = jax.lax.fori_loop(0, num_bits, set_bit, jnp.zeros(k.shape, word))
+    # The bits pass through the loop, and XLA does not see that it leaves them alone: else it may compute the scores again where they are
+    # compared after it, with another rounding, and the k-th is lost.
+    threshold, ordered = jax.lax.fori_loop(0, num_bits, set_bit, (jnp.zeros(k.shape, word), ordered))
     tied = ordered == threshold
     chosen = (ordered > threshold) | (tied & (jnp.cumsum(tied, axis=1).astype(real.dtype) <= k - count(ordered > threshold)))
     return (chosen & (k > 0)).reshape(scores.shape)

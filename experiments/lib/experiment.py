@@ -155,8 +155,7 @@ def prepare(optimization_level: int | None = None) -> None:
     """Two CPU devices where there are two cores, and a compilation cache; before JAX is used.
 
     Args:
-      optimization_level: of XLA's programs, less than its own where they are compiled for longer than they run. Not 0: jaxlib 0.10.2
-        then gets a projection onto L0 wrong that is mapped over eps.
+      optimization_level: of XLA's programs, less than its own where they are compiled for longer than they run.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if optimization_level is not None and "xla_backend_optimization_level" not in flags:
