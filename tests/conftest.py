@@ -1,8 +1,8 @@
 """Four CPU devices, ranks that must match, programs that compile fast, and a table of how many each module may ask for.
 
 Most of the suite's time goes into compilation: XLA optimises little and emits the simplest code, unless XLA_FLAGS says otherwise, and
-what was compiled outlives the run in a cache. Level 0 would take half the time of level 1, but its roundings were not tried on all tests. Compiled programs are let go after many: each holds memory maps, of which a process has 65,530 by default,
-and XLA crashes beyond.
+what was compiled outlives the run in a cache. Level 0 would take half the time of level 1, but its roundings were not tried on all
+tests. Compiled programs are let go after many: each holds memory maps, of which a process has 65,530 by default, and XLA crashes beyond.
 """
 
 import json
