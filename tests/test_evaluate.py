@@ -107,6 +107,7 @@ def test_padding_is_small_and_programs_are_few():
         for n, size in zip(range(1, 129), alone, strict=True):
             assert n <= size <= max(1.25 * n, n + num_devices - 1) and size % num_devices == 0
         assert len(set(alone)) <= 24
+    assert all(running._num_rows(n, set(), 120, 3) % 3 == 0 for n in range(1, 121))
     sizes: set[int] = set()
     falling = [running._num_rows(n, sizes, 128, 2) for n in range(128, 0, -1)]
     assert all(n <= size <= 2 * n for n, size in zip(range(128, 0, -1), falling, strict=True))

@@ -131,7 +131,8 @@ def _num_rows(num_left, sizes, batch_size, num_devices):
     """The rows that a batch is padded to: the least size of a compiled program that is at least half full, else a new one, of few."""
     if fitting := [size for size in sizes if num_left <= size <= 2 * num_left]:
         return min(fitting)
-    step = max(num_devices, 2 ** max((num_left - 1).bit_length() - 3, 0))  # four sizes an octave
+    step = 2 ** max((num_left - 1).bit_length() - 3, 0)  # four sizes an octave
+    step = -(-step // num_devices) * num_devices
     sizes.add(size := min(-(-num_left // step) * step, batch_size))
     return size
 
