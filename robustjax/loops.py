@@ -1,9 +1,10 @@
 """Ways to run a step: `loop_fn(step, carry, num_steps, done_fn)`, with `step(i, carry) -> carry`.
 
-`scan` is the default and differentiable in reverse mode; `checkpointed` is the same in less memory; `while_` stops early; `host` calls a
-jitted step from Python. Every leaf of the carry has B as its first axis. `done_fn(carry) -> [B]` says which examples need no further
-step: the loops that stop early freeze them one by one and end when all are frozen, so that an example's result never depends on its
-neighbours. A number keeps the type that it has at the start, so that neither wider constants nor narrower logits change the carry.
+`scan` is the default and differentiable in reverse mode; `checkpointed` is the same in less memory; `while_` stops early, `between` runs
+some of its steps; `host` calls a jitted step from Python. Every leaf of the carry has B as its first axis. `done_fn(carry) -> [B]` says
+which examples need no further step: the loops that stop early freeze them one by one and end when all are frozen, so that an example's
+result never depends on its neighbours. A number keeps the type that it has at the start, so that neither wider constants nor narrower
+logits change the carry.
 """
 
 import functools
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from robustjax import arrays, base, configured
 
-__all__ = ["checkpointed", "host", "scan", "while_"]
+__all__ = ["between", "checkpointed", "host", "scan", "while_"]
 
 StepFn = Callable[[Any, Any], Any]  # (i, carry) -> carry
 DoneFn = Callable[[Any], jax.Array]  # carry -> [B] bool
@@ -55,11 +56,29 @@ def while_(step: StepFn, carry: Any, num_steps: int, done_fn: DoneFn | None = No
     """
     if done_fn is None:
         return jax.lax.fori_loop(0, num_steps, _of_same_types(step), carry)
+    return between(step, carry, 0, num_steps, done_fn)[1]
+
+
+def between(step: StepFn, carry: Any, first: jax.Array | int, num_steps: jax.Array | int, done_fn: DoneFn) -> tuple[jax.Array, Any]:
+    """`while_` from a later step on, so that a driver can run the steps in parts, and leave out of the next part what is done.
+
+    Args:
+      step, carry, done_fn: as for `while_`.
+      first, num_steps: the step to begin with, and the one before which to stop; both may be traced.
+
+    Returns:
+      The next step and the carry.
+
+    Example:
+      >>> i, carry = loops.between(lambda i, carry: carry + 1, jnp.array([0, 8]), 2, 5, lambda carry: carry >= 9)
+      >>> int(i), carry.tolist()
+      (5, [3, 9])
+    """
     return jax.lax.while_loop(
         lambda state: (state[0] < num_steps) & ~jnp.all(done_fn(state[1])),
         lambda state: (state[0] + 1, _frozen(step, done_fn, state[0], state[1])),
-        (jnp.int32(0), carry),
-    )[1]
+        (jnp.int32(first), carry),
+    )
 
 
 def host(

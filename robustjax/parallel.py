@@ -111,12 +111,12 @@ class RowRunner:
         self.x, self.batch_size, self.mesh = x, batch_size, mesh
         self.model_fn = model_fn if mesh is None else replicate(model_fn, mesh)
 
-    def __call__(self, function: Callable, rows: np.ndarray, *per_row: np.ndarray, num_rows: int | None = None) -> Any:
+    def __call__(self, function: Callable, rows: np.ndarray, *per_row: Any, num_rows: int | None = None) -> Any:
         """`function(model_fn, rows [B], x [B, ...], *per_row [B, ...])` on at most `batch_size` rows.
 
         Args:
           function: the function to run, jitted for speed.
-          rows: places in the data set. *per_row: further arrays, with one entry for each of the rows.
+          rows: places in the data set. *per_row: further arrays or pytrees of arrays, with one entry for each of the rows.
           num_rows: length that the batch is padded to; None for `batch_size`.
 
         Returns:
@@ -124,9 +124,9 @@ class RowRunner:
         """
         num_rows = self.batch_size if num_rows is None else num_rows
         padded = pad_to(rows, num_rows)
-        batch = (padded.astype(np.int32), self.x[padded], *(pad_to(values, num_rows) for values in per_row))
+        batch = (padded.astype(np.int32), self.x[padded], *jax.tree.map(lambda values: pad_to(values, num_rows), per_row))
         if self.mesh is None:
-            result = jax.tree.map(np.asarray, function(self.model_fn, *map(jax.numpy.asarray, batch)))
+            result = jax.tree.map(np.asarray, function(self.model_fn, *jax.tree.map(jax.numpy.asarray, batch)))
         else:
             result = gather(function(self.model_fn, *shard_batch(batch, self.mesh)), self.mesh)
         return jax.tree.map(lambda values: values[: len(rows)], result)

@@ -147,3 +147,12 @@ def test_gradients_through_scan_and_checkpointed_are_those_of_the_unrolled_steps
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), jax.grad(final, (1, 2))(loop_fn, 0.3, x), expected)
     forward = jax.jvp(lambda rate: final(functools.partial(loops.while_, done_fn=lambda c: c[1] >= 5), rate, x), (0.3,), (1.0,))[1]
     np.testing.assert_allclose(forward, expected[0], rtol=1e-5)
+
+
+def test_a_loop_run_in_parts_comes_to_the_same_end():
+    step, first, carry = base.bind(_step, rate=0.3), 0, _start()
+    for end in (1, 4, 4, 6):
+        first, carry = loops.between(step, carry, first, end, _far)
+        assert first == end
+    jax.tree.map(np.testing.assert_array_equal, carry, loops.while_(step, _start(), 6, _far))
+    assert loops.between(step, carry, 2, 6, lambda carry: jnp.ones(len(carry[1]), bool))[0] == 2  # all are done

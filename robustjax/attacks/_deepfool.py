@@ -46,22 +46,20 @@ def deepfool(
     objective.require_threat(threat, (threats.L2, threats.Linf, threats.L1), "deepfool")
     keys = objective.streams(key, x).model
     problem = objective.Problem(model_fn, x, y, threat, losses.never, success_fn)
-    last_problem = objective.step_problem(problem, keys, num_steps)
     zeros = jnp.zeros_like(x)
-    candidates = boundary.likeliest(boundary_fn(objective.logits_at(last_problem, zeros), y), num_candidates)
-    step = base.bind(_step, problem=problem, keys=keys, candidates=candidates, boundary_fn=boundary_fn, overshoot=overshoot)
-    walk, found = loop_fn(step, (zeros, objective.unsuccessful(zeros, x)), num_steps, _is_fooled)
-    return objective.minimum_norm_result(problem, objective.keep_best(found, _test(last_problem, walk, overshoot)))
+    last_problem = objective.step_problem(problem, keys, num_steps)
+    clean = objective.logits_at(last_problem, zeros)
+    step = base.bind(
+        _step, problem=problem, keys=keys, candidates=boundary.likeliest(boundary_fn(clean, y), num_candidates),
+        boundary_fn=boundary_fn, overshoot=overshoot,
+    )  # fmt: skip
+    found = objective.as_minimum_norm(objective.evaluate_logits(last_problem, zeros, clean), threat)
+    _, found = loop_fn(step, (zeros, found), num_steps, _is_fooled)
+    return objective.minimum_norm_result(problem, found)
 
 
 def _is_fooled(carry):
     return objective.has_fooled(carry[1])
-
-
-def _test(problem, walk, overshoot):
-    low, high = problem.threat.delta_bounds(problem.x)
-    delta = jnp.clip((1.0 + overshoot) * walk, min=low, max=high)
-    return objective.as_minimum_norm(objective.evaluate(problem, delta), problem.threat)
 
 
 def _step(i, carry, *, problem, keys, candidates, boundary_fn, overshoot):
@@ -69,11 +67,14 @@ def _step(i, carry, *, problem, keys, candidates, boundary_fn, overshoot):
     problem = objective.step_problem(problem, keys, i)
     x, threat = problem.x, problem.threat
     low, high = threat.delta_bounds(x)
-    candidate = _test(problem, walk, overshoot)
-    found = objective.keep_best(found, candidate)
+
+    def tested(walk):
+        return jnp.clip((1.0 + overshoot) * walk, min=low, max=high)
+
     # The loop of the paper's Algorithm 2: the nearest boundary of the model linearised here, and a step of that length toward it.
-    _, normal, distance, known = boundary.linearize(problem, candidate.delta, boundary_fn=boundary_fn, candidates=candidates)
+    _, normal, distance, known = boundary.linearize(problem, tested(walk), boundary_fn=boundary_fn, candidates=candidates)
     moved = walk + arrays.per_example(distance + 1e-4, x) * threat.steepest(normal, x, walk)
     moved = jnp.clip(moved, min=low / (1.0 + overshoot), max=high / (1.0 + overshoot))  # as the point that is tested
-    found = found._replace(known=found.known & known)
-    return arrays.where_example(objective.has_fooled(found), walk, moved), found
+    candidate = objective.as_minimum_norm(objective.evaluate(problem, tested(moved)), threat)
+    candidate = candidate._replace(known=candidate.known & known)
+    return arrays.where_example(_is_fooled(carry), carry, (moved, objective.keep_best(found, candidate)))

@@ -1,11 +1,11 @@
-"""The kind of an attack: which attacks ask for no gradient, and which look for the smallest norm instead of the largest loss.
+"""The kind of an attack: which ask for no gradient, which look for the smallest norm instead of the largest loss, and which stop alone.
 
-`tests/protocols/test_attacks.py` compares both lists with what results say in `AttackResult.info`.
+`tests/protocols/test_attacks.py` compares the first two lists with what results say in `AttackResult.info`.
 """
 
 from collections.abc import Callable
 
-from robustjax import threats
+from robustjax import base, loops, threats
 from robustjax.attacks import (
     _alma,
     _carlini_wagner,
@@ -37,6 +37,7 @@ MINIMUM_NORM: tuple[Callable, ...] = (
     _lbfgs.lbfgs,
     _sigma_zero.sigma_zero,
 )
+STOPS_ALONE: tuple[Callable, ...] = (_deepfool.deepfool,)  # the steps after an example is done change nothing; one loop, no combination
 
 
 def is_black_box(attack: Attack) -> bool:
@@ -51,3 +52,12 @@ def minimised_norm(attack: Attack) -> str | None:
         return None
     found = combinators.threats_of(attack)
     return type(found[0]).__name__ if found and isinstance(found[0], threats.Ball) else None
+
+
+def stops_alone(attack: Attack) -> bool:
+    """Whether an attack leaves every example as it is once that is done, in any loop, so that a driver may take it out of the batch.
+
+    A loop of the user's own, such as `loops.host`, is not replaced.
+    """
+    has_own_loop = isinstance(attack, base.Configured) and attack.get("loop_fn", loops.scan) not in (loops.scan, loops.while_)
+    return combinators.function_of(attack) in STOPS_ALONE and not has_own_loop

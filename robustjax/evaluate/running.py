@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from robustjax import base, checks, drivers, fingerprint, hooks, loops, losses, parallel, prng, threats
 from robustjax.attacks import combinators, kinds
 from robustjax.base import Attack, Key, ModelFn
-from robustjax.evaluate import programs, reports
+from robustjax.evaluate import programs, reports, stages
 
 
 @hooks.reporting(reports.progress)
@@ -120,6 +120,8 @@ def _keep(state, index, rows, result):
 
 
 def _run(run, key, attack, index, rows, y, sizes):
+    if kinds.stops_alone(attack):
+        return stages.run(run, key, attack, index, rows, y[rows])
     num_rows = _num_rows(len(rows), sizes, run.batch_size, 1 if run.mesh is None else run.mesh.size)
     attack = attack if isinstance(attack, base.Configured) else base.bind(attack)
     attack = combinators.take_rows(attack, parallel.pad_to(rows, num_rows), len(run.x), run.x.ndim)
