@@ -1,10 +1,11 @@
 """Planes of functions that bend one way, or one way before a point and the other way after it.
 
-Over a part that bends one way, the chord of the ends bounds one side and a tangent the other; the tangent at the middle encloses the smallest
-area. Across the point where the bend turns, the line from one end that touches the curve takes the place of the tangent, and the chord
-where it touches beyond the other end. Each is the lowest at the middle of all lines above: no other encloses a smaller area.
+Over a part that bends one way, the chord of the ends bounds one side and a tangent the other; the tangent at the middle encloses the
+smallest area. Across the point where the bend turns, the line from one end that touches the curve takes the place of the tangent, and the
+chord where it touches beyond the other end. Each is the lowest at the middle of all lines above: no other encloses a smaller area.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,14 +18,11 @@ from robustjax.bounds.relaxations.planes import Function, Planes, Unary
 
 
 class Curve(NamedTuple):
-    """A function that bends upward before `turn` and downward after it, or the other way where `is_reversed`.
-
-    Around a finite turn it is point-symmetric. It is defined at 1.
-    """
+    """A function that bends upward before `turn` and downward after it, or the other way where `is_reversed`; defined at 1."""
 
     function: Function
     derivative: Function  # a formula without cancellation, as the tails of a sigmoid need
-    turn: float = 0.0  # inf: convex everywhere; -inf: concave everywhere
+    turn: float = 0.0  # 0: point-symmetric around it; inf: convex everywhere; -inf: concave everywhere
     is_reversed: bool = False
     has_vertex: bool = False  # not monotone where it is defined: extreme at 0
     contains: Callable[[Array, Array], Array] = lambda lower, upper: lower <= upper  # whether it is defined on the whole interval
@@ -48,16 +46,20 @@ def unary(curve_of: Callable[[Any], Curve]) -> Unary:
 def bend(curve: Curve, lower: Array, upper: Array) -> Planes:
     """The planes of a curve."""
     low, high = _range(curve, lower, upper)
-    return Planes(*_line(curve, lower, upper, -1, low), *_line(curve, lower, upper, 1, high))
+    if math.isinf(curve.turn):
+        return Planes(*_line(curve, lower, upper, -1.0, low), *_line(curve, lower, upper, 1.0, high))
+    # Both sides in one program, which is compiled in half the time.
+    sides, bounds = jnp.array([-1.0, 1.0], lower.dtype), jnp.stack([low, high])
+    slopes, biases = jax.vmap(lambda side, bound: _line(curve, lower, upper, side, bound))(sides, bounds)
+    return Planes(slopes[0], biases[0], slopes[1], biases[1])
 
 
 def _range(curve, lower, upper):
     contained = curve.contains(lower, upper)
     ends = [lower, upper, jnp.clip(0.0, lower, upper)] if curve.has_vertex else [lower, upper]
-    values = [planes.value(curve.function, jnp.where(contained, end, 1.0)) for end in ends]
-    low, high = values[0], values[0]
-    for other in values[1:]:
-        low, high = jnp.minimum(low, other), jnp.maximum(high, other)
+    values = planes.value(curve.function, jnp.where(contained, jnp.stack(ends), 1.0))
+    largest = jnp.finfo(lower.dtype).max  # a value that overflows is no bound from below
+    low, high = jnp.minimum(values.min(axis=0), largest), jnp.maximum(values.max(axis=0), -largest)
     return jnp.where(contained, low, -jnp.inf), jnp.where(contained, high, jnp.inf)
 
 
@@ -71,20 +73,21 @@ def _line(curve, lower, upper, side, bound):
     def derivative(x):
         return side * mirror * curve.derivative(mirror * x)
 
-    start, end = (lower, upper) if mirror > 0 else (-upper, -lower)
+    start, end = jnp.where(mirror > 0, lower, -upper), jnp.where(mirror > 0, upper, -lower)
     fixed = jax.lax.stop_gradient((start, end))
-    touch, is_chord, is_middle, slope = _touch(function, derivative, *fixed, mirror * curve.turn)
-    intercepts = jnp.stack([function(x) - slope * x for x in (*fixed, touch)])
-    usable = curve.contains(lower, upper) & jnp.isfinite(intercepts).all(axis=0)
+    touch, is_chord, is_middle, slope = _touch(function, derivative, *fixed, mirror * curve.turn if math.isinf(curve.turn) else 0.0)
+    points = jnp.stack([*fixed, touch])
+    usable = jnp.isfinite(function(points) - slope[None] * points).all(axis=0) & jnp.isfinite(fixed[1] - fixed[0])
+    usable &= curve.contains(lower, upper)
 
     # What is not used is computed at a point where it and its derivatives are finite.
     start, end, touch = (jnp.where(usable, x, 1.0 * mirror) for x in (start, end, touch))
-    middle, far = 0.5 * start + 0.5 * end, jnp.where(is_chord, end, touch)
-    first, last = planes.value(function, start), planes.value(function, far)
-    slope = jnp.where(is_middle, planes.value(derivative, middle), planes.secant(jnp.where(usable, slope, 0.0), start, first, far, last))
-    touch = jnp.where(is_middle, middle, far)
-    bias = jnp.maximum(first - slope * start, planes.value(function, touch) - slope * touch)
-    bias = jnp.maximum(bias, planes.value(function, end) - slope * end)
+    middle, slope = 0.5 * start + 0.5 * end, jnp.where(usable, slope, 0.0)
+    touch = jnp.where(is_middle, middle, jnp.where(is_chord, end, touch))
+    points = jnp.stack([start, end, touch])
+    values = planes.value(function, points)
+    slope = jnp.where(is_middle, planes.value(derivative, middle), planes.secant(slope, start, values[0], touch, values[2]))
+    bias = (values - slope[None] * points).max(axis=0)
     return jnp.where(usable, side * mirror * slope, 0.0), jnp.where(usable, side * bias, bound)
 
 
@@ -92,14 +95,14 @@ def _touch(function, derivative, start, end, turn):
     """Where the line above touches a curve that bends downward after `turn`, whether it is the chord, or has the slope at the middle."""
     middle, first, last = 0.5 * start + 0.5 * end, function(start), function(end)
     rise, run, slope_at_middle = last - first, end - start, derivative(middle)
-    if turn == jnp.inf:
+    if turn == math.inf:
         touch, is_chord = end, jnp.ones_like(end, bool)
-    elif turn == -jnp.inf:
+    elif turn == -math.inf:
         touch, is_chord = middle, jnp.zeros_like(end, bool)
     else:
-        touch = _touch_from(start, function, derivative, start, end, turn)
-        is_curved = start >= turn
-        reaches = (end > turn) & _is_below(start, first, function, derivative, end)
+        touch = _touch_from(start, end, function, derivative)
+        is_curved = start >= 0
+        reaches = (end > 0) & _is_below(start, first, function, derivative, end)
         touch, is_chord = jnp.where(is_curved, middle, jnp.maximum(touch, middle)), ~is_curved & ~reaches
     # Where rounding of the values hides the difference of chord and tangent, the tangent's slope has less error.
     unit = 4 * jnp.finfo(end.dtype).eps
@@ -115,8 +118,8 @@ def _is_below(start, first, function, derivative, x):
     return function(x) + derivative(x) * (start - x) >= first
 
 
-def _touch_from(start, function, derivative, first_end, last_end, turn):
-    """The least x after the turn whose tangent is above the start, by bisection that keeps an x where it is."""
+def _touch_from(start, end, function, derivative):
+    """The least x > 0 whose tangent is above the curve at the start, by bisection that keeps an x where it is."""
     first = function(start)
 
     def halve(_, bracket):
@@ -125,6 +128,5 @@ def _touch_from(start, function, derivative, first_end, last_end, turn):
         holds = _is_below(start, first, function, derivative, middle)
         return jnp.where(holds, low, middle), jnp.where(holds, middle, high)
 
-    # By symmetry the tangent is above the start at its mirror image already.
-    bracket = jnp.full_like(start, turn), jnp.minimum(last_end, 2 * turn - first_end)
+    bracket = jnp.zeros_like(start), jnp.minimum(end, -start)  # by symmetry the tangent at -start is above
     return jax.lax.fori_loop(0, jnp.finfo(start.dtype).nmant + 2, halve, bracket)[1]

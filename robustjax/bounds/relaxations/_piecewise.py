@@ -27,11 +27,12 @@ def relu(lower: Array, upper: Array, slope: str | Array = "adaptive") -> Planes:
       ValueError: another name of a slope, or an array that does not broadcast.
     Guarantee:
       each plane holds on the whole interval up to rounding of its own slope and bias.
-    Source: "adaptive" is CROWN (Zhang et al., NeurIPS 2018, arXiv:1811.00866) and DeepPoly (Singh et al., POPL 2019); "parallel" is Fast-Lin (Weng
-    et al., ICML 2018, arXiv:1804.09699), the dual of Wong & Kolter (ICML 2018, arXiv:1711.00851) and DeepZ (Singh et al., NeurIPS 2018).
+    Source: "adaptive" is CROWN (Zhang et al., NeurIPS 2018, arXiv:1811.00866) and DeepPoly (Singh et al., POPL 2019); "parallel" is
+    Fast-Lin (Weng et al., ICML 2018, arXiv:1804.09699), the dual of Wong & Kolter (ICML 2018, arXiv:1711.00851), and DeepZ (Singh et al.,
+    NeurIPS 2018).
     """
     unstable = (lower < 0) & (upper > 0)
-    finite = jnp.isfinite(lower) & jnp.isfinite(upper)
+    finite = jnp.isfinite(upper - lower)
     start, end = jnp.where(unstable & finite, lower, -1.0), jnp.where(unstable & finite, upper, 1.0)
     chord = planes.secant(0.5 * end / (0.5 * end - 0.5 * start), start, jnp.zeros_like(start), end, end)
     infinite = jnp.where(lower == -jnp.inf, jnp.where(upper == jnp.inf, jnp.inf, upper), -lower)  # limits of the bias
@@ -96,7 +97,7 @@ def _line_above(lower, upper, low, high):
     high = jnp.broadcast_to(jnp.asarray(high, lower.dtype), lower.shape)
     bends = upper > high
     top = _clip(upper, low, high)
-    is_flat = (bends & (0.5 * lower + 0.5 * upper >= high)) | (lower >= high) | ~jnp.isfinite(lower) | ~jnp.isfinite(upper)
+    is_flat = (bends & (0.5 * lower + 0.5 * upper >= high)) | (lower >= high) | ~jnp.isfinite(upper - lower)
     start, end = jnp.where(is_flat, 0.0, lower), jnp.where(is_flat, 0.0, jnp.where(bends, high, upper))
     first, last = _clip(start, low, high), _clip(end, low, high)
     run = jax.lax.stop_gradient(0.5 * end - 0.5 * start)

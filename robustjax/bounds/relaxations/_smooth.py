@@ -26,8 +26,8 @@ def smooth(function: Function, curvature: float | Array, lower: Array, upper: Ar
     Raises:
       ValueError: fewer points than two. TypeError: num_points is no integer.
     Guarantee:
-      each plane holds on the whole interval, up to rounding of the function's values, if the curvature is a bound. First derivatives are exact,
-      higher ones are not.
+      each plane holds on the whole interval, up to rounding of the function's values, if the curvature is a bound. First derivatives
+      are exact, higher ones are not.
     Source: between two points of a grid, linear interpolation of f errs by at most curvature h^2 / 8 (de Boor, 1978, chapter III).
     """
     checks.counts(2, num_points=num_points)
@@ -80,7 +80,7 @@ def _phase(function, derivative, x):
 
 
 def _sine_range(function, derivative, lower, upper):
-    finite = jnp.isfinite(lower) & jnp.isfinite(upper)
+    finite = jnp.isfinite(upper - lower)
     start, end = jnp.where(finite, lower, 0.0), jnp.where(finite, upper, 0.0)
     phase, width = _phase(function, derivative, start), jax.lax.stop_gradient(end - start)
     first, last = function(start), function(end)
@@ -94,7 +94,7 @@ def _sine_range(function, derivative, lower, upper):
 
 
 def _sine_planes(function, derivative, lower, upper):
-    finite = jnp.isfinite(lower) & jnp.isfinite(upper)
+    finite = jnp.isfinite(upper - lower)
     start, end = jnp.where(finite, lower, 0.0), jnp.where(finite, upper, 7.0)  # longer than a period
     width = end - start
     is_short = width <= jnp.pi
@@ -120,7 +120,7 @@ def _wide_sine(function, derivative, lower, upper, start, end):
     low, high = _sine_range(function, derivative, lower, upper)
     lines = smooth(function, 1.0, start, end, _NUM_POINTS)
     middle = 0.5 * start + 0.5 * end
-    finite = jnp.isfinite(lower) & jnp.isfinite(upper)
+    finite = jnp.isfinite(upper - lower)
     is_higher = finite & (lines.lower_slope * middle + lines.lower_bias > low)
     is_lower = finite & (lines.upper_slope * middle + lines.upper_bias < high)
     slope = lines.lower_slope

@@ -20,9 +20,7 @@ def power(exponent: float) -> Unary:
       TypeError: the exponent is no number.
     """
     if isinstance(exponent, bool) or not isinstance(exponent, int | float):
-        raise TypeError(
-            f"expected exponent as a number, got {exponent!r} of type {type(exponent).__name__}; its curve depends on its value."
-        )
+        raise TypeError(f"expected exponent as a number, got {exponent!r} of type {type(exponent).__name__}; the curve depends on it.")
     if float(exponent).is_integer():
         return _curves.unary(lambda params: _integer_power(int(exponent)))
     curve = Curve(
