@@ -16,6 +16,8 @@ from robustjax.base import Array
 from robustjax.bounds.relaxations import planes
 from robustjax.bounds.relaxations.planes import Function, Planes, Unary
 
+_HEADROOM = 1e4  # below the largest number, for derivatives
+
 
 class Curve(NamedTuple):
     """A function that bends upward before `turn` and downward after it, or the other way where `is_reversed`; defined at 1."""
@@ -77,7 +79,8 @@ def _line(curve, lower, upper, side, bound):
     fixed = jax.lax.stop_gradient((start, end))
     touch, is_chord, is_middle, slope = _touch(function, derivative, *fixed, mirror * curve.turn if math.isinf(curve.turn) else 0.0)
     points = jnp.stack([*fixed, touch])
-    usable = jnp.isfinite(function(points) - slope[None] * points).all(axis=0) & jnp.isfinite(fixed[1] - fixed[0])
+    intercepts = function(points) - slope[None] * points
+    usable = jnp.isfinite(_HEADROOM * intercepts).all(axis=0) & jnp.isfinite(fixed[1] - fixed[0])
     usable &= curve.contains(lower, upper)
 
     # What is not used is computed at a point where it and its derivatives are finite.

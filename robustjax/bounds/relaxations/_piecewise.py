@@ -35,12 +35,13 @@ def relu(lower: Array, upper: Array, slope: str | Array = "adaptive") -> Planes:
     finite = jnp.isfinite(upper - lower)
     start, end = jnp.where(unstable & finite, lower, -1.0), jnp.where(unstable & finite, upper, 1.0)
     chord = planes.secant(0.5 * end / (0.5 * end - 0.5 * start), start, jnp.zeros_like(start), end, end)
-    infinite = jnp.where(lower == -jnp.inf, jnp.where(upper == jnp.inf, jnp.inf, upper), -lower)  # limits of the bias
+    rise = jnp.maximum(-chord * start, end - chord * end)  # equal, but where the slope was rounded to zero
+    limit = jnp.where(lower == -jnp.inf, jnp.where(upper == jnp.inf, jnp.inf, upper), -lower)
     active = (lower >= 0).astype(lower.dtype)
-    chord = jnp.where(unstable, jnp.where(finite, chord, lower > -jnp.inf), active)
-    bias = jnp.where(unstable, jnp.where(finite, -jnp.where(finite, chord, 0.0) * start, infinite), 0.0)
-    below = jnp.where(unstable, _slope(slope, chord), active)
-    return Planes(below, jnp.zeros_like(lower), chord, bias)
+    above = jnp.where(unstable, jnp.where(finite, chord, lower > -jnp.inf), active)
+    bias = jnp.where(unstable, jnp.where(finite, rise, limit), 0.0)
+    below = jnp.where(unstable, _slope(slope, above), active)
+    return Planes(below, jnp.zeros_like(lower), above, bias)
 
 
 def _slope(slope, chord):

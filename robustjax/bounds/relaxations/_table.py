@@ -1,5 +1,6 @@
 """The relaxation of each primitive of one variable, and of powers."""
 
+import functools
 import math
 
 import jax
@@ -29,7 +30,11 @@ def power(exponent: float) -> Unary:
         turn=_CONCAVE if 0 < exponent < 1 else _CONVEX,
         contains=_is_not_negative,
     )
-    return _curves.unary(lambda params: curve)
+    return _curves.unary(functools.partial(_fixed, curve))
+
+
+def _fixed(curve, params):
+    return curve
 
 
 def _is_not_negative(lower: Array, upper: Array) -> Array:
@@ -72,10 +77,6 @@ def _erf_derivative(x):
     return 2 / math.sqrt(math.pi) * jnp.exp(-jnp.square(x))
 
 
-def _is_positive(lower, upper):
-    return lower > 0
-
-
 _CURVES = {
     "tanh": Curve(jnp.tanh, _tanh_derivative),
     "logistic": Curve(jax.lax.logistic, _logistic_derivative),
@@ -95,7 +96,7 @@ _CURVES = {
 }
 
 UNARY: dict[str, Unary] = {  # by the name of the primitive
-    **{name: _curves.unary(lambda params, curve=curve: curve) for name, curve in _CURVES.items()},
+    **{name: _curves.unary(functools.partial(_fixed, curve)) for name, curve in _CURVES.items()},
     "integer_pow": _curves.unary(lambda params: _integer_power(params["y"])),
     "square": power(2),
     "sin": _smooth.sine(jnp.sin, jnp.cos),

@@ -43,8 +43,10 @@ def value(function: Function, x: Array) -> Array:
 def secant(slope: Array, start: Array, start_value: Array, end: Array, end_value: Array) -> Array:
     """The slope from (start, start_value) to (end, end_value), which is given, with its derivatives.
 
-    These divide by end - start once, where those of a quotient divide twice, which overflows for short intervals.
+    These divide by end - start once, where those of a quotient divide twice, which overflows for short intervals; where they would overflow
+    all the same, they are zero.
     """
     slope, run = jax.lax.stop_gradient((slope, end - start))
+    holds = run > (1 + jnp.abs(slope)) * (1e6 / jnp.finfo(run.dtype).max)  # the function may be 10^6 times as steep at an end
     rest = end_value - start_value - slope * (end - start)
-    return slope + (rest - jax.lax.stop_gradient(rest)) / jnp.where(run > 0, run, 1.0)
+    return slope + jnp.where(holds, rest - jax.lax.stop_gradient(rest), 0.0) / jnp.where(holds, run, 1.0)
