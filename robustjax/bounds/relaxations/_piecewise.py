@@ -59,7 +59,18 @@ def _slope(slope, chord):
 
 
 def maximum_with(constant: float | Array, slope: str | Array = "adaptive") -> Unary:
-    """max(x, constant), as `relu` of the difference; the constant broadcasts to the shape of x."""
+    """max(x, constant) = constant + max(x - constant, 0).
+
+    Args:
+      constant: a number, or an array that broadcasts to the shape of x.
+      slope: of the line below, as in `relu`.
+
+    Returns:
+      The relaxation; its params are not used.
+
+    Guarantee:
+      that of `relu`.
+    """
 
     def planes_fn(params, lower, upper):
         level = jnp.broadcast_to(jnp.asarray(constant, lower.dtype), lower.shape)
@@ -70,7 +81,7 @@ def maximum_with(constant: float | Array, slope: str | Array = "adaptive") -> Un
 
 
 def minimum_with(constant: float | Array, slope: str | Array = "adaptive") -> Unary:
-    """min(x, constant) = -max(-x, -constant)."""
+    """min(x, constant) = -max(-x, -constant); arguments and guarantee are those of `maximum_with`, and slope is that of the line above."""
 
     def planes_fn(params, lower, upper):
         below, bias_below, above, bias_above = maximum_with(-jnp.asarray(constant), slope).planes_fn(params, -upper, -lower)
@@ -80,7 +91,17 @@ def minimum_with(constant: float | Array, slope: str | Array = "adaptive") -> Un
 
 
 def clamp_to(low: float | Array, high: float | Array) -> Unary:
-    """min(max(x, low), high), low <= high; each side has the line of the smallest area through a corner or an end."""
+    """min(max(x, low), high): on each side the line through a corner or an end that encloses the smallest area.
+
+    Args:
+      low, high: numbers, or arrays that broadcast to the shape of x; low <= high, -inf and inf are allowed.
+
+    Returns:
+      The relaxation; its params are not used.
+
+    Guarantee:
+      each plane holds on the whole interval up to rounding of its own slope and bias; constants where an end is not finite.
+    """
 
     def planes_fn(params, lower, upper):
         above, bias_above = _line_above(lower, upper, low, high)

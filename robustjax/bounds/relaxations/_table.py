@@ -15,10 +15,18 @@ _CONVEX, _CONCAVE = math.inf, -math.inf
 
 
 def power(exponent: float) -> Unary:
-    """x to a fixed power: of x >= 0, or of any x if the exponent is whole.
+    """x to a fixed power: of x >= 0, or of any x if the exponent is whole, but of one sign only if it is negative.
+
+    Args:
+      exponent: a number; not traced, for the shape of the curve depends on it.
+
+    Returns:
+      The relaxation; its params are not used. Where x may leave the domain, range and planes are infinite.
 
     Raises:
       TypeError: the exponent is no number.
+    Guarantee:
+      each plane holds on the whole interval up to rounding of its own slope and bias; of all lines it encloses the smallest area.
     """
     if isinstance(exponent, bool) or not isinstance(exponent, int | float):
         raise TypeError(f"expected exponent as a number, got {exponent!r} of type {type(exponent).__name__}; the curve depends on it.")
