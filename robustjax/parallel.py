@@ -122,14 +122,20 @@ class RowRunner:
         Returns:
           The results as numpy arrays, without those of the padding.
         """
+        result = function(*self.arguments(rows, *per_row, num_rows=num_rows))
+        result = jax.tree.map(np.asarray, result) if self.mesh is None else gather(result, self.mesh)
+        return jax.tree.map(lambda values: values[: len(rows)], result)
+
+    def arguments(self, rows: np.ndarray, *per_row: Any, num_rows: int | None = None) -> tuple:
+        """What the function is called with: the model, and the padded and sharded batch.
+
+        Args:
+          rows, per_row, num_rows: as for a call.
+        """
         num_rows = self.batch_size if num_rows is None else num_rows
         padded = pad_to(rows, num_rows)
         batch = (padded.astype(np.int32), self.x[padded], *jax.tree.map(lambda values: pad_to(values, num_rows), per_row))
-        if self.mesh is None:
-            result = jax.tree.map(np.asarray, function(self.model_fn, *jax.tree.map(jax.numpy.asarray, batch)))
-        else:
-            result = gather(function(self.model_fn, *shard_batch(batch, self.mesh)), self.mesh)
-        return jax.tree.map(lambda values: values[: len(rows)], result)
+        return self.model_fn, *(jax.tree.map(jax.numpy.asarray, batch) if self.mesh is None else shard_batch(batch, self.mesh))
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """Evaluation: what it reports, that nothing about its course changes a result, and what it refuses."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,6 +146,33 @@ def test_a_new_eps_and_a_new_model_compile_nothing():
     other = jax.tree.map(lambda w: 0.5 * w, model_fn)
     last(suite(0.01), other, x, y, batch_size=8, survivors_only=False)
     assert compiled._cache_size() == before
+
+
+COMPILED: list[tuple[str, bool]] = []  # name of the program, and whether it was compiled by the main thread
+
+
+def _note_compilation(event, duration, *, fun_name="", **rest):
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILED.append((fun_name, threading.current_thread() is threading.main_thread()))
+
+
+def test_attacks_are_compiled_by_other_threads_and_once():
+    model_fn, x, y = problem()
+    jax.monitoring.register_event_duration_secs_listener(_note_compilation)
+    for survivors_only, batch_size in ((False, 33), (True, 11)):  # sizes of no other test
+        COMPILED.clear()
+        last(suite(0.001), model_fn, x[4:], y[4:], batch_size=batch_size, survivors_only=survivors_only)
+        by_main = [is_main for name, is_main in COMPILED if "_call" in name]
+        assert sorted(by_main) == [False, False, False, True]  # that of the clean pass was needed at once
+
+
+def test_an_evaluation_that_is_left_early_ends_its_compiler():
+    model_fn, x, y = problem()
+    states = evaluate.evaluate(KEY, suite(), model_fn, x, y, batch_size=8)
+    next(states), next(states)
+    assert any("ThreadPoolExecutor" in thread.name for thread in threading.enumerate())
+    states.close()
+    assert not any("ThreadPoolExecutor" in thread.name for thread in threading.enumerate())
 
 
 def test_host_driven_attacks_equal_compiled_ones():

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,8 @@ def evaluate(
     targets = (y if aimed.any() else None) if targets is None else np.asarray(targets)
     _check_data(attacks, x, y, targets, batch_size, mesh)
     rows_of = parallel.RowRunner(base.bind(drivers.lowered(model_fn, rewritten)), x, batch_size, mesh)
-    run = functools.partial(_run, rows_of, key if mesh is None else parallel.replicate(key, mesh))
+    on_devices = (rows_of, key if mesh is None else parallel.replicate(key, mesh))
+    run = functools.partial(_run, *on_devices)
     checks.model(model_fn, jnp.asarray(x[:batch_size]))
     identity = programs.identity(key, attacks, model_fn, x, y, targets)
     if state is None:
@@ -92,23 +94,43 @@ def evaluate(
         state = jax.tree.map(np.array, state._replace(names=()))._replace(names=tuple(attacks))
     yield state
     num_classes = jax.eval_shape(_logits, prng.example_keys(key, 1), base.bind(model_fn), x[:1], y[:1]).shape[1]
-    for index, attack in enumerate(attacks.values()):
-        rows = np.flatnonzero(state.pending(index, survivors_only))
-        rounds = combinators.rounds(attack, num_classes) if survivors_only and _stops_at_success(attack) else [attack]
-        sizes: set[int] = set()
-        for batch in np.split(rows, range(batch_size, len(rows), batch_size)) if len(rows) else ():
-            for round_ in rounds:
-                left = batch[state.success[index, batch] != 1]
-                if len(left) == 0:
-                    break
-                _keep(state, index, left, run(round_, index, left, targets if aimed[index] else y, sizes))
-            yield state
+    labels = [targets if is_aimed else y for is_aimed in aimed]
+    sizes: list[set[int]] = [set() for _ in attacks]
+    plan = [
+        combinators.rounds(attack, num_classes) if survivors_only and _stops_at_success(attack) else [attack] for attack in attacks.values()
+    ]
+    compiler, compiled = ThreadPoolExecutor(max_workers=2), {}
+    try:
+        for index, rounds in enumerate(plan):
+            rows = np.flatnonzero(state.pending(index, survivors_only))
+            # Later attacks are compiled at the same time, for the rows that are left now: but of one batch the first may leave far fewer.
+            is_ahead = index or not survivors_only or len(rows) > batch_size
+            for later in range(index, len(plan) if is_ahead else index + 1):
+                first = np.flatnonzero(state.pending(later, survivors_only))[:batch_size]
+                if later not in compiled and len(first) and not _is_driven(plan[later][0]):
+                    program = _lowered(*on_devices, plan[later][0], later, first, labels[later], sizes[later])
+                    compiled[later] = compiler.submit(program.compile)
+            if index in compiled:
+                compiled[index].result()
+            for batch in np.split(rows, range(batch_size, len(rows), batch_size)) if len(rows) else ():
+                for round_ in rounds:
+                    left = batch[state.success[index, batch] != 1]
+                    if len(left) == 0:
+                        break
+                    _keep(state, index, left, run(round_, index, left, labels[index], sizes[index]))
+                yield state
+    finally:
+        compiler.shutdown(cancel_futures=True)
 
 
 def _stops_at_success(attack):
     # With an infinite radius every norm is a success, and the smallest is what a minimum-norm attack is for.
     parts = [part for part in combinators.parts(attack) if kinds.minimised_norm(part) is not None]
     return all(np.isfinite(threat.radius()).all() for part in parts for threat in combinators.threats_of(part))
+
+
+def _is_driven(attack):
+    return kinds.stops_alone(attack) or loops.is_host(attack)
 
 
 def _keep(state, index, rows, result):
@@ -122,11 +144,22 @@ def _keep(state, index, rows, result):
 def _run(run, key, attack, index, rows, y, sizes):
     if kinds.stops_alone(attack):
         return stages.run(run, key, attack, index, rows, y[rows])
+    arguments, num_rows = _bound(run, key, attack, index, rows, sizes)
+    call = functools.partial(_call if loops.is_host(attack) else _compiled, *arguments)
+    return run(call, rows, y[rows], num_rows=num_rows)
+
+
+def _lowered(run, key, attack, index, rows, y, sizes):
+    # What `_run` compiles; once this is compiled, `jax.jit` finds it.
+    arguments, num_rows = _bound(run, key, attack, index, rows, sizes)
+    return drivers.jitted(_call).lower(*arguments, *run.arguments(rows, y[rows], num_rows=num_rows))
+
+
+def _bound(run, key, attack, index, rows, sizes):
     num_rows = _num_rows(len(rows), sizes, run.batch_size, 1 if run.mesh is None else run.mesh.size)
     attack = attack if isinstance(attack, base.Configured) else base.bind(attack)
     attack = combinators.take_rows(attack, parallel.pad_to(rows, num_rows), len(run.x), run.x.ndim)
-    call = functools.partial(_call if loops.is_host(attack) else _compiled, attack, key, np.int32(index))
-    return run(call, rows, y[rows], num_rows=num_rows)
+    return (attack, key, np.int32(index)), num_rows
 
 
 def _num_rows(num_left, sizes, batch_size, num_devices):
