@@ -18,5 +18,8 @@ def test_the_stages_of_programs_are_timed(tmp_path):
 def test_gates_are_asked_of_attacks_alone():
     found = {"value_and_grad": (0.1, 0.1, 1.0, 1.0), "votes": (0.1, 0.1, 9.0, 9.0), "pgd": (0.1, 0.1, 1.25, 1.0)}
     found |= dict.fromkeys(first_call._MEMBERS, (0.1, 0.1, 1.125, 1.0))
-    _, made = first_call.blocks(found)
+    _, made = first_call.blocks(found, is_gated=True)
     assert [(gate["value"], gate["met"]) for gate in made["gates"]] == [(1.25, True), (4.5, True)]
+    found.pop("square")  # the sum of some members says nothing of all
+    assert len(first_call.blocks(found, is_gated=True)[1]["gates"]) == 1
+    assert len(first_call.blocks(found, is_gated=False)) == 1
