@@ -212,5 +212,6 @@ def _passes(outcomes, member):
 _PAGE = pages.Page(
     "AutoAttack from a cold start",
     "Columns `forward` and `backward` are passes for an image that no attack fools. In every package a member runs on the images that the "
-    "members before it left; here its targets do so, too.",
+    "members before it left; here its targets do so, too, and later members are compiled while an earlier one runs, to which their CPU "
+    "seconds are counted.",
 )
