@@ -2,7 +2,7 @@
 
 from robustjax.graph._depends import depends
 from robustjax.graph._program import CHECKPOINTS, CUSTOM_DERIVATIVES, Equation, Program, Variable, constants, program, walk
-from robustjax.graph._rules import Rule, bind, bind_concrete, no_rule
+from robustjax.graph._rules import Rule, bind, bind_concrete, is_concrete, no_rule, place
 from robustjax.graph._walks import Context, backward, forward, rewrite, values
 
 __all__ = [
@@ -19,7 +19,9 @@ __all__ = [
     "constants",
     "depends",
     "forward",
+    "is_concrete",
     "no_rule",
+    "place",
     "program",
     "rewrite",
     "values",

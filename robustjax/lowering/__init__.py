@@ -15,7 +15,7 @@ import jax
 from robustjax import base, graph
 from robustjax.lowering import convolutions, pools
 
-__all__ = ["Rewritten", "rewrite"]
+__all__ = ["Rewritten", "bind", "rewrite"]
 
 _RULES: dict[str, graph.Rule] = {"conv_general_dilated": convolutions.rule, "reduce_window_max": pools.rule}
 
@@ -47,6 +47,12 @@ def rewrite(function, platform: str | None = None):
     if (platform or jax.default_backend()) != "cpu":
         return function
     return Rewritten(base.bind(_call, function=function))
+
+
+def bind(context, eqn: graph.Equation, *values) -> list:
+    """A `graph.Rule` that evaluates an equation in the form that is fast on JAX's default backend."""
+    rules = _RULES if jax.default_backend() == "cpu" else {}
+    return rules.get(eqn.primitive.name, graph.bind)(context, eqn, *values)
 
 
 def _call(*args, function, **kwargs):

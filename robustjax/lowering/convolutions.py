@@ -130,6 +130,8 @@ def _input_gradient(g, y, w):
         columns = jnp.einsum("n...o,kio->n...ki", y, w.reshape(-1, *w.shape[-2:]), precision=g.precision and g.precision[0])
         x = _equally_varying(jnp.zeros((y.shape[0], *g.shapes[0]), columns.dtype), columns)[0]
         return jax.vjp(functools.partial(_columns, g), x)[1](columns)[0]
+    if g.groups == 1 and max(g.strides) > 1 and set(g.lhs_dilation) | set(g.rhs_dilation) == {1}:
+        return _input_gradient_by_phases(g, y, w)
     # Else the window turned around, with its channels exchanged, slides over y: strides and input dilation change places.
     inputs, outputs = g.shapes[1][-2], g.shapes[1][-1] // g.groups
     w = jnp.flip(w, tuple(range(num_spatial))).reshape(*w.shape[:-2], inputs, g.groups, outputs)
@@ -142,6 +144,30 @@ def _input_gradient(g, y, w):
         before = window - 1 - g.padding[axis][0]
         padding.append((before, size_in + window - 1 - size_out - before))
     return _convolve(g, y, w, g.lhs_dilation, padding, g.strides)
+
+
+def _input_gradient_by_phases(g, y, w):
+    # Inputs whose places are equal modulo the strides see the same weights. Each such phase is a convolution of y without strides, and all
+    # of them are one, with a channel for each; sliding a turned window over y with zeros between would multiply by the zeros too.
+    axes, strides, window = range(len(g.strides)), g.strides, w.shape[:-2]
+    inputs, outputs = w.shape[-2:]
+    steps = [-(-size // stride) for size, stride in zip(window, strides, strict=True)]
+    fill = [(0, num * stride - size) for num, stride, size in zip(steps, strides, window, strict=True)]
+    split = [size for pair in zip(steps, strides, strict=True) for size in pair]
+    phases = jnp.pad(w, [*fill, (0, 0), (0, 0)]).reshape(*split, inputs, outputs)
+    order = [*(2 * axis for axis in axes), len(split) + 1, *(2 * axis + 1 for axis in axes), len(split)]
+    phases = jnp.flip(jnp.transpose(phases, order), tuple(axes)).reshape(*steps, outputs, -1)  # [*steps, O, phases * I]
+    x = _convolve(g, y, phases, (1,) * len(steps), [(num - 1, num - 1) for num in steps], (1,) * len(steps))
+    sizes = x.shape[1:-1]
+    x = x.reshape(x.shape[0], *sizes, *strides, inputs)
+    apart = [1 + axis + shift for axis in axes for shift in (0, len(strides))]
+    x = jnp.transpose(x, (0, *apart, x.ndim - 1))
+    x = x.reshape(x.shape[0], *(size * stride for size, stride in zip(sizes, strides, strict=True)), inputs)
+    config = []
+    for axis in axes:  # padding is cut off, and inputs that no window reached get zero
+        low = g.padding[axis][0]
+        config.append((-low, g.shapes[0][axis] + low - x.shape[1 + axis], 0))
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
 
 
 def _weight_gradient(g, x, y):

@@ -120,6 +120,16 @@ class Ball:
         lower, upper = (jnp.asarray(bound).astype(jnp.result_type(x)) for bound in self.box)
         return self._masked(jnp.minimum(lower - x, 0.0)), self._masked(jnp.maximum(upper - x, 0.0))
 
+    def interval(self, x: Array) -> tuple[Array, Array]:
+        """The least and the greatest value that each coordinate of x can take [B, ...]: what interval bounds start from."""
+        low, high = self.delta_bounds(x)
+        reach = self.from_unit(jnp.broadcast_to(arrays.per_example(self.radius().astype(jnp.result_type(x)), x), x.shape))
+        return x + jnp.maximum(low, -reach), x + jnp.minimum(high, reach)
+
+    def in_box(self, low: Array, high: Array) -> Self:
+        """The ball of the same radius around other inputs that may take values from low to high alone [R, ...]."""
+        return self.replace(box=(low, high), mask=None)
+
     def to_unit(self, delta: Delta) -> Delta:
         """delta / eps if eps is per coordinate, else delta: what norms measure and minimum-norm attacks make small."""
         if not self._per_coordinate():

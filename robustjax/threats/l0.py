@@ -59,6 +59,12 @@ class L0(ball.Ball):
         gain = slope * jnp.where(slope > 0, room, 0.0)
         return jnp.sum(jnp.where(arrays.top_k_mask(gain, self.eps), gain, 0.0), axis=1)
 
+    def interval(self, x: Array) -> tuple[Array, Array]:
+        """Any coordinate may take any value of the box, unless eps is below 1."""
+        low, high = self.delta_bounds(x)
+        moves = arrays.per_example(self.radius() >= 1, x)
+        return x + jnp.where(moves, low, 0.0), x + jnp.where(moves, high, 0.0)
+
     def hyperplane(self, x: Array, normal: Array, offset: Array) -> Delta:
         """The delta of fewest coordinates in the box with <normal, delta> = offset; if there is none, the corner that comes closest.
 

@@ -76,6 +76,10 @@ class Latent:
         """The maximum of <normal, delta> over the codes' ball and box [B]."""
         return self.ball.support(normal, x)
 
+    def interval(self, x: Array) -> tuple[Array, Array]:
+        """The least and the greatest value of each coordinate of the codes."""
+        return self.ball.interval(x)
+
     def hyperplane(self, x: Array, normal: Array, offset: Array) -> Delta:
         """The smallest perturbation of the code with <normal, delta> = offset."""
         return self.ball.hyperplane(x, normal, offset)
