@@ -103,16 +103,16 @@ def evaluate(
     try:
         for index, rounds in enumerate(plan):
             rows = np.flatnonzero(state.pending(index, survivors_only))
-            # Later attacks are compiled at the same time, for the rows that are left now: but of one batch the first may leave far fewer.
-            is_ahead = index or not survivors_only or len(rows) > batch_size
-            for later in range(index, len(plan) if is_ahead else index + 1):
-                first = np.flatnonzero(state.pending(later, survivors_only))[:batch_size]
-                if later not in compiled and len(first) and not _is_driven(plan[later][0]):
-                    program = _lowered(*on_devices, plan[later][0], later, first, labels[later], sizes[later])
-                    compiled[later] = compiler.submit(program.compile)
-            if index in compiled:
-                compiled[index].result()
             for batch in np.split(rows, range(batch_size, len(rows), batch_size)) if len(rows) else ():
+                # Later attacks are compiled at the same time, for the rows that are left now, once the first attack has shown how many.
+                is_ahead = index or not survivors_only or np.sum(state.success[index] == 0) >= batch_size
+                for later in range(index, len(plan) if is_ahead else index + 1):
+                    first = np.flatnonzero(state.pending(later, survivors_only))[:batch_size]
+                    if later not in compiled and len(first) and not _is_driven(plan[later][0]):
+                        program = _lowered(*on_devices, plan[later][0], later, first, labels[later], sizes[later])
+                        compiled[later] = compiler.submit(program.compile)
+                if index in compiled:
+                    compiled[index].result()
                 for round_ in rounds:
                     left = batch[state.success[index, batch] != 1]
                     if len(left) == 0:
