@@ -1,8 +1,22 @@
 """Provable bounds of a model over everything that a threat reaches: intervals and linear relaxations, and the certificates they give."""
 
-from robustjax.bounds._crown import crown
+from robustjax.bounds._alpha_crown import alpha_crown
+from robustjax.bounds._crown import crown, crown_ibp
 from robustjax.bounds._interval import interval
 from robustjax.bounds.certificates import Margins, certify, logit_margins, margins, radius, worst
-from robustjax.bounds.network import Bounds
+from robustjax.bounds.network import Bounds, memory
 
-__all__ = ["Bounds", "Margins", "certify", "crown", "interval", "logit_margins", "margins", "radius", "worst"]
+__all__ = [
+    "Bounds",
+    "Margins",
+    "alpha_crown",
+    "certify",
+    "crown",
+    "crown_ibp",
+    "interval",
+    "logit_margins",
+    "margins",
+    "memory",
+    "radius",
+    "worst",
+]

@@ -56,6 +56,21 @@ def of(eqn: graph.Equation, values: Sequence, bounds: Sequence[Bounds], slope: S
     raise AssertionError(graph.no_rule(None, eqn, *values))
 
 
+def bent_at_zero(eqn: graph.Equation, values: Sequence, bounds: Sequence[Bounds]) -> Bounds | None:
+    """Bounds of what a ReLU in the equation compares with zero, so that `slope` matters; None where there is none.
+
+    Args:
+      eqn, values, bounds: as for `of`.
+    """
+    name = eqn.primitive.name
+    if name in ("max", "min"):
+        (x, y), sign = _compared(values, bounds), 1.0 if name == "max" else -1.0
+        difference = Bounds(x.lower - y.upper, x.upper - y.lower)
+        return difference if sign > 0 else _turned(difference, sign)
+    place = fused.kink(eqn.params["function"]) if name == fusing.FUSED else None
+    return None if place is None else Bounds(bounds[0].lower - place, bounds[0].upper - place)
+
+
 def constant(eqn: graph.Equation, values: Sequence, bounds: Sequence[Bounds]) -> Elementwise:
     """The range of an equation's output as planes of slope zero: what interval bounds know of it."""
     given = iter(bounds)
@@ -68,16 +83,20 @@ def _one(planes: Planes) -> Elementwise:
     return Elementwise((planes.lower_slope,), planes.lower_bias, (planes.upper_slope,), planes.upper_bias)
 
 
+def _compared(values, bounds):
+    """The two inputs of a maximum or minimum, one that depends on the model's input first."""
+    known = [Bounds(value, value) for value in values if graph.is_concrete(value)]
+    return (*bounds, *known)
+
+
 def _larger(eqn, values, bounds, slope):
     """max(x, y) = y + max(x - y, 0), min(x, y) = -max(-x, -y)."""
     sign = 1.0 if eqn.primitive.name == "max" else -1.0
-    known = [value for value in values if graph.is_concrete(value)]
-    (x, *rest) = [_turned(each, sign) for each in bounds]
-    (y,) = rest or [Bounds(sign * known[0], sign * known[0])]
+    x, y = (_turned(each, sign) for each in _compared(values, bounds))
     relu = relaxations.relu(x.lower - y.upper, x.upper - y.lower, slope)
     lower, upper = [relu.lower_slope], [relu.upper_slope]
     low_bias, high_bias = relu.lower_bias, relu.upper_bias
-    if rest:
+    if len(bounds) > 1:
         lower, upper = [*lower, 1.0 - lower[0]], [*upper, 1.0 - upper[0]]
     else:
         rest_low, rest_high = (jnp.where(each == 1.0, 0.0, (1.0 - each) * y.lower) for each in (lower[0], upper[0]))  # y may be -inf
