@@ -3,6 +3,7 @@
 from robustjax.bounds._alpha_crown import alpha_crown
 from robustjax.bounds._crown import crown, crown_ibp
 from robustjax.bounds._interval import interval
+from robustjax.bounds._zonotope import zonotope
 from robustjax.bounds.certificates import Margins, certify, logit_margins, margins, radius, worst
 from robustjax.bounds.network import Bounds, memory
 
@@ -19,4 +20,5 @@ __all__ = [
     "memory",
     "radius",
     "worst",
+    "zonotope",
 ]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from robustjax import graph
 from robustjax.base import Array, ModelFn, NormThreat
-from robustjax.bounds import intervals, linear, network, operations
+from robustjax.bounds import fused, fusing, intervals, linear, network, operations
 from robustjax.bounds.network import Bounds, Network
 
 _MIXING = frozenset(["dot_general", "conv_general_dilated", "reduce_sum", "cumsum", "reduce_window_sum", "scatter-add"])
@@ -52,6 +52,26 @@ def of_output(problem: Network) -> Bounds:
 def of_all(problem: Network) -> dict[graph.Variable, Any]:
     """Interval bounds of every variable; arrays where they do not depend on the input."""
     return graph.values(problem.program, {}, Bounds(*problem.threat.interval(problem.x)), default=intervals.rule)
+
+
+def of_relus(model_fn: ModelFn, x: Array, threat: NormThreat) -> list[Bounds]:
+    """Interval bounds [B, ...] of the inputs, and of what each ReLU layer gets: a maximum with numbers, or a function with one kink."""
+
+    def one(problem):
+        values = of_all(problem)
+        return [network.squeezed(values[variable]) for variable in (*problem.program.inputs, *_before_relus(problem, values))]
+
+    return network.per_example(one, model_fn, x, threat)
+
+
+def _before_relus(problem, values):
+    found = []
+    for eqn in problem.program.equations:
+        moving = [variable for variable in eqn.inputs if isinstance(values[variable], Bounds)]
+        is_kink = eqn.primitive.name == fusing.FUSED and fused.kink(eqn.params["function"]) is not None
+        if len(moving) == 1 and (eqn.primitive.name == "max" or is_kink):
+            found.append(moving[0])
+    return found
 
 
 def _tail(problem, values):

@@ -92,7 +92,8 @@ def of_output(problem: Network, kind: str) -> Bounds:
             moving = [variable for variable, moves in zip(eqn.inputs, abstract, strict=True) if moves]
             bounds = [symbols.intersect(one, boxes[variable]) for one, variable in zip(bounds, moving, strict=True)]
         if name == "div":
-            strip = _around(planes.Elementwise(*_one(relaxations.reciprocal.planes_fn({}, *bounds[-1]))), bounds[-1:])
+            low_slope, low_bias, high_slope, high_bias = relaxations.reciprocal.planes_fn({}, *bounds[-1])
+            strip = _around(planes.Elementwise((low_slope,), low_bias, (high_slope,), high_bias), bounds[-1:])
             inverse = with_error(*_through_strip(strip, inputs[-1:]))
             if graph.is_concrete(values[0]):
                 return [_scaled(inverse, values[0])]
@@ -129,8 +130,9 @@ def _product(function: Callable, a: Affine, b: Affine) -> tuple[Affine, Array]:
 
 
 def _scaled(value, factor):
+    factor = jnp.broadcast_to(factor, value.centre.shape)
     radius = None if value.radius is None else value.radius * jnp.abs(factor)
-    return Affine(value.centre * factor, value.generators * factor, radius)
+    return Affine(value.centre * factor, value.generators * factor[None], radius)
 
 
 def _enclosed(eqn, values, inputs: Sequence[Affine], bounds: Sequence[Bounds], kind) -> tuple[Affine, Array]:
@@ -164,7 +166,7 @@ def _through_strip(strip: _Strip, inputs: Sequence[Affine]) -> tuple[Affine, Arr
     middle = jnp.where(known, 0.5 * strip.high + 0.5 * strip.low, 0.0)
     pairs = [*zip(strip.slopes, symbols.aligned(inputs), inputs, strict=True)]
     centre: Any = sum((slope * value.centre for slope, _, value in pairs), middle)
-    generators: Any = sum(slope * rows for slope, rows, _ in pairs)
+    generators: Any = sum(jnp.broadcast_to(slope, middle.shape)[None] * rows for slope, rows, _ in pairs)
     radii = [jnp.abs(slope) * value.radius for slope, _, value in pairs if value.radius is not None]
     return Affine(centre, generators, sum(radii) if radii else None), jnp.where(known, width, jnp.inf)
 

@@ -37,7 +37,7 @@ class Margins:
 
     def take_rows(self, rows):
         """The margins of some of the examples."""
-        return Margins(self.model_fn, self.y[rows])
+        return Margins(self.model_fn, jnp.asarray(self.y)[rows])
 
 
 def margins(model_fn: ModelFn, x: Array, y: Array, threat: NormThreat, bound_fn: BoundFn) -> Bounds:
@@ -67,8 +67,8 @@ def logit_margins(logits: Bounds, y: Array) -> Bounds:
     Args:
       logits: bounds [B, C]. y: classes [B].
     """
-    low, high = (jnp.take_along_axis(end, y[:, None], axis=1) for end in logits)
-    mine = jnp.arange(logits.lower.shape[1]) == y[:, None]
+    low, high = (jnp.take_along_axis(end, jnp.asarray(y)[:, None], axis=1) for end in logits)
+    mine = _is_class(logits, y)
     return Bounds(jnp.where(mine, 0.0, low - logits.upper), jnp.where(mine, 0.0, high - logits.lower))
 
 
@@ -78,8 +78,11 @@ def worst(margin_bounds: Bounds, y: Array) -> Array:
     Args:
       margin_bounds: of `margins`, [B, C]. y: classes [B].
     """
-    mine = jnp.arange(margin_bounds.lower.shape[1]) == y[:, None]
-    return jnp.min(jnp.where(mine, jnp.inf, margin_bounds.lower), axis=1)
+    return jnp.min(jnp.where(_is_class(margin_bounds, y), jnp.inf, margin_bounds.lower), axis=1)
+
+
+def _is_class(bounds, y):
+    return jnp.arange(bounds.lower.shape[1])[None, :] == jnp.asarray(y)[:, None]
 
 
 def certify(
@@ -106,7 +109,7 @@ def certify(
       A `Certificate` on the host: the class, the radius of the threat where it is certified, and whether it is.
 
     Raises:
-      ValueError: bounds are NaN, or a lower one is above the upper one. RuntimeError: the attack breaks a certificate.
+      ValueError: logits or bounds are NaN, or a lower bound is above the upper one. RuntimeError: the attack breaks a certificate.
 
     Guarantee:
       a certified example has the same class at every point of the threat, up to the rounding of floating-point arithmetic.
@@ -114,7 +117,10 @@ def certify(
     checks.on_host(x)
     if (attack is None) != (key is None):
         raise ValueError("expected attack and key together, got one of them; pass key=jax.random.key(0), or neither.")
-    y = jnp.argmax(model_fn(x), axis=1) if y is None else y
+    logits = model_fn(x)
+    if not np.isfinite(np.asarray(logits)).all():
+        raise ValueError("the model's logits at x are not finite: look at its parameters and at x with jax.debug_nans.")
+    y = jnp.argmax(logits, axis=1) if y is None else y
     found = _compiled(base.bind(margins, model_fn=model_fn, x=x, y=y, threat=threat, bound_fn=base.bind(bound_fn)))
     _check(found)
     certified = np.asarray(worst(found, y) > 0)

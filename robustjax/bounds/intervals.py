@@ -30,7 +30,8 @@ def rule(context, eqn: graph.Equation, *values) -> list:
     name = eqn.primitive.name
     if not any(abstract):
         return graph.bind(context, eqn, *values)
-    if name in _NONDECREASING and not any(abstract[position] for position in operations.known(eqn)):
+    is_single = name != "sort" or len(values) == 1  # what is sorted along with the keys is not ordered
+    if name in _NONDECREASING and is_single and not any(abstract[position] for position in operations.known(eqn)):
         return _of_ends(context, eqn, *values)
     if name == fusing.FUSED:
         return [Bounds(*fused.value_range(eqn.params["function"], values[1:], values[0].lower, values[0].upper, enclose))]

@@ -87,6 +87,7 @@ def memory(bound_fn: Callable, model_fn: ModelFn, x: Array, threat: NormThreat) 
 
 def _one_example(function, model_fn, x, threat):
     check(model_fn, x, threat)
+    x = jnp.asarray(x)
 
     def one(row):
         model = model_fn.take_rows(row[None]) if hasattr(model_fn, "take_rows") else model_fn

@@ -16,6 +16,8 @@ METHODS = {
     "crown": bounds.crown,
     "fast_lin": functools.partial(bounds.crown, slope="parallel"),
     "crown, zero": functools.partial(bounds.crown, slope="zero"),
+    "deepz": bounds.zonotope,
+    "hybrid": functools.partial(bounds.zonotope, kind="hybrid"),
 }
 BALLS = {"linf": threats.Linf(0.1), "l2": threats.L2(0.4), "l1": threats.L1(0.6), "l0": threats.L0(2)}
 
