@@ -18,8 +18,8 @@ _OPENING = """<!-- Written by docs/methods.py from the docstrings: change those,
 
 Every function and class of the package that states where it comes from or what its result is worth, family by family, in the order of
 the [API](api/index.md). *Guarantee* is what holds whatever the model does. An attack shows that a model is *not* robust and never that it
-is; *feasibility* says that its result lies in the threat. A certificate by smoothing is about the smoothed classifier, not about its base,
-and does not cover floating point. What the code does differently from its source is under `Differs` in the API.
+is; *feasibility* says that its result lies in the threat. A certificate by smoothing is about the smoothed classifier, not about its base;
+no certificate covers floating point. What the code does differently from its source is under `Differs` in the API.
 """
 
 # A page of docs/api: the title of the family, its concept, and how-tos.
@@ -29,6 +29,7 @@ _FAMILIES = {
     "losses": ("Losses and goals", "attacks", {}),
     "evaluation": ("Evaluation", "evaluation", {"evaluate a defense": "evaluate_a_defense"}),
     "training": ("Training", "training", {"train": "adversarial_training", "train Flax modules": "flax_models"}),
+    "bounds": ("Bounds", "bounds", {}),
     "smoothing": ("Smoothing", "smoothing", {"certify": "certify"}),
     "bilevel": ("Bilevel problems", "bilevel", {"solve one": "bilevel", "come from jaxopt": "from_jaxopt"}),
     "poisoning": ("Poisoning", "poisoning", {"poison a training set": "poisoning"}),
