@@ -15,7 +15,7 @@ import jax
 from robustjax import base, graph
 from robustjax.lowering import convolutions, pools
 
-__all__ = ["Rewritten", "bind", "rewrite"]
+__all__ = ["Rewritten", "bind", "original", "rewrite"]
 
 _RULES: dict[str, graph.Rule] = {"conv_general_dilated": convolutions.rule, "reduce_window_max": pools.rule}
 
@@ -47,6 +47,11 @@ def rewrite(function, platform: str | None = None):
     if (platform or jax.default_backend()) != "cpu":
         return function
     return Rewritten(base.bind(_call, function=function))
+
+
+def original(function):
+    """The function that `rewrite` was given; any other function as it is."""
+    return function.function.get("function") if isinstance(function, Rewritten) else function
 
 
 def bind(context, eqn: graph.Equation, *values) -> list:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from robustjax import renamed
 from robustjax.training._adversarial import adversarial, mixed
+from robustjax.training._certified import certified
 from robustjax.training._consistency import consistency
 from robustjax.training._denoise import denoise
 from robustjax.training._dual_manifold import Coded, dual_manifold, dual_manifold_trades
@@ -14,13 +15,17 @@ from robustjax.training._inner_pgd import inner_pgd
 from robustjax.training._macer import macer, radius_margin
 from robustjax.training._mart import mart
 from robustjax.training._natural import accuracy, natural
+from robustjax.training._sabr import sabr
 from robustjax.training._smooth_adv import smooth_adv
 from robustjax.training._smooth_mix import smooth_mix
 from robustjax.training._trades import trades
 from robustjax.training.crafting import attacked_inputs, attacked_inputs_by_kl, classifier
 from robustjax.training.diagnostics import Overfitting, catastrophic_overfitting
+from robustjax.training.expressive import cc_ibp, exp_ibp, mtl_ibp
 from robustjax.training.flax_models import Model, from_linen, from_nnx
+from robustjax.training.ramps import certified_ramp, smooth_ramp
 from robustjax.training.run import TrainState, check, eps_ramp, fit, init, step
+from robustjax.training.short_warmup import ibp_init, ibp_regularization
 from robustjax.training.weights import average, averaged, awp, batch_norm_statistics, unperturbed
 
 __all__ = [
@@ -39,6 +44,9 @@ __all__ = [
     "awp",
     "batch_norm_statistics",
     "catastrophic_overfitting",
+    "cc_ibp",
+    "certified",
+    "certified_ramp",
     "check",
     "classifier",
     "consistency",
@@ -46,6 +54,7 @@ __all__ = [
     "dual_manifold",
     "dual_manifold_trades",
     "eps_ramp",
+    "exp_ibp",
     "fit",
     "free",
     "free_optimizer",
@@ -53,16 +62,21 @@ __all__ = [
     "from_nnx",
     "gaussian",
     "grad_align",
+    "ibp_init",
+    "ibp_regularization",
     "init",
     "inner_pgd",
     "macer",
     "mart",
     "mixed",
+    "mtl_ibp",
     "natural",
     "radius_margin",
     "replay",
+    "sabr",
     "smooth_adv",
     "smooth_mix",
+    "smooth_ramp",
     "stability",
     "step",
     "trades",

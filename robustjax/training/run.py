@@ -12,6 +12,7 @@ import optax
 from robustjax import base, checks, configured, drivers, hooks, threats
 from robustjax.attacks import combinators
 from robustjax.base import Array, Key
+from robustjax.training import ramps
 from robustjax.training._dual_manifold import Coded
 from robustjax.training._natural import Risk
 
@@ -81,11 +82,8 @@ def eps_ramp(loss: TrainLoss, num_steps: int | Array, *, num_ramp_steps: int) ->
     changed = []
 
     def scaled(attack):
-        options = {"threat": attack.get("threat").with_radius(factor * attack.get("threat").radius())}
-        if attack.get("step_size") is not None:
-            options["step_size"] = factor * attack.get("step_size")
         changed.append(attack)
-        return base.bind(attack, **options)
+        return ramps.scaled(attack, factor)
 
     ramped = combinators.map_attacks(loss, scaled)
     if not changed:
