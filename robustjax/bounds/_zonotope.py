@@ -1,7 +1,7 @@
 """Zonotopes: every value is an affine function of noises, carried forward through the network (Mirman et al.; Singh et al., 2018)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -137,17 +137,16 @@ def _scaled(value, factor):
 
 def _enclosed(eqn, values, inputs: Sequence[Affine], bounds: Sequence[Bounds], kind) -> tuple[Affine, Array]:
     """What lies in the middle of the strip around an equation's output, and half the width of the strip."""
-    if kind != "smooth":
-        found = planes.of(eqn, values, bounds, _SLOPES[kind])
-        if isinstance(found, planes.Mapped):
-            return _through_winner(eqn, found, *inputs, *bounds)
+    slopes = [_SLOPES[kind]] if kind in _SLOPES else ["parallel", "zero", "one"]
+    found, *others = (planes.of(eqn, values, bounds, slope) for slope in slopes)
+    if isinstance(found, planes.Mapped):
+        return _through_winner(eqn, found, inputs[0], bounds[0])
+    if not others:
         return _through_strip(_around(found, bounds), inputs)
-    chord, flat, steep = (planes.of(eqn, values, bounds, slope) for slope in ("parallel", "zero", "one"))
-    if isinstance(chord, planes.Mapped):
-        return _through_winner(eqn, chord, *inputs, *bounds)
+    flat, steep = (cast(planes.Elementwise, each) for each in others)
     share = steep.lower[0] - flat.lower[0]
-    share = jnp.where(share == 0, 1.0, (chord.lower[0] - flat.lower[0]) / jnp.where(share == 0, 1.0, share))
-    mixed = jax.tree.map(lambda one, zero: share * one + (1.0 - share) * zero, *(_around(each, bounds) for each in (steep, flat)))
+    share = jnp.where(share == 0, 1.0, (found.lower[0] - flat.lower[0]) / jnp.where(share == 0, 1.0, share))
+    mixed = jax.tree.map(lambda one, zero: share * one + (1.0 - share) * zero, _around(steep, bounds), _around(flat, bounds))
     return _through_strip(mixed, inputs)
 
 
@@ -167,7 +166,7 @@ def _through_strip(strip: _Strip, inputs: Sequence[Affine]) -> tuple[Affine, Arr
     pairs = [*zip(strip.slopes, symbols.aligned(inputs), inputs, strict=True)]
     centre: Any = sum((slope * value.centre for slope, _, value in pairs), middle)
     generators: Any = sum(jnp.broadcast_to(slope, middle.shape)[None] * rows for slope, rows, _ in pairs)
-    radii = [jnp.abs(slope) * value.radius for slope, _, value in pairs if value.radius is not None]
+    radii: Any = [jnp.abs(slope) * value.radius for slope, _, value in pairs if value.radius is not None]
     return Affine(centre, generators, sum(radii) if radii else None), jnp.where(known, width, jnp.inf)
 
 
