@@ -77,7 +77,9 @@ def to_torch(array: np.ndarray):
     """Images [B, H, W, C] as a tensor on NCHW, labels [B] as integers."""
     import torch
 
-    return torch.tensor(np.moveaxis(array, -1, 1)) if array.ndim == 4 else torch.tensor(array, dtype=torch.long)
+    if array.ndim != 4:
+        return torch.tensor(array, dtype=torch.long)
+    return torch.tensor(np.ascontiguousarray(np.moveaxis(array, -1, 1)))  # pyautoattack takes no channels_last strides
 
 
 def require_attacks(names: Sequence[Library]) -> list[str]:
