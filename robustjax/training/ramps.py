@@ -1,5 +1,6 @@
 """How certified training begins: eps, and the weights that go with it, as functions of the step."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,9 @@ def smooth_ramp(num_steps: int | Array, *, num_warmup_steps: int, num_ramp_steps
 
     Raises:
       ValueError: num_ramp_steps is no positive number, or num_warmup_steps is negative.
+
+    Guarantee:
+      0 up to the end of the warm-up, 1 from the end of the ramp on, never falling, with a continuous slope in between.
     Source: `SmoothedScheduler` of auto_LiRPA; Xu et al., NeurIPS 2020, arXiv:2002.12920.
     """
     checks.counts(num_ramp_steps=num_ramp_steps)
@@ -61,7 +65,7 @@ def certified_ramp(
       reg_weight: the same for the weight of the regularisers, such as (.5, 0.).
 
     Raises:
-      ValueError: a loss without a bound `threat`, or beta without a `bound_fn`.
+      ValueError: a loss without a bound `threat`, weights that it does not take, or beta without a `bound_fn`.
 
     Example:
       >>> loss = base.bind(training.certified, threat=threats.Linf(0.3), bound_fn=bounds.interval)
@@ -69,6 +73,8 @@ def certified_ramp(
       >>> round(float(half.get("threat").eps), 3), round(float(half.get("kappa")), 3)
       (0.15, 0.75)
 
+    Guarantee:
+      none: certify the trained model.
     Source: Gowal et al., ICCV 2019, arXiv:1810.12715 (kappa); Zhang et al., ICLR 2020, arXiv:1906.06316 (beta); Shi et al., NeurIPS 2021,
       arXiv:2103.17268 (reg_weight).
     """
@@ -79,8 +85,12 @@ def certified_ramp(
     factor = jnp.asarray(ramp_fn(jnp.asarray(num_steps)))
     between = lambda ends: ends[0] + factor * (ends[1] - ends[0])  # noqa: E731
     ramped: Configured = scaled(combinators.map_attacks(loss, lambda attack: scaled(attack, factor)), factor)
-    weights = {"kappa": kappa, "reg_weight": reg_weight}
-    ramped = base.bind(ramped, **{name: between(ends) for name, ends in weights.items() if ends is not None})
+    weights = {name: between(ends) for name, ends in (("kappa", kappa), ("reg_weight", reg_weight)) if ends is not None}
+    taken = inspect.signature(loss.function).parameters
+    missing = [name for name in weights if name not in taken]
+    if missing:
+        raise ValueError(f"expected weights that {loss.function.__name__} takes, got {', '.join(missing)}; leave it out of certified_ramp.")
+    ramped = base.bind(ramped, **weights)
     if beta is None:
         return ramped
     if ramped.get("bound_fn") is None:

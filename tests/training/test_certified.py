@@ -245,6 +245,8 @@ def test_the_ramp_scales_threat_attack_and_weights_and_says_what_it_misses():
         training.certified_ramp(base.bind(training.natural, apply_fn=apply_fn), 0, ramp_fn=linear)
     with pytest.raises(ValueError, match="an option of the loss's bound_fn"):
         training.certified_ramp(SABR, 0, ramp_fn=linear, beta=(1.0, 0.0))
+    with pytest.raises(ValueError, match="cc_ibp takes, got kappa"):
+        training.certified_ramp(EXPRESSIVE["cc_ibp"], 0, ramp_fn=linear, kappa=(1.0, 0.5))
     with pytest.raises(ValueError, match="num_ramp_steps"):
         training.smooth_ramp(0, num_warmup_steps=0, num_ramp_steps=0)
 

@@ -10,7 +10,7 @@ import pytest
 import scipy.special
 from jax.sharding import NamedSharding, PartitionSpec
 
-from robustjax import attacks, base, losses, parallel, training
+from robustjax import attacks, base, bounds, losses, parallel, training
 from robustjax.threats import L2, Latent, Linf
 
 B, D, C = 16, 6, 3
@@ -53,6 +53,7 @@ DECODER = base.bind(decoder, basis=jax.random.normal(jax.random.key(2), (2, D)))
 LATENT = base.bind(attacks.pgd, threat=Latent(DECODER, 0.1), step_size=0.04, num_steps=3)
 NOISE = {"sigma": 0.25, "num_noise": 3}
 SMOOTH_PGD = base.bind(attacks.pgd, threat=L2(EPS), step_size=0.07, num_steps=3, delta=0.0)
+CERTIFIED = {"apply_fn": apply_fn, "threat": Linf(EPS), "kappa": 0.5}
 DDN = base.bind(attacks.ddn, threat=L2(EPS), num_steps=3, init_eps=EPS)
 LOSSES = {
     "natural": base.bind(training.natural, apply_fn=apply_fn),
@@ -77,6 +78,15 @@ LOSSES = {
     "smooth_adv_gradient_free": base.bind(training.smooth_adv, apply_fn=apply_fn, attack=SMOOTH_PGD, gradient_free=True, **NOISE),
     "macer": base.bind(training.macer, apply_fn=apply_fn, weight=4.0, **NOISE),
     "consistency": base.bind(training.consistency, apply_fn=apply_fn, weight=5.0, **NOISE),
+    "ibp": base.bind(training.certified, bound_fn=bounds.interval, **CERTIFIED),
+    "crown_ibp": base.bind(training.certified, bound_fn=base.bind(bounds.crown_ibp, beta=0.5), **CERTIFIED),
+    "wong_kolter": base.bind(training.certified, bound_fn=base.bind(bounds.crown, slope="parallel"), **CERTIFIED),
+    "ibp_of_codes": base.bind(training.certified, bound_fn=bounds.interval, **CERTIFIED | {"threat": LATENT.get("threat")}),
+    "sabr": base.bind(training.sabr, apply_fn=apply_fn, threat=Linf(EPS), attack=PGD, box_ratio=0.4),
+    "sabr_of_codes": base.bind(training.sabr, apply_fn=apply_fn, threat=LATENT.get("threat"), attack=LATENT, box_ratio=0.4),
+    "mtl_ibp": base.bind(training.mtl_ibp, apply_fn=apply_fn, threat=Linf(EPS), attack=PGD, alpha=0.5),
+    "cc_ibp": base.bind(training.cc_ibp, apply_fn=apply_fn, threat=Linf(EPS), attack=PGD, alpha=0.5),
+    "exp_ibp": base.bind(training.exp_ibp, apply_fn=apply_fn, threat=Linf(EPS), attack=PGD, alpha=0.5),
     "smooth_mix": base.bind(training.smooth_mix, apply_fn=apply_fn, attack=SMOOTH_PGD, weight=5.0, **NOISE),
 }
 NUM_FORWARDS = {"dual_manifold_trades": 3} | dict.fromkeys(
@@ -88,7 +98,7 @@ NUM_FORWARDS = {"dual_manifold_trades": 3} | dict.fromkeys(
 def data(name):
     _, code, y = problem()
     x = DECODER(code)
-    return code if name == "on_manifold" else training.Coded(x, code) if "dual" in name else x, y
+    return code if name in ("on_manifold", "ibp_of_codes", "sabr_of_codes") else training.Coded(x, code) if "dual" in name else x, y
 
 
 @pytest.mark.parametrize("name", LOSSES)
