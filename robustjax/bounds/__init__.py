@@ -3,6 +3,7 @@
 from robustjax.bounds._alpha_crown import alpha_crown
 from robustjax.bounds._crown import crown, crown_ibp
 from robustjax.bounds._interval import interval
+from robustjax.bounds._linear_program import linear_program
 from robustjax.bounds._zonotope import zonotope
 from robustjax.bounds.certificates import Margins, certify, logit_margins, margins, radius, worst
 from robustjax.bounds.network import Bounds, memory
@@ -15,6 +16,7 @@ __all__ = [
     "crown",
     "crown_ibp",
     "interval",
+    "linear_program",
     "logit_margins",
     "margins",
     "memory",
