@@ -13,8 +13,8 @@ from robustjax.bounds import _interval
 def ibp_init(params: Any, key: Key) -> Any:
     """Kernels drawn from N(0, (sqrt(2 pi) / fan_in)^2), with which a layer and its ReLU keep the width of intervals, in the mean.
 
-    An interval grows by the sum of |w| over the inputs, which is 2 in the mean, and a ReLU halves it. The usual standard deviation of about
-    1 / sqrt(fan_in) makes it grow by a factor of sqrt(fan_in) in each layer.
+    An interval grows by the sum of |w| over the inputs, which is 2 in the mean, and a ReLU halves it. A standard deviation of
+    1 / sqrt(fan_in), about the usual one, makes it grow by a factor of sqrt(fan_in / (2 pi)) in each layer.
 
     Args:
       params: parameters; leaves of rank 2 and more are kernels [..., inputs, outputs], as Flax has them, and fan_in is the product of all
