@@ -4,12 +4,14 @@ from robustjax.bounds._alpha_crown import alpha_crown
 from robustjax.bounds._crown import crown, crown_ibp
 from robustjax.bounds._interval import interval
 from robustjax.bounds._linear_program import linear_program
+from robustjax.bounds._wong_kolter import Estimate, wong_kolter_estimate
 from robustjax.bounds._zonotope import zonotope
 from robustjax.bounds.certificates import Margins, certify, logit_margins, margins, radius, worst
 from robustjax.bounds.network import Bounds, memory
 
 __all__ = [
     "Bounds",
+    "Estimate",
     "Margins",
     "alpha_crown",
     "certify",
@@ -21,6 +23,7 @@ __all__ = [
     "margins",
     "memory",
     "radius",
+    "wong_kolter_estimate",
     "worst",
     "zonotope",
 ]

@@ -122,6 +122,8 @@ def certify(
         raise ValueError("the model's logits at x are not finite: look at its parameters and at x with jax.debug_nans.")
     y = jnp.argmax(logits, axis=1) if y is None else y
     found = _compiled(base.bind(margins, model_fn=model_fn, x=x, y=y, threat=threat, bound_fn=base.bind(bound_fn)))
+    if not isinstance(found, Bounds):
+        raise TypeError(f"expected Bounds of bound_fn, got {type(found).__name__}: estimates certify nothing; pass bounds.crown.")
     _check(found)
     certified = np.asarray(worst(found, y) > 0)
     if attack is not None and key is not None:

@@ -26,7 +26,7 @@ def ibp_init(params: Any, key: Key) -> Any:
 
     Guarantee:
       none: it is where training starts.
-    Source: Shi et al., NeurIPS 2021, section 3.1, arXiv:2103.17268.
+    Source: Shi et al., NeurIPS 2021, arXiv:2103.17268.
     """
     leaves, tree = jax.tree.flatten(params)
 
@@ -60,7 +60,7 @@ def ibp_regularization(model_fn: ModelFn, x: Array, threat: NormThreat, *, toler
 
     Guarantee:
       none: a part of a loss.
-    Source: Shi et al., NeurIPS 2021, section 3.3, arXiv:2103.17268. Differs: a layer where no unit keeps its sign has no balance, as in the
+    Source: Shi et al., NeurIPS 2021, arXiv:2103.17268. Differs: a layer where no unit keeps its sign has no balance, as in the
       authors' code.
     """
     first, *layers = _interval.of_relus(model_fn, x, threat)
