@@ -77,6 +77,7 @@ _OTHERS = (
     Entry("untargeted_poisoning_gates", _R, "Learned poisons at full length on MNIST", "Mehra & Hamm", 165, "local MNIST"),
     Entry("metapoison_gates", _R, "Success over many trials, recoloured poisons too", "MetaPoison, Witches' Brew", None, _ANY),
     Entry("certified_poisoning_gates", _R, "ACR of a poisoned class for three victims", "PACD", 21, "local MNIST", "CPU; --whole: GPU"),
+    Entry("fuzz_bounds", _R, "Bounds of 32 architectures against random weights, inputs and radii", "No violation", None, "made"),
     Entry("benchmark_autoattack", _B, "AutoAttack from a cold start, member by member", "pyautoattack (torch)", None,
           "digits, and local ResNet-20"),
     Entry("benchmark_attacks", _B, "What an attack costs beyond its gradients", "Bare gradients; peers", None, "digits", "any"),

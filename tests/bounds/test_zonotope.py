@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.lib import bounded_models
 from robustjax import bounds, threats
-from tests.bounds import test_methods as methods
 
 KINDS = ("deepz", "hybrid", "box", "switch", "smooth")
 
@@ -20,7 +20,9 @@ def _float64():
 
 
 @pytest.mark.parametrize(
-    ("build", "kinds"), [(lambda key: methods.mlp(key, 72, 12, 10, 8, 3), KINDS), (methods.residual, KINDS[:2])], ids=["dense", "residual"]
+    ("build", "kinds"),
+    [(lambda key: bounded_models.mlp(key, 72, 12, 10, 8, 3), KINDS), (bounded_models.residual, KINDS[:2])],
+    ids=["dense", "residual"],
 )
 def test_parallel_lines_give_the_same_bounds_forward_and_backward(build, kinds):
     """DeepZ = Fast-Lin (Wong & Kolter's dual); with errors in a radius the same lines are looser, and those of "smooth" still more."""
@@ -90,6 +92,6 @@ def test_what_has_no_rule_or_is_no_kind_is_refused():
 
 def test_a_chunk_at_a_time_gives_the_same():
     x = jax.random.uniform(jax.random.key(1), (3, 6, 6, 2), jnp.float64)
-    model_fn = methods.mlp(3, 72, 6, 3)
+    model_fn = bounded_models.mlp(3, 72, 6, 3)
     whole, cut = (jax.jit(functools.partial(bounds.zonotope, model_fn, chunk_size=size))(x, threats.L2(0.2)) for size in (None, 2))
     np.testing.assert_allclose(whole, cut, rtol=1e-12)

@@ -14,6 +14,7 @@ OPTIONS = {
     "synthetic_bilevel": ["--methods", "penalty", "implicit, CG"],
     "untargeted_poisoning_gates": ["--dataset", "digits", "--counts", "3", "60", "--seeds", "1"],
     "metapoison_gates": [],
+    "fuzz_bounds": [],
     "certified_poisoning_gates": ["--dataset", "digits", "--victims", "Gaussian", "--seeds", "1"],
 }
 
