@@ -48,6 +48,7 @@ _REPORT = (  # in the report's order
     Entry("accuracy_against_robustness", _2, "TRADES over beta, and many architectures", "Accuracy against robustness", None, _ANY),
     Entry("manifolds", _2, "Four ways to train under attacks on and off an exact manifold", "Dual manifold training", None, _ANY),
     Entry("decoders", _2, "A VAE and a VAE-GAN: attacks on codes, inversion", "Learned manifolds", None, _ANY),
+    Entry("relaxed_toy", _3, "Boundaries of standard and certified training around twelve boxes", "Convex relaxations", None, "made"),
     Entry("vote_histogram", _3, "Votes for f(x + noise) and their certificate", "Randomized smoothing", None, _ANY),
     Entry("noisy_pictures", _3, "Digits in the noise that a radius costs", "Quality of certification", None, _ANY),
     Entry("radii_history", _3, "What four proofs make of the same votes", "From Lecuyer to Cohen", None, "none"),
