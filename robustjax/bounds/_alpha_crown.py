@@ -68,6 +68,7 @@ def _of_output(problem: Network, num_steps, optimizer, loop_fn) -> Bounds:
     def step(_, carry):
         slopes, state, best = carry
         grad, lower = jax.grad(loss, has_aux=True)(slopes)
+        grad = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), a, 0.0), grad)  # of infinite bounds
         updates, state = optimizer.update(grad, state, slopes)
         slopes = [jnp.clip(slope + update, 0.0, 1.0) for slope, update in zip(slopes, updates, strict=True)]
         return slopes, state, jnp.maximum(best, lower)

@@ -13,6 +13,8 @@ from robustjax.bounds import relaxations
 from robustjax.bounds.relaxations import Planes
 
 _NUM_PIECES = 32  # of an interval; the slack falls with their square
+_COMPARISONS = frozenset({"ge", "gt", "le", "lt", "eq", "ne"})
+_STEPS = frozenset({"sign", "floor", "ceil", "round", "is_finite"})  # constant in pieces, as comparisons and integers are
 _LINEAR = frozenset({
     "add", "sub", "neg", "mul", "div", "max", "min", "select_n", "ge", "gt", "le", "lt", "convert_element_type", "copy", "stop_gradient",
     "add_any",
@@ -40,7 +42,7 @@ def kink(function: graph.Program) -> float | None:
             return None
         else:
             moving.update(eqn.outputs)
-    return kinks.pop() if len(kinks) == 1 else None
+    return kinks.pop() if len(kinks) == 1 and np.isfinite([*kinks]).all() else None
 
 
 EncloseFn = Callable[..., tuple[Array, Array]]  # (program of scalars, numbers, lower, upper) -> its interval enclosure at every place
@@ -59,11 +61,15 @@ def planes(
     place = kink(function)
     if place is None:
         return _in_pieces(function, numbers, lower, upper, enclose_fn)
-    value = functools.partial(_call, function, numbers)
-    at, left, right = (value(jnp.asarray(place + step, lower.dtype)) for step in (0.0, -1.0, 1.0))
-    # f(x) = f(c) + left (x - c) + (right - left) max(x - c, 0); both slopes are differences over a length of 1
-    left, right = at - left, right - at
-    return hinge(place, at, left, right, lower, upper, slope)
+    # On both sides f is linear. Slopes are differences over a length that the place does not swallow; the sides may not meet at the place.
+    point, length = jnp.asarray(place, lower.dtype), max(1.0, abs(place))
+    before, at, after = _limits(function, numbers, point)
+    left, right = (before - _call(function, numbers, point - length)) / length, (_call(function, numbers, point + length) - after) / length
+    found = hinge(place, before, left, right, lower, upper, slope)
+    low, high = jnp.minimum(jnp.minimum(at, after) - before, 0.0), jnp.maximum(jnp.maximum(at, after) - before, 0.0)
+    is_after, is_before = lower > place, upper < place
+    low, high = (jnp.where(is_after, after - before, jnp.where(is_before, 0.0, jump)) for jump in (low, high))
+    return found._replace(lower_bias=found.lower_bias + low, upper_bias=found.upper_bias + high)
 
 
 def hinge(place, at, left, right, lower: Array, upper: Array, slope="adaptive") -> Planes:
@@ -84,9 +90,12 @@ def value_range(
     place = kink(function)
     if place is not None:
         value = functools.partial(_call, function, numbers)
-        inside = jnp.clip(jnp.asarray(place, lower.dtype), lower, upper)
-        values = jnp.stack([value(point) for point in (lower, inside, upper)])
-        return values.min(axis=0), values.max(axis=0)
+        ends = [value(lower), value(upper)]
+        contains = (lower <= place) & (place <= upper)
+        inside = [jnp.where(contains, each, ends[0]) for each in _limits(function, numbers, jnp.asarray(place, lower.dtype))]
+        values = jnp.stack([*ends, *inside])  # of an end that is infinite 0 * inf may come
+        low, high = (jnp.where(jnp.isnan(values), unknown, values) for unknown in (-jnp.inf, jnp.inf))
+        return low.min(axis=0), high.max(axis=0)
     found = _in_pieces(function, numbers, lower, upper, enclose_fn, is_flat=True)
     return found.lower_bias, found.upper_bias
 
@@ -94,7 +103,8 @@ def value_range(
 def _in_pieces(function, numbers, lower, upper, enclose_fn, is_flat=False):
     """The chord's slope, and the extremes of f(x) - slope x over pieces of the interval: of both enclosures the tighter one.
 
-    On a piece around c, f lies in its interval enclosure, and in f(c) + f'(piece) (x - c) by the mean value theorem.
+    On a piece around c, f lies in its interval enclosure, and in f(c) + f'(piece) (x - c) by the mean value theorem, up to its jumps:
+    their height is known where the variable is compared with a number; on pieces with another jump the enclosure alone counts.
     """
     width = upper - lower
     known = jnp.isfinite(lower) & jnp.isfinite(upper)
@@ -112,7 +122,8 @@ def _in_pieces(function, numbers, lower, upper, enclose_fn, is_flat=False):
     d_low, d_high = enclose_fn(_derivative(function, lower.dtype), numbers, low, high)
     reach = jnp.maximum(high - middle, middle - low)
     at = value(middle)
-    steep = jnp.maximum(jnp.abs(d_low - slopes), jnp.abs(d_high - slopes)) * reach
+    jumps = _jumps(function, numbers, lower, upper, low, high, enclose_fn)
+    steep = jnp.maximum(jnp.abs(d_low - slopes), jnp.abs(d_high - slopes)) * reach + jumps
     tilt = jnp.abs(slopes) * reach
     high_bias = jnp.minimum(at - slopes * middle + steep, f_high - slopes * middle + tilt)
     low_bias = jnp.maximum(at - slopes * middle - steep, f_low - slopes * middle - tilt)
@@ -122,16 +133,79 @@ def _in_pieces(function, numbers, lower, upper, enclose_fn, is_flat=False):
     return Planes(slope, low_bias, slope, high_bias)
 
 
-def _call(function, numbers, x):
-    """The function at every place of x."""
-    one = lambda x: graph.forward(function, {}, x, *numbers)[0]  # noqa: E731
+def _jumps(function, numbers, lower, upper, low, high, enclose_fn):
+    """How far the function may jump on each piece [low, high] of [lower, upper]; infinity where that is not known."""
+    root, moving = function.inputs[0], graph.depends(function, function.inputs[:1])
+    value_of = dict(zip(function.inputs[1:], numbers, strict=True))
+    thresholds, steps = set(), []
+    for eqn in function.equations:
+        if _is_threshold(eqn, root, value_of):
+            thresholds.update(variable for variable in eqn.inputs if variable is not root)
+        elif _is_step(eqn) and not moving.isdisjoint(eqn.outputs):
+            steps.append(eqn.outputs[0])
+    total = jnp.zeros_like(low)
+    for threshold in thresholds:
+        place = jnp.clip(jnp.asarray(value_of[threshold], lower.dtype), lower, upper)
+        values = jnp.stack(_limits(function, numbers, place))
+        height = values.max(axis=0) - values.min(axis=0)
+        total += jnp.where((low <= place[None]) & (place[None] <= high), height[None], 0.0)
+    if not steps:
+        return total
+    spread = enclose_fn(_spread(function, steps, lower.dtype), numbers, low, high)
+    return jnp.where(spread[0] < spread[1], jnp.inf, total)
+
+
+def _is_threshold(eqn, root, numbers):
+    """Whether the variable itself is compared with a number."""
+    one, *rest = [variable for variable in eqn.inputs if variable is not root] or [None]
+    return eqn.primitive.name in _COMPARISONS and one in numbers and not rest
+
+
+def _is_step(eqn):
+    name, types = eqn.primitive.name, (eqn.inputs[0].aval.dtype, eqn.outputs[0].aval.dtype)
+    is_float, stays_float = (jnp.issubdtype(each, jnp.floating) for each in types)
+    return name in _STEPS | _COMPARISONS or (name == "convert_element_type" and is_float and not stays_float)
+
+
+def _spread(function, steps, dtype):
+    """A program that is zero, and of which the interval enclosure is zero alone where each step is one number."""
+
+    def spread(x, *numbers):
+        known = graph.values(function, {}, x, *numbers)
+        values = [known[step].astype(dtype) for step in steps]
+        return [sum((value - value for value in values), jnp.zeros((), dtype))]
+
+    return graph.program(spread, *_scalars(function, dtype))
+
+
+def _limits(function, numbers, x):
+    """What the function tends to from below x, its value, and what it tends to from above, as far as x itself is compared with numbers."""
+    return tuple(_call(function, numbers, x, side) for side in (-1.0, 0.0, 1.0))
+
+
+def _call(function, numbers, x, side=0.0):
+    """The function at every place of x; what is compared with a number equal to it counts as lying on a side of it."""
+    root, known = function.inputs[0], frozenset(function.inputs[1:])
+
+    def compared(context, eqn, *values):
+        if side and _is_threshold(eqn, root, known):
+            is_equal = values[0] == values[1]
+            moved = (jnp.asarray(side if variable is root else 0.0, values[0].dtype) for variable in eqn.inputs)
+            values = [jnp.where(is_equal, beside, value) for beside, value in zip(moved, values, strict=True)]
+        return graph.bind(context, eqn, *values)
+
+    one = lambda x: graph.forward(function, dict.fromkeys(_COMPARISONS, compared), x, *numbers)[0]  # noqa: E731
     return jax.vmap(one)(x.reshape(-1)).reshape(x.shape)
 
 
 def _derivative(function, dtype):
-    scalars = [jax.ShapeDtypeStruct((), dtype), *(jax.ShapeDtypeStruct((), variable.aval.dtype) for variable in function.inputs[1:])]
+    rules = {"stop_gradient": lambda context, eqn, value: [value]}  # the function's own derivative, not the model's
 
     def derivative(x, *numbers):
-        return [jax.jvp(lambda x: graph.forward(function, {}, x, *numbers)[0], (x,), (jnp.ones_like(x),))[1]]
+        return [jax.jvp(lambda x: graph.forward(function, rules, x, *numbers)[0], (x,), (jnp.ones_like(x),))[1]]
 
-    return graph.program(derivative, *scalars)
+    return graph.program(derivative, *_scalars(function, dtype))
+
+
+def _scalars(function, dtype):
+    return [jax.ShapeDtypeStruct((), dtype), *(jax.ShapeDtypeStruct((), variable.aval.dtype) for variable in function.inputs[1:])]

@@ -53,11 +53,12 @@ def _numbers(program) -> Mapping[graph.Variable, graph.Variable]:
 def _roots(program, numbers) -> Mapping[graph.Variable, graph.Variable]:
     """For each variable that is a function of one other, place by place and with numbers, that one."""
     roots: dict[graph.Variable, graph.Variable] = {}
+    moving = graph.depends(program, program.inputs)
     for eqn in program.equations:
         origins = {roots.get(variable, variable) for variable in _moving(eqn, numbers)}
         if eqn.primitive.name in _PLACE_BY_PLACE | _PREDICATES | _JOINS and len(origins) == 1:
             (root,) = origins
-            if root.aval.shape == eqn.outputs[0].aval.shape and jnp.issubdtype(root.aval.dtype, jnp.floating):
+            if root in moving and root.aval.shape == eqn.outputs[0].aval.shape and jnp.issubdtype(root.aval.dtype, jnp.floating):
                 roots[eqn.outputs[0]] = root
     return roots
 

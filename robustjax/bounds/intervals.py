@@ -13,10 +13,10 @@ from robustjax.bounds.network import Bounds
 
 _NONDECREASING = frozenset({
     "add", "add_any", "reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "slice", "rev", "concatenate", "pad",
-    "reduce_sum", "cumsum", "copy", "copy_p", "max", "min", "convert_element_type", "reduce_precision", "reduce_window_sum",
+    "reduce_sum", "cumsum", "copy", "copy_p", "max", "min", "reduce_precision", "reduce_window_sum",
     "dynamic_slice", "dynamic_update_slice", "gather", "split", "stop_gradient", "scatter-add", "optimization_barrier",
     "sharding_constraint", "device_put", "tile", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin",
-    "clamp", "and", "or", "reduce_and", "reduce_or", "sort",
+    "clamp", "sort",
 })  # fmt: skip
 
 
@@ -82,6 +82,8 @@ def _product(context, eqn, a, b):
 
 
 def _quotient(context, eqn, a, b):
+    if not jnp.issubdtype(eqn.outputs[0].aval.dtype, jnp.floating):  # integers are rounded
+        return graph.no_rule(context, eqn, a, b)
     low, high = relaxations.reciprocal.range_fn({}, *b) if isinstance(b, Bounds) else (1.0 / b, 1.0 / b)
     return _widest([x * y for x in ends(a) for y in (low, high)])
 
@@ -154,6 +156,21 @@ def _not(context, eqn, a):
     return ~a.upper, ~a.lower
 
 
+def _converted(context, eqn, a):
+    """Nondecreasing, but for booleans, which ask whether a number is not zero, and narrower integers, which wrap around."""
+    old, new = eqn.inputs[0].aval.dtype, eqn.params["new_dtype"]
+    if jnp.issubdtype(new, jnp.bool_):
+        return _differs(context, eqn, a, jnp.zeros((), old))
+    if jnp.issubdtype(old, jnp.integer) and jnp.issubdtype(new, jnp.integer) and not np.can_cast(old, new):
+        return graph.no_rule(context, eqn, a)
+    return _of_ends(context, eqn, a)[0]
+
+
+def _both_or_any(context, eqn, *values):
+    """Of booleans; the bits of numbers are not ordered."""
+    return _of_ends(context, eqn, *values)[0] if jnp.issubdtype(eqn.outputs[0].aval.dtype, jnp.bool_) else graph.no_rule(context, eqn, *values)
+
+
 def _finite(context, eqn, a):
     always = jnp.ones(jnp.shape(a.lower), bool)
     return always, always
@@ -180,6 +197,11 @@ _RULES: dict[str, Callable] = {
     "ne": _differs,
     "eq": _equals,
     "not": _not,
+    "and": _both_or_any,
+    "or": _both_or_any,
+    "reduce_and": _both_or_any,
+    "reduce_or": _both_or_any,
+    "convert_element_type": _converted,
     "is_finite": _finite,
     "pow": _power,
 }

@@ -39,7 +39,8 @@ def lower_bound(
     """
 
     (form,) = forms_at_inputs(problem.part(variable), rows, known, relaxed)
-    return concretize(problem, form)
+    lower = concretize(problem, form)
+    return jnp.where(jnp.isnan(lower), -jnp.inf, lower)  # of planes that are infinite
 
 
 def forms_at_inputs(program: graph.Program, rows: Array | Patches, known: Mapping, relaxed: Mapping | None = None) -> tuple:
@@ -80,7 +81,11 @@ def concretize(problem: Network, form: Form) -> Array:
         if isinstance(threat, threats.Linf):
             return jnp.sum(jnp.maximum(rows, 0.0) * low[None] + jnp.minimum(rows, 0.0) * high[None], axis=2).reshape(-1) + bias
         rows, num_rows = rows.reshape(-1, around.shape[1]), rows.shape[0]
-        around, low, high = (jnp.tile(a, (num_rows, 1)) for a in (around, low, high))
+        each = lambda a: jnp.tile(a, (num_rows, 1))  # noqa: E731
+        if jnp.ndim(threat.eps) > 1:  # per coordinate
+            eps = jnp.broadcast_to(jnp.asarray(threat.eps, x.dtype), x.shape)
+            threat = threat.replace(eps=each(patches.windows(eps, coef).reshape(places)))
+        around, low, high = map(each, (around, low, high))
         return jnp.sum(rows * around, axis=1) - threat.in_box(low, high).support(-rows, around) + bias
     if isinstance(threat, threats.Linf):
         return least(coef, Bounds(*threat.interval(x))) + bias

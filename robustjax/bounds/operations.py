@@ -1,7 +1,9 @@
 """Which equations of a model are affine in what depends on its input, and how one is applied: what every method here asks first."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 
 from robustjax import graph, lowering
@@ -28,9 +30,9 @@ def is_abstract(values: Sequence) -> list[bool]:
 
 def is_affine(eqn: graph.Equation, abstract: Sequence[bool]) -> bool:
     """Whether the outputs are an affine function of the inputs that are marked."""
-    name = eqn.primitive.name
-    if name == "convert_element_type" and not jnp.issubdtype(eqn.params["new_dtype"], jnp.floating):
-        return False
+    name, moving = eqn.primitive.name, [variable for variable, moves in zip(eqn.inputs, abstract, strict=True) if moves]
+    if not all(jnp.issubdtype(variable.aval.dtype, jnp.floating) for variable in (*moving, *eqn.outputs)):
+        return False  # integers and booleans have no derivative that could be transposed
     if name in _PRODUCTS:
         return sum(abstract) == 1
     return name in _JOINTLY and not any(abstract[position] for position in known(eqn))
@@ -58,7 +60,8 @@ def affine(eqn: graph.Equation, values: Sequence) -> Callable[..., list[Array]]:
 
 def offset(eqn: graph.Equation, values: Sequence) -> list[Array] | None:
     """What an affine equation gives where all that depends on the input is zero; None where this is zero for every value of the rest."""
-    if eqn.primitive.name not in _WITH_OFFSET or not any(_is_summand(eqn, values)):
+    is_filled = eqn.primitive.name == "gather" and eqn.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
+    if not is_filled and (eqn.primitive.name not in _WITH_OFFSET or not any(_is_summand(eqn, values))):
         return None
     return affine(eqn, values)(*zeros(eqn, values))
 
@@ -72,6 +75,8 @@ def absolute(eqn: graph.Equation, values: Sequence) -> Callable[..., list[Array]
         return lambda *radii: [jnp.broadcast_to(sum(radii[1:], radii[0]), eqn.outputs[0].aval.shape)]
     if name in _PRODUCTS or name == "div":
         return affine(eqn, [jnp.abs(value) if graph.is_concrete(value) else value for value in values])
+    if name == "gather":
+        eqn = dataclasses.replace(eqn, params={**eqn.params, "fill_value": 0})
     summands = _is_summand(eqn, values)
     return affine(eqn, [jnp.zeros_like(value) if summand else value for value, summand in zip(values, summands, strict=True)])
 
