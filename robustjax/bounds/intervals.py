@@ -40,7 +40,7 @@ def rule(context, eqn: graph.Equation, *values) -> list:
         return [Bounds(*own(context, eqn, *values))]
     if name in relaxations.UNARY:
         return [Bounds(*relaxations.UNARY[name].range_fn(eqn.params, *values[0]))]
-    return graph.no_rule(context, eqn, *values)
+    return operations.no_rule(eqn)
 
 
 def enclose(function: graph.Program, numbers: Sequence[Array], lower: Array, upper: Array) -> tuple[Array, Array]:
@@ -168,7 +168,8 @@ def _converted(context, eqn, a):
 
 def _both_or_any(context, eqn, *values):
     """Of booleans; the bits of numbers are not ordered."""
-    return _of_ends(context, eqn, *values)[0] if jnp.issubdtype(eqn.outputs[0].aval.dtype, jnp.bool_) else graph.no_rule(context, eqn, *values)
+    is_logical = jnp.issubdtype(eqn.outputs[0].aval.dtype, jnp.bool_)
+    return _of_ends(context, eqn, *values)[0] if is_logical else graph.no_rule(context, eqn, *values)
 
 
 def _finite(context, eqn, a):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +80,19 @@ def absolute(eqn: graph.Equation, values: Sequence) -> Callable[..., list[Array]
         eqn = dataclasses.replace(eqn, params={**eqn.params, "fill_value": 0})
     summands = _is_summand(eqn, values)
     return affine(eqn, [jnp.zeros_like(value) if summand else value for value, summand in zip(values, summands, strict=True)])
+
+
+def no_rule(eqn: graph.Equation) -> Any:
+    """Says which primitive has no bounds.
+
+    Raises:
+      ValueError: always; with the primitive, its place in the model, and how to register one.
+    """
+    name = eqn.primitive.name
+    raise ValueError(
+        f"no rule for the primitive {name!r}, which comes from {graph.place(eqn)}; if it is a function of one variable, register "
+        f"bounds.relaxations.UNARY[{name!r}] = Unary(range_fn, planes_fn), else write the model with other operations."
+    )
 
 
 def zeros(eqn: graph.Equation, values: Sequence) -> list[Array]:

@@ -53,7 +53,7 @@ def of(eqn: graph.Equation, values: Sequence, bounds: Sequence[Bounds], slope: S
         return _one(relaxations.UNARY[name].planes_fn(eqn.params, *bounds[0]))
     if name in _RULES:
         return _RULES[name](eqn, values, bounds)
-    raise AssertionError(graph.no_rule(None, eqn, *values))
+    return operations.no_rule(eqn)
 
 
 def bent_at_zero(eqn: graph.Equation, values: Sequence, bounds: Sequence[Bounds]) -> Bounds | None:

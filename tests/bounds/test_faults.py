@@ -148,3 +148,18 @@ def test_a_radius_per_coordinate_goes_through_windows(ball):
 
     eps = np.random.default_rng(1).uniform(size=_IMAGE.shape) * (0.1 if ball is threats.Linf else 0.5)
     holds(model, _IMAGE, ball(jnp.asarray(eps)), {"crown": bounds.crown})
+
+
+def test_a_function_that_is_registered_is_bounded_by_every_method(monkeypatch):
+    relaxations = bounds.relaxations
+    monkeypatch.delitem(relaxations.UNARY, "sinh", raising=False)
+    with pytest.raises(ValueError, match=r"no rule for the primitive 'sinh'.*relaxations.UNARY\['sinh'\]"):
+        bounds.crown(lambda x: jnp.sinh(hidden(x)), _X, threats.Linf(0.1))
+    # Its second derivative grows with |x|.
+    curvature = lambda lower, upper: jnp.sinh(jnp.maximum(-lower, upper))  # noqa: E731
+    sinh = relaxations.Unary(
+        lambda params, lower, upper: (jnp.sinh(lower), jnp.sinh(upper)),
+        lambda params, lower, upper: relaxations.smooth(jnp.sinh, curvature(lower, upper), lower, upper, 17),
+    )
+    monkeypatch.setitem(relaxations.UNARY, "sinh", sinh)
+    holds(lambda x: jnp.sinh(hidden(x)), _X, threats.Linf(0.1), {name: METHODS[name] for name in ("interval", "crown")})
