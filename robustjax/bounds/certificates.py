@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax import base, checks, drivers
+from robustjax import base, checks, drivers, lowering
 from robustjax.base import Array, Attack, Certificate, Key, ModelFn, NormThreat
 from robustjax.bounds.network import Bounds
 
@@ -28,7 +28,7 @@ class Margins:
 
     def __call__(self, x):
         """The margins at x."""
-        logits = self.model_fn(x)
+        logits = lowering.original(self.model_fn)(x)
         num_classes = logits.shape[1]
         chosen = jax.nn.one_hot(self.y, num_classes, dtype=logits.dtype)
         # One product, which merges into the last layer.
@@ -121,6 +121,7 @@ def certify(
     if not np.isfinite(np.asarray(logits)).all():
         raise ValueError("the model's logits at x are not finite: look at its parameters and at x with jax.debug_nans.")
     y = jnp.argmax(logits, axis=1) if y is None else y
+    checks.labels_in_range(y, logits.shape[1])
     found = _compiled(base.bind(margins, model_fn=model_fn, x=x, y=y, threat=threat, bound_fn=base.bind(bound_fn)))
     if not isinstance(found, Bounds):
         raise TypeError(f"expected Bounds of bound_fn, got {type(found).__name__}: estimates certify nothing; pass bounds.crown.")
@@ -151,6 +152,7 @@ def radius(model_fn: ModelFn, x: Array, y: Array, *, threat: NormThreat, bound_f
       that of bound_fn, at the radius that is returned.
     """
     checks.counts(num_bisections=num_bisections)
+    checks.positive(eps=threat.radius())
     largest = jnp.broadcast_to(threat.radius().astype(x.dtype), x.shape[:1])
 
     def is_certified(radius):

@@ -137,7 +137,8 @@ def _jumps(function, numbers, lower, upper, low, high, enclose_fn):
     """How far the function may jump on each piece [low, high] of [lower, upper]; infinity where that is not known."""
     root, moving = function.inputs[0], graph.depends(function, function.inputs[:1])
     value_of = dict(zip(function.inputs[1:], numbers, strict=True))
-    thresholds, steps = set(), []
+    thresholds: set[graph.Variable] = set()
+    steps: list[graph.Variable] = []
     for eqn in function.equations:
         if _is_threshold(eqn, root, value_of):
             thresholds.update(variable for variable in eqn.inputs if variable is not root)
@@ -172,7 +173,7 @@ def _spread(function, steps, dtype):
 
     def spread(x, *numbers):
         known = graph.values(function, {}, x, *numbers)
-        values = [known[step].astype(dtype) for step in steps]
+        values = [jnp.asarray(known[step], dtype) for step in steps]
         return [sum((value - value for value in values), jnp.zeros((), dtype))]
 
     return graph.program(spread, *_scalars(function, dtype))
@@ -191,7 +192,7 @@ def _call(function, numbers, x, side=0.0):
         if side and _is_threshold(eqn, root, known):
             is_equal = values[0] == values[1]
             moved = (jnp.asarray(side if variable is root else 0.0, values[0].dtype) for variable in eqn.inputs)
-            values = [jnp.where(is_equal, beside, value) for beside, value in zip(moved, values, strict=True)]
+            values = tuple(jnp.where(is_equal, beside, value) for beside, value in zip(moved, values, strict=True))
         return graph.bind(context, eqn, *values)
 
     one = lambda x: graph.forward(function, dict.fromkeys(_COMPARISONS, compared), x, *numbers)[0]  # noqa: E731

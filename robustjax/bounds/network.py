@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from robustjax import base, checks, graph, threats
+from robustjax import base, checks, graph, lowering, threats
 from robustjax.base import Array, ModelFn, NormThreat
 from robustjax.bounds import fusing
 
@@ -123,6 +123,7 @@ def network(model_fn: ModelFn, x: Array, threat: NormThreat) -> Network:
     Raises:
       ValueError: the output does not depend on the input, or the model returns no single array.
     """
+    model_fn = lowering.original(model_fn)  # the rules know the primitives that it is written in
     if isinstance(threat, threats.Latent):
         model_fn, threat = base.bind(_decoded, model_fn=model_fn, decoder=threat.decoder), threat.ball
     program = graph.program(model_fn, jax.ShapeDtypeStruct(x.shape, x.dtype), max_unroll=_MAX_UNROLL)

@@ -160,6 +160,14 @@ MISTAKES = {
         lambda: bounds.certify(net, _X, threat=_THREAT, bound_fn=bounds.crown, attack=lambda *a: a),
         "attack and key together",
     ),
+    "a label that is none": (
+        lambda: bounds.certify(net, _X, np.array([0, 1, 2, 3, 0]), threat=_THREAT, bound_fn=bounds.crown),
+        "expected labels y in",
+    ),
+    "a radius without end": (
+        lambda: bounds.radius(net, _X, np.zeros(5, int), threat=threats.Linf(float("inf")), bound_fn=bounds.crown),
+        "eps must be positive and finite",
+    ),
     "logits that are NaN": (
         lambda: bounds.certify(lambda x: net(x) * jnp.nan, _X, threat=_THREAT, bound_fn=bounds.interval),
         "logits at x are not finite",

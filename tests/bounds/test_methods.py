@@ -65,14 +65,18 @@ def test_intervals_are_exact_on_one_layer_of_the_maximum_norm():
 _LOOSE = {"attention", "slices, pads, exp, abs, logsumexp, clip"}  # lines over several curved functions may be looser than intervals
 
 
+_WHOLE = {"mlp", "residual"}  # all methods and both balls; the others, whose compilation takes longer, three methods and one ball
+
+
 @pytest.mark.parametrize("model", ZOO)
 def test_bounds_hold_every_sample(model):
     x = jax.random.uniform(jax.random.key(1), (2, 6, 6, 2), jnp.float64)
     model_fn = ZOO[model](7)
-    for ball in ("linf", "l2"):
+    methods = METHODS if model in _WHOLE else {name: METHODS[name] for name in ("interval", "crown", "hybrid")}
+    for ball in ("linf", "l2") if model in _WHOLE else ("linf",):
         threat = BALLS[ball].replace(eps=0.03 if ball == "linf" else 0.2)
         low, high = extremes(model_fn, threat, x, 100)
-        found = jax.jit(lambda x, threat: {name: method(model_fn, x, threat) for name, method in METHODS.items()})(x, threat)
+        found = jax.jit(lambda x, threat: {name: method(model_fn, x, threat) for name, method in methods.items()})(x, threat)
         for name, (lower, upper) in found.items():
             assert (lower <= low + 1e-9).all(), (name, ball)
             assert (upper >= high - 1e-9).all(), (name, ball)
