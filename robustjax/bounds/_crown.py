@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from robustjax import graph
 from robustjax.base import Array, ModelFn, NormThreat, Numeric
-from robustjax.bounds import _interval, linear, network, operations, patches, planes
+from robustjax.bounds import _interval, linear, network, operations, patches, planes, symbols
 from robustjax.bounds.network import Bounds, Network
 
 _WITH_DOMAIN = frozenset({"div", "log", "log1p", "sqrt", "rsqrt", "pow", "integer_pow"})  # where a looser bound may leave the domain
@@ -23,7 +22,7 @@ def crown(model_fn: ModelFn, x: Array, threat: NormThreat, *, slope: planes.Slop
       x: inputs [B, ...].
       threat: a norm ball around x, or a `Latent` one.
       slope: of the lower line of an unstable ReLU: "adaptive" (CROWN), "parallel" (Fast-Lin, DeepZ, Wong & Kolter), "zero" or "one".
-      chunk_size: how many examples are bounded at a time; None for all. Memory grows with it.
+      chunk_size: how many examples are bounded at a time; None for as many as keep the largest array within 16 MB on CPU, 4 GB elsewhere.
 
     Returns:
       Bounds [B, ...] of the model's output.
@@ -32,7 +31,6 @@ def crown(model_fn: ModelFn, x: Array, threat: NormThreat, *, slope: planes.Slop
       every x' in the threat has lower <= model_fn(x') <= upper, up to the rounding of floating-point arithmetic.
     Source: Zhang et al., NeurIPS 2018, arXiv:1811.00866; Xu et al., NeurIPS 2020, arXiv:2002.12920 for general graphs.
     """
-
     return network.per_example(lambda one: network.squeezed(of_output(one, slope)), model_fn, x, threat, chunk_size)
 
 
@@ -120,15 +118,9 @@ def relax(problem: Network, slope: planes.Slope, bound_fn: Callable | None = Non
                     found[variable] = bound_fn(variable, known, relaxed)
             bounds = [found[variable] for variable in inputs]
             if eqn.primitive.name in _WITH_DOMAIN:
-                bounds = [_both(each, boxes[variable]) for each, variable in zip(bounds, inputs, strict=True)]
+                bounds = [symbols.intersect(each, boxes[variable]) for each, variable in zip(bounds, inputs, strict=True)]
             relaxed[eqn.outputs[0]] = planes.of(eqn, values, bounds, slope)
         return outputs
 
     graph.forward(problem.program, dict.fromkeys(("scan", "while", "cond"), rule), _ABSTRACT, default=rule)
     return known, relaxed, found
-
-
-def _both(one, other):
-    """What lies between both, where linear bounds of a sum of exponentials may fall below zero."""
-    lower = jnp.maximum(one.lower, other.lower)
-    return Bounds(lower, jnp.maximum(lower, jnp.minimum(one.upper, other.upper)))

@@ -24,7 +24,7 @@ def interval(model_fn: ModelFn, x: Array, threat: NormThreat, *, chunk_size: int
       model_fn: x [B, ...] -> [B, ...], any Flax model or function in eval mode.
       x: inputs [B, ...].
       threat: a norm ball around x, or a `Latent` one; what is used of it is the interval of each coordinate.
-      chunk_size: how many examples are bounded at a time; None for all.
+      chunk_size: how many examples are bounded at a time; None for as many as fit: see `crown`.
 
     Returns:
       Bounds [B, ...] of the model's output.
