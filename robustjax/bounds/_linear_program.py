@@ -48,8 +48,8 @@ def linear_program(
       bounds are exact for networks of ReLUs and the other functions named above if no program ran out of time. Exact in `Linf` and
       `L1`; another ball is replaced by the interval of each coordinate, which is larger.
     Source: Ehlers, ATVA 2017, arXiv:1705.01320 (Planet); Salman et al., NeurIPS 2019, arXiv:1902.08722; Tjeng et al., ICLR 2019,
-    arXiv:1711.07356 (MILP). The bound from any dual point: Neumaier & Shcherbina, Mathematical Programming 2004. Differs: bounds of units
-    are those of CROWN, not of programs of their own.
+      arXiv:1711.07356 (MILP). The bound from any dual point: Neumaier & Shcherbina, Mathematical Programming 2004. Differs: bounds of units
+      are those of CROWN, not of programs of their own.
     """
     checks.on_host(x)
     checks.counts(max_variables=max_variables)

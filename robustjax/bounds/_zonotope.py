@@ -53,7 +53,7 @@ def zonotope(model_fn: ModelFn, x: Array, threat: NormThreat, *, kind: str = "de
       every x' in the box of coordinates around the threat has lower <= model_fn(x') <= upper, up to the rounding of floating-point
       arithmetic. For a ball other than `Linf` that box is larger than the ball.
     Source: Mirman et al., ICML 2018 (DiffAI: creluNIPS, creluBoxy, creluSwitch, creluSmooth); Singh et al., NeurIPS 2018 (DeepZ). Differs:
-    the weights of "smooth" are divided by u - l, without 1e-4 added to it; functions other than ReLU are those of `crown`.
+      the weights of "smooth" are divided by u - l, without 1e-4 added to it; functions other than ReLU are those of `crown`.
     """
     if kind not in _KINDS:
         raise ValueError(f"expected kind as one of {', '.join(_KINDS)}; got {kind!r}.")

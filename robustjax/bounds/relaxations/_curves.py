@@ -37,7 +37,7 @@ def unary(curve_of: Callable[[Any], Curve]) -> Unary:
       each plane holds on the whole interval up to rounding of its own slope and bias; of all lines it encloses the smallest area. Where
       an end, or the function at an end, is not finite, planes are constants. First derivatives are exact, higher ones are not.
     Source: Zhang et al., NeurIPS 2018 (CROWN), section 3.2, arXiv:1811.00866. Differs: the touching line is kept where the tangent at
-    the middle is worse or no bound; Singh et al. (POPL 2019, DeepPoly, section 4) take the smaller slope of both ends, which is looser.
+      the middle is worse or no bound; Singh et al. (POPL 2019, DeepPoly, section 4) take the smaller slope of both ends, which is looser.
     """
     return Unary(
         lambda params, lower, upper: _range(curve_of(params), lower, upper),

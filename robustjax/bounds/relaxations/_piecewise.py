@@ -28,8 +28,8 @@ def relu(lower: Array, upper: Array, slope: str | Array = "adaptive") -> Planes:
     Guarantee:
       each plane holds on the whole interval up to rounding of its own slope and bias.
     Source: "adaptive" is CROWN (Zhang et al., NeurIPS 2018, arXiv:1811.00866) and DeepPoly (Singh et al., POPL 2019); "parallel" is
-    Fast-Lin (Weng et al., ICML 2018, arXiv:1804.09699), the dual of Wong & Kolter (ICML 2018, arXiv:1711.00851), and DeepZ (Singh et al.,
-    NeurIPS 2018).
+      Fast-Lin (Weng et al., ICML 2018, arXiv:1804.09699), the dual of Wong & Kolter (ICML 2018, arXiv:1711.00851), and DeepZ (Singh et al.,
+      NeurIPS 2018).
     """
     unstable = (lower < 0) & (upper > 0)
     finite = jnp.isfinite(upper - lower)
