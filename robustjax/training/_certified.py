@@ -49,7 +49,7 @@ def certified(
         stays where all logits grow alike.
 
     Returns:
-      The loss and (model_state, {"loss", "accuracy", "certified_accuracy"}): at the clean inputs, and of the worst logits.
+      The loss and (model_state, {"loss", "accuracy", "certified_accuracy"}), at the clean inputs and of the worst logits.
 
     Guarantee:
       at kappa = 0 and without reg_weight, the loss is at least the mean of the largest losses in the threat, of the network in mode

@@ -44,7 +44,7 @@ def sabr(
       craft_mode: mode in which the model is attacked; "batch" uses the statistics of the batch without keeping them.
 
     Returns:
-      The loss and (model_state of the clean forward pass, {"loss", "accuracy", "box_accuracy"}): at the clean inputs, and of the worst
+      The loss and (model_state of the clean forward pass, {"loss", "accuracy", "box_accuracy"}), at the clean inputs and of the worst
       logits of the small balls, which certifies nothing.
 
     Guarantee:
