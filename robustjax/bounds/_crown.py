@@ -56,17 +56,12 @@ def crown_ibp(
     """
 
     def one(problem):
-        linear_bounds, boxes = of_output_between(problem, slope), _interval.of_output(problem)
-        return network.squeezed(jax.tree.map(lambda a, b: beta * a + (1.0 - beta) * b, linear_bounds, boxes))
+        boxes = _interval.of_all(problem)
+        known, relaxed, _ = relax(problem, slope, lambda variable, known, relaxed: boxes[variable])
+        both = bounds_of(problem, problem.output, known, relaxed), _interval.of_output(problem, boxes)
+        return network.squeezed(jax.tree.map(lambda a, b: beta * a + (1.0 - beta) * b, *both))
 
     return network.per_example(one, model_fn, x, threat, chunk_size)
-
-
-def of_output_between(problem: Network, slope: planes.Slope = "adaptive") -> Bounds:
-    """The bounds of a network's output [1, ...] by one walk back, with intervals for all layers before."""
-    boxes = _interval.of_all(problem)
-    known, relaxed, _ = relax(problem, slope, lambda variable, known, relaxed: boxes[variable])
-    return bounds_of(problem, problem.output, known, relaxed)
 
 
 def of_output(problem: Network, slope: planes.Slope = "adaptive") -> Bounds:

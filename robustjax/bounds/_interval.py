@@ -34,12 +34,11 @@ def interval(model_fn: ModelFn, x: Array, threat: NormThreat, *, chunk_size: int
       gives tighter bounds.
     Source: Gowal et al., ICCV 2019, arXiv:1810.12715; Mirman et al., ICML 2018 (the box domain).
     """
-    return network.per_example(lambda one: network.squeezed(of_output(one)), model_fn, x, threat, chunk_size)
+    return network.per_example(lambda one: network.squeezed(of_output(one, of_all(one))), model_fn, x, threat, chunk_size)
 
 
-def of_output(problem: Network) -> Bounds:
-    """Interval bounds of a network's output [1, ...]."""
-    values = of_all(problem)
+def of_output(problem: Network, values: dict[graph.Variable, Any]) -> Bounds:
+    """Interval bounds of a network's output [1, ...], from those of every variable (`of_all`)."""
     tail = _tail(problem, values)
     if sum(_is_mixing(eqn, values) for eqn in tail.equations) < 2:  # each output is a sum of intervals that move freely
         return values[problem.output]

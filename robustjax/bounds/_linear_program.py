@@ -58,10 +58,8 @@ def linear_program(
         raise ValueError(f"expected time_limit > 0 seconds for each program, got {time_limit}; pass e.g. 60.0.")
     found = []
     for i in range(x.shape[0]):
-        rows = jnp.array([i])
-        model = model_fn.take_rows(rows) if hasattr(model_fn, "take_rows") else model_fn
-        inside = threat.take_rows(rows, x.shape[0], x.ndim)  # type: ignore[attr-defined]
-        made = _compiled(base.bind(_relaxed, model_fn=model, x=x[rows], threat=inside, max_variables=max_variables))
+        model, point, inside = network.row_of(model_fn, x, threat, i)
+        made = _compiled(base.bind(_relaxed, model_fn=model, x=point, threat=inside, max_variables=max_variables))
         found.append(_extremes(jax.tree.map(lambda a: np.asarray(a)[0], made), integer, time_limit))
     shape = jax.eval_shape(model_fn, x)
     return Bounds(*(jnp.asarray(np.stack(ends), shape.dtype).reshape(shape.shape) for ends in zip(*found, strict=True)))

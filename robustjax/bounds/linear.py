@@ -107,7 +107,7 @@ def add(one: Form, other: Form) -> Form:
 def identity(variable: graph.Variable) -> Array:
     """Rows [2n, ...] that give a variable's n values, and their negatives."""
     shape = variable.aval.shape
-    rows = jnp.eye(size(variable), dtype=variable.aval.dtype)
+    rows = jnp.eye(variable.aval.size, dtype=variable.aval.dtype)
     return jnp.concatenate([rows, -rows]).reshape(-1, *shape)
 
 
@@ -115,11 +115,6 @@ def of_rows(lower: Array, shape: tuple[int, ...]) -> Bounds:
     """The bounds of a variable from the lower bounds of its values and of their negatives."""
     low, high = lower.reshape(2, *shape)
     return Bounds(low, -high)
-
-
-def size(variable: graph.Variable) -> int:
-    """How many values a variable has."""
-    return int(variable.aval.size)
 
 
 def _through_affine(eqn, values, arrived: Sequence[Form | None]):

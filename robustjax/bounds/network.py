@@ -81,23 +81,19 @@ def memory(bound_fn: Callable, model_fn: ModelFn, x: Array, threat: NormThreat) 
       bound_fn: (model_fn, x, threat) -> Bounds, such as `crown`.
       model_fn, x, threat: as it takes them.
     """
-    rows = jax.eval_shape(lambda x: x[:1], x)
-    return _largest(jax.make_jaxpr(lambda x: bound_fn(model_fn, x, _row(threat, 0, x.shape)))(rows))
+    return _largest(jax.make_jaxpr(lambda x: bound_fn(*row_of(model_fn, x, threat, 0)))(x))
+
+
+def row_of(model_fn: ModelFn, x: Array, threat: Any, row: Array | int) -> tuple[ModelFn, Array, Any]:
+    """Model, input [1, ...] and threat of one example of a batch."""
+    rows = jnp.asarray(row)[None]
+    model = model_fn.take_rows(rows) if hasattr(model_fn, "take_rows") else model_fn
+    return model, jnp.asarray(x)[row][None], threat.take_rows(rows, x.shape[0], x.ndim)
 
 
 def _one_example(function, model_fn, x, threat):
     check(model_fn, x, threat)
-    x = jnp.asarray(x)
-
-    def one(row):
-        model = model_fn.take_rows(row[None]) if hasattr(model_fn, "take_rows") else model_fn
-        return function(network(model, x[row][None], _row(threat, row, x.shape)))
-
-    return one
-
-
-def _row(threat, row, shape):
-    return threat.take_rows(jnp.asarray(row)[None], shape[0], len(shape))
+    return lambda row: function(network(*row_of(model_fn, x, threat, row)))
 
 
 def _traced(one):

@@ -77,8 +77,13 @@ def risk(params, model_state, x, y, center, apply_fn, threat, bound_fn, kappa, r
     worst = worst_logits(model_fn, center, y, threat, bound_fn)
     loss = kappa * loss_fn(logits, y).mean() + (1.0 - kappa) * loss_fn(worst, y).mean()
     loss = loss + regularization(model_fn, center, threat, reg_weight)
+    return outcome(loss, worst, logits, y, state)
+
+
+def outcome(loss: Array, worst: Array, logits: Array, y: Array, model_state: Any) -> Risk:
+    """What a certified loss returns: the metrics are accuracies of the logits and of the worst ones."""
     accuracy, certified_accuracy = _natural.accuracy(logits, y), _natural.accuracy(worst, y)
-    return loss, (state, {"loss": loss, "accuracy": accuracy, "certified_accuracy": certified_accuracy})
+    return loss, (model_state, {"loss": loss, "accuracy": accuracy, "certified_accuracy": certified_accuracy})
 
 
 def worst_logits(model_fn: ModelFn, x: Array, y: Array, threat: NormThreat, bound_fn: BoundFn) -> Array:

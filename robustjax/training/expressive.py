@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from robustjax import bounds, losses
 from robustjax.base import ApplyFn, Array, Attack, Key, LossFn, NormThreat, Numeric
 from robustjax.bounds.certificates import BoundFn
-from robustjax.training import _certified, _natural, crafting
+from robustjax.training import _certified, crafting
 from robustjax.training._natural import Risk
 
 
@@ -48,7 +48,7 @@ def mtl_ibp(
     """
     worst, logits, state, penalty = _parts(params, model_state, key, x, y, apply_fn, threat, attack, bound_fn, reg_weight, craft_mode)
     loss = alpha * loss_fn(worst, y).mean() + (1.0 - alpha) * loss_fn(logits, y).mean() + penalty
-    return _risk(loss, worst, logits, y, state)
+    return _certified.outcome(loss, worst, logits, y, state)
 
 
 def cc_ibp(
@@ -84,7 +84,7 @@ def cc_ibp(
     worst, logits, state, penalty = _parts(params, model_state, key, x, y, apply_fn, threat, attack, bound_fn, reg_weight, craft_mode)
     attacked = logits - jnp.take_along_axis(logits, y[:, None], axis=1)  # as worst, less the logit of y
     loss = loss_fn(alpha * worst + (1.0 - alpha) * attacked, y).mean() + penalty
-    return _risk(loss, worst, logits, y, state)
+    return _certified.outcome(loss, worst, logits, y, state)
 
 
 def exp_ibp(
@@ -122,7 +122,7 @@ def exp_ibp(
     # A loss that was rounded to zero has no logarithm, and no slope.
     bound, attacked = (jnp.log(jnp.maximum(loss_fn(z, y), jnp.finfo(z.dtype).tiny)) for z in (worst, logits))
     loss = jnp.exp(alpha * bound + (1.0 - alpha) * attacked).mean() + penalty
-    return _risk(loss, worst, logits, y, state)
+    return _certified.outcome(loss, worst, logits, y, state)
 
 
 def _parts(params, model_state, key, x, y, apply_fn, threat, attack, bound_fn, reg_weight, craft_mode):
@@ -131,8 +131,3 @@ def _parts(params, model_state, key, x, y, apply_fn, threat, attack, bound_fn, r
     model_fn = _certified.bounded_model(apply_fn, params, state)
     worst = _certified.worst_logits(model_fn, x, y, threat, bound_fn)
     return worst, logits, state, _certified.regularization(model_fn, x, threat, reg_weight)
-
-
-def _risk(loss, worst, logits, y, state) -> Risk:
-    accuracy, certified_accuracy = _natural.accuracy(logits, y), _natural.accuracy(worst, y)
-    return loss, (state, {"loss": loss, "accuracy": accuracy, "certified_accuracy": certified_accuracy})
